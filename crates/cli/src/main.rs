@@ -1,0 +1,2 @@
+//! The lathe command: plan, run a manifest without a cluster, logs, chat, status.
+fn main() {}

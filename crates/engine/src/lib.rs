@@ -1,0 +1,2 @@
+//! The language-model engine: kernels, decoder, LoRA, KV cache, sampling.
+#![deny(missing_docs)]

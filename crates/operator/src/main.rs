@@ -1,0 +1,2 @@
+//! The Lathe operator.
+fn main() {}

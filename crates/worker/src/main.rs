@@ -1,0 +1,2 @@
+//! The Lathe worker: train, serve, evaluate, convert, inspect, check-data.
+fn main() {}

@@ -1,0 +1,10 @@
+// Package main is etcd, pinned by this module's go.sum.
+package main
+
+import (
+	"os"
+
+	"go.etcd.io/etcd/server/v3/etcdmain"
+)
+
+func main() { etcdmain.Main(os.Args) }
