@@ -1,0 +1,417 @@
+//! What a training run holds.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::buffers::List;
+use crate::shape::wrong;
+use crate::{BLOCK, Buffer, Category, Element, ModelShape, PlanError, Totals, packed_len};
+use Category::{Activations, Gradients, Optimizer, Weights, Workspace};
+use Element::{BF16, F32, F64, U32, U64};
+
+/// How a model's matrices are held. Norms and biases are f32 always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Precision {
+    /// 4 bytes a weight.
+    F32,
+    /// 2 bytes a weight, widened to f32 inside the products.
+    BF16,
+}
+
+impl Precision {
+    /// The element type of the matrices.
+    pub fn element(self) -> Element {
+        match self {
+            Precision::F32 => F32,
+            Precision::BF16 => BF16,
+        }
+    }
+}
+
+/// A linear layer of a block that an adapter may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Target {
+    /// `self_attn.q_proj`
+    Q,
+    /// `self_attn.k_proj`
+    K,
+    /// `self_attn.v_proj`
+    V,
+    /// `self_attn.o_proj`
+    O,
+    /// `mlp.gate_proj`
+    Gate,
+    /// `mlp.up_proj`
+    Up,
+    /// `mlp.down_proj`
+    Down,
+}
+
+impl Target {
+    /// All seven, in the order of the forward pass.
+    pub const ALL: [Target; 7] =
+        [Target::Q, Target::K, Target::V, Target::O, Target::Gate, Target::Up, Target::Down];
+
+    /// The last part of Hugging Face's name, e.g. `q_proj` (what PEFT's `target_modules` lists).
+    pub fn name(self) -> &'static str {
+        self.path().rsplit('.').next().unwrap_or_default()
+    }
+
+    /// Hugging Face's name inside a block, e.g. `self_attn.q_proj`.
+    pub fn path(self) -> &'static str {
+        match self {
+            Target::Q => "self_attn.q_proj",
+            Target::K => "self_attn.k_proj",
+            Target::V => "self_attn.v_proj",
+            Target::O => "self_attn.o_proj",
+            Target::Gate => "mlp.gate_proj",
+            Target::Up => "mlp.up_proj",
+            Target::Down => "mlp.down_proj",
+        }
+    }
+
+    /// Hugging Face's name of the module, e.g. `model.layers.3.self_attn.q_proj`.
+    pub fn module(self, layer: usize) -> String {
+        format!("model.layers.{layer}.{}", self.path())
+    }
+
+    /// The target that PEFT calls `name`.
+    pub fn from_name(name: &str) -> Option<Target> {
+        Target::ALL.into_iter().find(|t| t.name() == name)
+    }
+}
+
+/// A low-rank adapter: `y = W x + (alpha / rank) B A dropout(x)`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoraSpec {
+    /// Inner width; 1 to 1024.
+    pub rank: usize,
+    /// Numerator of the scale.
+    pub alpha: f32,
+    /// Share of the adapter's inputs dropped in training, 0 up to but not including 1.
+    pub dropout: f32,
+    /// Which linear layers are changed, in every block.
+    pub targets: BTreeSet<Target>,
+}
+
+impl LoraSpec {
+    /// The factor before `B A x`.
+    pub fn scale(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+
+    /// Refuses adapters that cannot be.
+    ///
+    /// # Errors
+    /// [`PlanError::Shape`].
+    pub fn validate(&self) -> Result<(), PlanError> {
+        if self.rank == 0 || self.rank > 1024 {
+            return Err(wrong("rank", "between 1 and 1024".to_owned(), self.rank));
+        }
+        if !self.alpha.is_finite() || self.alpha <= 0.0 {
+            return Err(wrong("alpha", "a positive number".to_owned(), self.alpha));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(wrong("dropout", "at least 0 and less than 1".to_owned(), self.dropout));
+        }
+        if self.targets.is_empty() {
+            return Err(wrong("targets", "at least one linear layer".to_owned(), "none"));
+        }
+        Ok(())
+    }
+
+    /// Elements of one adapter as the engine holds it: `A` and `B` of every target of every block.
+    ///
+    /// # Errors
+    /// [`PlanError::TooLarge`].
+    pub fn stored_len(&self, shape: &ModelShape) -> Result<usize, PlanError> {
+        let mut per_layer = 0;
+        for &target in &self.targets {
+            let (rows, columns) = shape.linear(target);
+            per_layer += packed_len(self.rank, columns)? + packed_len(rows, self.rank)?;
+        }
+        per_layer
+            .checked_mul(shape.layers)
+            .ok_or_else(|| PlanError::TooLarge { what: "the adapter".to_owned() })
+    }
+
+    /// Number of trained weights.
+    pub fn parameters(&self, shape: &ModelShape) -> u64 {
+        let per_layer: usize = self.targets.iter().map(|&t| shape.linear(t)).map(|(o, i)| (o + i) * self.rank).sum();
+        per_layer as u64 * shape.layers as u64
+    }
+}
+
+/// What is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum TrainMethod {
+    /// Every weight.
+    Full,
+    /// An adapter; the model's weights stay as they are.
+    Lora(LoraSpec),
+}
+
+/// What a training run is asked to do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainRequest {
+    /// What is trained.
+    pub method: TrainMethod,
+    /// How the model's matrices are held.
+    pub weights: Precision,
+    /// The longest row, in tokens.
+    pub max_row_tokens: usize,
+    /// The most tokens of one optimizer step; a micro-batch is never larger.
+    pub batch_tokens: usize,
+    /// Tokens of one forward and backward pass; `None` lets the plan choose.
+    pub micro_batch_tokens: Option<usize>,
+    /// Whether activations are computed twice instead of kept; `None` lets the plan choose.
+    pub recompute: Option<bool>,
+    /// Threads of the worker (each holds scratch).
+    pub threads: usize,
+    /// Bytes that may be held; `None` is no limit.
+    pub memory_limit: Option<u64>,
+}
+
+/// Every buffer of a training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainPlan {
+    /// The model.
+    pub shape: ModelShape,
+    /// What is trained.
+    pub method: TrainMethod,
+    /// How the model's matrices are held.
+    pub weights: Precision,
+    /// The longest row, in tokens.
+    pub max_row_tokens: usize,
+    /// Tokens of one forward and backward pass.
+    pub micro_batch_tokens: usize,
+    /// Whether activations are computed twice instead of kept.
+    pub recompute: bool,
+    /// Threads of the worker.
+    pub threads: usize,
+    /// All buffers.
+    pub buffers: Vec<Buffer>,
+    /// Bytes by category.
+    pub totals: Totals,
+}
+
+/// Beyond this a larger micro-batch makes products no faster.
+const ENOUGH_TOKENS: usize = 2048;
+
+/// Plans a training run: the largest useful micro-batch that fits, recomputing activations only when nothing
+/// else does.
+///
+/// # Errors
+/// [`PlanError::Shape`] for an absurd shape or request, [`PlanError::TooLarge`] where sizes overflow,
+/// [`PlanError::DoesNotFit`] with the smallest arrangement's numbers.
+pub fn plan_training(shape: &ModelShape, request: &TrainRequest) -> Result<TrainPlan, PlanError> {
+    shape.validate()?;
+    if let TrainMethod::Lora(lora) = &request.method {
+        lora.validate()?;
+    }
+    let row = request.max_row_tokens;
+    if row < 2 || row > shape.max_position {
+        let allowed = format!("between 2 and the model's context of {} tokens", shape.max_position);
+        return Err(wrong("sequenceLength", allowed, row));
+    }
+    if request.batch_tokens > 1 << 28 || request.threads == 0 || request.threads > 4096 {
+        let found = format!("{} and {}", request.batch_tokens, request.threads);
+        return Err(wrong("batchTokens and threads", "at most 2^28, and 1 to 4096".to_owned(), found));
+    }
+    let largest = request.micro_batch_tokens.unwrap_or(request.batch_tokens.min(ENOUGH_TOKENS)).max(row);
+    let mut smallest = None;
+    for recompute in [false, true] {
+        if request.recompute.is_some_and(|wanted| wanted != recompute) {
+            continue;
+        }
+        let mut tokens = largest;
+        loop {
+            let plan = arrange(shape, request, tokens, recompute)?;
+            match request.memory_limit {
+                Some(limit) if plan.totals.total() > limit => smallest = Some((plan.totals, limit)),
+                _ => return Ok(plan),
+            }
+            if tokens == row || request.micro_batch_tokens.is_some() {
+                break;
+            }
+            tokens = (tokens / 2).max(row);
+        }
+    }
+    let (totals, limit) = smallest.unwrap_or_default();
+    Err(PlanError::DoesNotFit { needed: totals.total(), limit, totals })
+}
+
+fn arrange(
+    shape: &ModelShape,
+    request: &TrainRequest,
+    tokens: usize,
+    recompute: bool,
+) -> Result<TrainPlan, PlanError> {
+    let mut list = List::default();
+    weight_buffers(&mut list, shape, request.weights)?;
+    optimizer_buffers(&mut list, shape, request)?;
+
+    let slots = if recompute { 1 } else { shape.layers };
+    for layer in 0..=shape.layers {
+        list.add(format!("x.{layer}"), Activations, F32, &[tokens, shape.hidden])?;
+    }
+    let lora = match &request.method {
+        TrainMethod::Lora(lora) => Some(lora),
+        TrainMethod::Full => None,
+    };
+    for slot in 0..slots {
+        block_buffers(&mut list, shape, slot, tokens, Activations)?;
+        list.add(format!("block.{slot}.lse"), Activations, F32, &[tokens, shape.heads])?;
+        if let Some(lora) = lora {
+            for target in &lora.targets {
+                let name = format!("block.{slot}.mid.{}", target.name());
+                list.add(name, Activations, F32, &[tokens, lora.rank])?;
+            }
+        }
+    }
+    forward_workspace(&mut list, shape, tokens)?;
+    for (name, width) in [
+        ("d.x", shape.hidden),
+        ("d.n", shape.hidden),
+        ("d.q", shape.q_dim()),
+        ("d.k", shape.kv_dim()),
+        ("d.v", shape.kv_dim()),
+        ("d.attention", shape.q_dim()),
+        ("d.gate", shape.intermediate),
+        ("d.up", shape.intermediate),
+        ("d.act", shape.intermediate),
+    ] {
+        list.add(name, Workspace, F32, &[tokens, width])?;
+    }
+    if let Some(lora) = lora {
+        list.add("d.mid", Workspace, F32, &[tokens, lora.rank])?;
+        if lora.dropout > 0.0 {
+            let widest = lora.targets.iter().map(|&t| shape.linear(t).1).max().unwrap_or(0);
+            list.add("lora.dropped", Workspace, F32, &[tokens, widest])?;
+        }
+    }
+    let chunk = loss_chunk(shape, tokens);
+    list.add("head.inv", Workspace, F32, &[tokens])?;
+    list.add("head.rows", Workspace, F32, &[chunk, shape.hidden])?;
+    list.add("head.d_rows", Workspace, F32, &[chunk, shape.hidden])?;
+    list.add("head.logits", Workspace, F32, &[chunk, shape.vocab])?;
+    list.add("head.stats", Workspace, F32, &[chunk, 3])?;
+
+    // A row takes at least one token, so there are never more sequences or tables than tokens.
+    list.add("batch.tokens", Workspace, U32, &[tokens])?;
+    list.add("batch.positions", Workspace, U32, &[tokens])?;
+    list.add("batch.starts", Workspace, U32, &[tokens + 1])?;
+    list.add("batch.table_starts", Workspace, U32, &[tokens])?;
+    list.add("batch.tables", Workspace, U32, &[tokens + tokens.div_ceil(BLOCK)])?;
+    list.add("batch.seeds", Workspace, U64, &[tokens])?;
+    list.add("batch.rows", Workspace, U32, &[tokens])?;
+    list.add("batch.targets", Workspace, U32, &[tokens])?;
+    list.add("batch.coefficients", Workspace, F32, &[tokens])?;
+    list.add("batch.log_probs", Workspace, F32, &[tokens])?;
+    list.add("batch.adapters", Workspace, U32, &[tokens])?;
+    list.add("step.loss", Workspace, F64, &[1])?;
+    list.add("step.norm", Workspace, F64, &[1])?;
+    list.add("step.optimizer", Workspace, F32, &[4])?;
+    common_buffers(&mut list, shape, request.max_row_tokens, request.threads)?;
+
+    let totals = Totals::of(&list.buffers);
+    Ok(TrainPlan {
+        shape: shape.clone(),
+        method: request.method.clone(),
+        weights: request.weights,
+        max_row_tokens: request.max_row_tokens,
+        micro_batch_tokens: tokens,
+        recompute,
+        threads: request.threads,
+        buffers: list.buffers,
+        totals,
+    })
+}
+
+/// Gradients, moments and (where the weights are not f32) masters, each one flat range.
+fn optimizer_buffers(list: &mut List, shape: &ModelShape, request: &TrainRequest) -> Result<(), PlanError> {
+    let trained = match &request.method {
+        TrainMethod::Full => {
+            let mut sum = 0usize;
+            for tensor in shape.tensors() {
+                let len = tensor.stored_len()?;
+                sum = sum.checked_add(len).ok_or(PlanError::TooLarge { what: tensor.name })?;
+            }
+            sum
+        }
+        TrainMethod::Lora(lora) => lora.stored_len(shape)?,
+    };
+    match request.method {
+        TrainMethod::Lora(_) => list.add("trained", Optimizer, F32, &[trained])?,
+        TrainMethod::Full if request.weights != Precision::F32 => {
+            list.add("trained", Optimizer, F32, &[trained])?;
+        }
+        TrainMethod::Full => {}
+    }
+    list.add("gradients", Gradients, F32, &[trained])?;
+    list.add("moment1", Optimizer, F32, &[trained])?;
+    list.add("moment2", Optimizer, F32, &[trained])
+}
+
+/// The model's weights under their Hugging Face names.
+pub(crate) fn weight_buffers(list: &mut List, shape: &ModelShape, precision: Precision) -> Result<(), PlanError> {
+    for tensor in shape.tensors() {
+        let element = if tensor.is_matrix() { precision.element() } else { F32 };
+        let len = tensor.stored_len()?;
+        list.add(tensor.name, Weights, element, &[len])?;
+    }
+    Ok(())
+}
+
+/// What one block computes that its backward pass needs again.
+pub(crate) fn block_buffers(
+    list: &mut List,
+    shape: &ModelShape,
+    slot: usize,
+    tokens: usize,
+    category: Category,
+) -> Result<(), PlanError> {
+    for (name, width) in [
+        ("inv1", 1),
+        ("q", shape.q_dim()),
+        ("k", shape.kv_dim()),
+        ("v", shape.kv_dim()),
+        ("attention", shape.q_dim()),
+        ("h", shape.hidden),
+        ("inv2", 1),
+        ("gate", shape.intermediate),
+        ("up", shape.intermediate),
+    ] {
+        list.add(format!("block.{slot}.{name}"), category, F32, &[tokens, width])?;
+    }
+    Ok(())
+}
+
+/// What the forward pass overwrites block by block.
+pub(crate) fn forward_workspace(list: &mut List, shape: &ModelShape, tokens: usize) -> Result<(), PlanError> {
+    list.add("n", Workspace, F32, &[tokens, shape.hidden])?;
+    list.add("act", Workspace, F32, &[tokens, shape.intermediate])
+}
+
+/// Rotary tables and each thread's scratch.
+pub(crate) fn common_buffers(
+    list: &mut List,
+    shape: &ModelShape,
+    context: usize,
+    threads: usize,
+) -> Result<(), PlanError> {
+    list.add("rope", Weights, F32, &[context, shape.head_dim])?;
+    list.add("threads", Workspace, F32, &[threads, thread_scratch(shape, context)])
+}
+
+/// Elements of scratch per thread: tiles of a product, or one query head group's scores.
+fn thread_scratch(shape: &ModelShape, context: usize) -> usize {
+    const TILES: usize = 1 << 15;
+    TILES + (shape.heads / shape.kv_heads) * 2 * context.next_multiple_of(BLOCK)
+}
+
+/// Rows of logits held at a time: the full matrix of a long batch over a large vocabulary never exists.
+pub fn loss_chunk(shape: &ModelShape, tokens: usize) -> usize {
+    ((1 << 24) / shape.vocab).clamp(16, 512).min(tokens)
+}
