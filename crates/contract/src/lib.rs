@@ -1,2 +1,45 @@
 //! What operator, gateway and worker say to each other, and the signed tokens they say it with.
+//!
+//! The operator (or `lathe run`) writes a [`Contract`] and the worker carries it out; the worker
+//! answers with a [`Report`] while it lives and a [`Summary`] as its last words. What a worker
+//! says is untrusted: read it only through [`Report::parse`] and [`Summary::parse`].
 #![deny(missing_docs)]
+
+mod adapters;
+mod report;
+mod task;
+mod token;
+
+pub use adapters::{AdapterEntry, AdapterState, AdapterStatus, DesiredAdapters};
+pub use report::{
+    CheckDataReport, EvaluateReport, Failure, InspectReport, Load, MAX_REPORT_BYTES, MAX_SUMMARY_BYTES,
+    ModelShapeReport, Outcome, Phase, Report, ReportError, Score, Summary, TrainProgress, WeightBytes,
+};
+pub use task::{
+    CONTRACT_VERSION, CheckDataTask, CheckpointPolicy, Contract, DatasetFormat, DatasetInput, EvaluateTask,
+    EvaluationPolicy, Gate, InspectTask, LoraSettings, Metric, ModelInput, Mounts, ObjectRef, OutputTarget,
+    Precision, Schedule, ServeTask, ServedAdapter, SourceRef, Task, TrainMethod, TrainTask, TrainingSettings,
+    Trust,
+};
+pub use token::{Claims, Scope, Signer, TOKEN_LIFETIME, TokenError, Verifier};
+
+/// Where the contract lies in a pod (a ConfigMap mount).
+pub const CONTRACT_PATH: &str = "/etc/lathe/contract.json";
+/// Kubernetes reads a container's last words from here.
+pub const TERMINATION_LOG: &str = "/dev/termination-log";
+/// Port on which a worker serves users.
+pub const SERVE_PORT: u16 = 8080;
+/// Port on which a worker serves probes, metrics and the control channel.
+pub const CONTROL_PORT: u16 = 8081;
+
+/// Exit codes of the worker, which the Job's podFailurePolicy tells apart.
+pub mod exit {
+    /// The task is done.
+    pub const SUCCESS: i32 = 0;
+    /// Something failed that another try may cure (network, a lost node).
+    pub const TRANSIENT: i32 = 1;
+    /// The user's input is wrong: trying again cannot help.
+    pub const USER: i32 = 64;
+    /// Stopped by SIGTERM after state was saved; the next pod resumes.
+    pub const STOPPED: i32 = 75;
+}
