@@ -107,7 +107,9 @@ impl Totals {
     /// All categories together.
     pub fn total(&self) -> u64 {
         let Totals { weights, gradients, optimizer, activations, workspace, cache } = *self;
-        [weights, gradients, optimizer, activations, workspace, cache].iter().fold(0, |a, &b| a.saturating_add(b))
+        [weights, gradients, optimizer, activations, workspace, cache]
+            .iter()
+            .fold(0, |a, &b| a.saturating_add(b))
     }
 }
 

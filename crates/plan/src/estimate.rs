@@ -34,7 +34,12 @@ pub struct Estimate {
 
 /// Floating-point operations to train on one token: 2 per weight forward, 2 for the gradient of the input,
 /// 2 for the gradient of trained weights only (a frozen base has none), and attention over half the row.
-pub fn training_flops_per_token(shape: &ModelShape, method: &TrainMethod, row_tokens: usize, recompute: bool) -> f64 {
+pub fn training_flops_per_token(
+    shape: &ModelShape,
+    method: &TrainMethod,
+    row_tokens: usize,
+    recompute: bool,
+) -> f64 {
     let weights = product_weights(shape);
     let attention = 2.0 * row_tokens as f64 * shape.q_dim() as f64 * shape.layers as f64;
     let forward = 2.0 * weights + attention;

@@ -9,8 +9,8 @@
 
 mod buffers;
 pub mod estimate;
-mod shape;
 mod serving;
+mod shape;
 mod tensors;
 mod training;
 
@@ -18,7 +18,9 @@ pub use buffers::{Buffer, Category, Element, Totals};
 pub use serving::{AdapterBudget, BLOCK, ServePlan, ServeRequest, plan_serving};
 pub use shape::{ModelShape, RopeScaling};
 pub use tensors::{PANEL, Tensor, TensorKind, packed_len};
-pub use training::{LoraSpec, Precision, Target, TrainMethod, TrainPlan, TrainRequest, loss_chunk, plan_training};
+pub use training::{
+    LoraSpec, Precision, Target, TrainMethod, TrainPlan, TrainRequest, loss_chunk, plan_training,
+};
 
 /// Why a plan cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +36,9 @@ pub enum PlanError {
         found: String,
     },
     /// The sizes multiply to more than 2^63 bytes.
-    #[error("the sizes of `{what}` multiply to more than 2^63 bytes; check the model's dimensions and the request")]
+    #[error(
+        "the sizes of `{what}` multiply to more than 2^63 bytes; check the model's dimensions and the request"
+    )]
     TooLarge {
         /// The buffer or tensor.
         what: String,

@@ -138,7 +138,8 @@ impl LoraSpec {
 
     /// Number of trained weights.
     pub fn parameters(&self, shape: &ModelShape) -> u64 {
-        let per_layer: usize = self.targets.iter().map(|&t| shape.linear(t)).map(|(o, i)| (o + i) * self.rank).sum();
+        let per_layer: usize =
+            self.targets.iter().map(|&t| shape.linear(t)).map(|(o, i)| (o + i) * self.rank).sum();
         per_layer as u64 * shape.layers as u64
     }
 }
@@ -355,7 +356,11 @@ fn optimizer_buffers(list: &mut List, shape: &ModelShape, request: &TrainRequest
 }
 
 /// The model's weights under their Hugging Face names.
-pub(crate) fn weight_buffers(list: &mut List, shape: &ModelShape, precision: Precision) -> Result<(), PlanError> {
+pub(crate) fn weight_buffers(
+    list: &mut List,
+    shape: &ModelShape,
+    precision: Precision,
+) -> Result<(), PlanError> {
     for tensor in shape.tensors() {
         let element = if tensor.is_matrix() { precision.element() } else { F32 };
         let len = tensor.stored_len()?;

@@ -1,0 +1,2 @@
+//! The seam to a device.
+pub mod cpu;
