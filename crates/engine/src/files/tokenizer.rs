@@ -1,0 +1,148 @@
+//! `tokenizer.json`: text to tokens and back, whole or piece by piece.
+
+use std::ops::Range;
+use std::path::Path;
+
+use super::error::{FileError, read_bounded};
+
+const MAX_BYTES: u64 = 128 << 20;
+/// Tokens that a character can be spread over; more that make no text yet are printed as they are.
+const MAX_PENDING: usize = 16;
+
+/// A model's tokenizer.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+}
+
+/// Tokens and where in the text each stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Encoded {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Bytes of the text that each token covers; empty for tokens that the tokenizer added.
+    pub offsets: Vec<Range<usize>>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of a model's folder. `vocab` is the size of the model's embedding table: a token beyond
+    /// it could not be looked up.
+    ///
+    /// # Errors
+    /// [`FileError::Tokenizer`] if the file is not a tokenizer or has a token that is not below `vocab`.
+    pub fn read(dir: &Path, vocab: usize) -> Result<Self, FileError> {
+        Self::parse(&read_bounded(&dir.join("tokenizer.json"), MAX_BYTES)?, vocab)
+    }
+
+    /// As [`Tokenizer::read`], from the file's text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::read`].
+    pub fn parse(json: &[u8], vocab: usize) -> Result<Self, FileError> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(failed)?;
+        // Cutting and padding belong to the caller; a file that asks for them would hide rows' true lengths.
+        inner.with_truncation(None).map_err(failed)?;
+        inner.with_padding(None);
+        let largest = inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
+        match largest {
+            None => Err(FileError::Tokenizer("has no tokens".to_owned())),
+            Some((token, id)) if id as usize >= vocab => Err(FileError::Tokenizer(format!(
+                "token `{}` has id {id}, but config.json's `vocab_size` is {vocab}; the files belong to different models",
+                token.escape_debug()
+            ))),
+            Some(_) => Ok(Tokenizer { inner }),
+        }
+    }
+
+    /// Text to tokens. `special` adds what the tokenizer puts around a text (e.g. a token that begins it); a chat
+    /// template has written that already. Special tokens inside the text are recognised either way.
+    ///
+    /// # Errors
+    /// [`FileError::Tokenizer`] if the text has characters that the vocabulary cannot express and no unknown token.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Encoded, FileError> {
+        let encoding = self.inner.encode(text, special).map_err(failed)?;
+        let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end.max(start)).collect();
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets })
+    }
+
+    /// Tokens to text. `skip_special` leaves out special tokens such as the end of a turn.
+    ///
+    /// # Errors
+    /// [`FileError::Tokenizer`] if the decoder fails.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, FileError> {
+        self.inner.decode(ids, skip_special).map_err(failed)
+    }
+
+    /// The id of a token by its text, e.g. `<|im_end|>`.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The text of a token as the vocabulary writes it.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Number of tokens, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Begins to turn an answer's tokens into text as they come, special tokens left out.
+    pub fn stream(&self) -> TextStream {
+        TextStream::default()
+    }
+}
+
+/// The text of an answer that grows token by token: only whole characters come out, and the pieces joined are the text
+/// of all tokens decoded at once.
+///
+/// The tokens that may still change how the next one is written (a leading space, a character spread over tokens) are
+/// decoded again with each token; those before are forgotten, so a step costs the same however long the answer is.
+#[derive(Debug, Clone, Default)]
+pub struct TextStream {
+    ids: Vec<u32>,
+    /// Tokens of `ids` whose text is out already.
+    printed: usize,
+}
+
+impl TextStream {
+    /// Takes the next token and returns the text that is now certain, often empty.
+    ///
+    /// # Errors
+    /// [`FileError::Tokenizer`] if the decoder fails.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String, FileError> {
+        self.ids.push(id);
+        let pending = self.ids.len() - self.printed;
+        let text = self.rest(tokenizer)?;
+        if (text.is_empty() || text.ends_with('\u{FFFD}')) && pending < MAX_PENDING {
+            return Ok(String::new());
+        }
+        self.ids.drain(..self.printed);
+        self.printed = self.ids.len();
+        Ok(text)
+    }
+
+    /// What is left when the answer ends, e.g. of a character that was cut short.
+    ///
+    /// # Errors
+    /// [`FileError::Tokenizer`] if the decoder fails.
+    pub fn finish(self, tokenizer: &Tokenizer) -> Result<String, FileError> {
+        self.rest(tokenizer)
+    }
+
+    /// The text of the tokens that are not out, as it stands behind those that are.
+    fn rest(&self, tokenizer: &Tokenizer) -> Result<String, FileError> {
+        let before = tokenizer.decode(&self.ids[..self.printed], true)?;
+        let all = tokenizer.decode(&self.ids, true)?;
+        match all.strip_prefix(before.as_str()) {
+            Some(rest) => Ok(rest.to_owned()),
+            // Bytes that were given up as no character became one; what is out cannot be called back.
+            None => tokenizer.decode(&self.ids[self.printed..], true),
+        }
+    }
+}
+
+fn failed(error: tokenizers::Error) -> FileError {
+    FileError::Tokenizer(error.to_string())
+}
