@@ -1,0 +1,128 @@
+//! Container images without a container engine.
+
+mod archive;
+pub mod cli;
+mod oci;
+mod programs;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::{paths, toolchain, ui};
+use archive::Tree;
+use oci::{Image, Recipe};
+
+/// Where our images live, without `--registry`.
+pub const REGISTRY: &str = "ghcr.io/lathe-dev";
+/// The image of the process that holds a pod of the local cluster together.
+pub const PAUSE_IMAGE: &str = "ghcr.io/lathe-dev/pause:1";
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Builds all images of the product and of the quick-start.
+///
+/// # Errors
+/// A program does not build, or a file cannot be read.
+pub fn build(registry: &str) -> Result<Vec<Image>> {
+    let root = paths::repository();
+    let mut packages = vec!["lathe-worker", "lathe-operator"];
+    if root.join("crates/gateway/Cargo.toml").is_file() {
+        packages.push("lathe-gateway");
+    }
+    toolchain::packages(&[(CERTIFICATES, "ca-certificates")])?;
+    let step = ui::step(format!("build {}", packages.join(", ")));
+    step.expect("up to 10 minutes from scratch on 2 cores");
+    let built = programs::workspace(&packages)?;
+    step.done("");
+    let mut images = Vec::new();
+    for (name, program) in packages.iter().zip(built) {
+        images.push(of_program(registry, name, &program)?);
+    }
+    images.push(quickstart(registry, &root)?);
+    Ok(images)
+}
+
+/// The image of a pod's first process, as an archive in the cache.
+///
+/// # Errors
+/// The program does not compile, or the cache cannot be written.
+pub fn pause() -> Result<PathBuf> {
+    let mut files = Tree::default();
+    files.program("pause", fs::read(programs::small("pause")?)?);
+    let recipe = Recipe {
+        reference: PAUSE_IMAGE.to_owned(),
+        files,
+        entrypoint: vec!["/pause".to_owned()],
+        labels: Vec::new(),
+    };
+    write(&recipe.build()?, &paths::cache()?.join("images"))
+}
+
+/// Writes an image's archive into a folder, whole or not at all. Returns its path.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn write(image: &Image, folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join(format!("{}.tar", short_name(&image.reference)));
+    let unfinished = path.with_extension(format!("tar.{}", std::process::id()));
+    fs::write(&unfinished, image.archive()?)?;
+    fs::rename(&unfinished, &path)?;
+    Ok(path)
+}
+
+fn of_program(registry: &str, name: &str, program: &Path) -> Result<Image> {
+    let mut files = base()?;
+    files.program(name, fs::read(program)?);
+    recipe(registry, name, files, vec![format!("/{name}")]).build()
+}
+
+/// The quick-start's model and data, with a program that copies them into a volume.
+fn quickstart(registry: &str, root: &Path) -> Result<Image> {
+    let mut files = base()?;
+    files.program("copy", fs::read(programs::small("copy")?)?);
+    files.folder("files", 0o755);
+    let mut entrypoint = vec!["/copy".to_owned()];
+    for (folder, name) in [("models/demo", "model"), ("examples/quickstart/data", "data")] {
+        if root.join(folder).is_dir() {
+            files.copy(&root.join(folder), &format!("files/{name}"))?;
+            entrypoint.push(format!("/files/{name}"));
+        }
+    }
+    recipe(registry, "lathe-quickstart", files, entrypoint).build()
+}
+
+fn recipe(registry: &str, name: &str, files: Tree, entrypoint: Vec<String>) -> Recipe {
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let source = env!("CARGO_PKG_REPOSITORY").to_owned();
+    Recipe {
+        reference: format!("{registry}/{name}:{version}"),
+        files,
+        entrypoint,
+        labels: vec![
+            ("org.opencontainers.image.title", name.to_owned()),
+            ("org.opencontainers.image.version", version),
+            ("org.opencontainers.image.source", source),
+            ("org.opencontainers.image.licenses", env!("CARGO_PKG_LICENSE").to_owned()),
+        ],
+    }
+}
+
+/// What a static program expects of a system: certificates, its user, how names are looked up.
+fn base() -> Result<Tree> {
+    let mut files = Tree::default();
+    files.file("etc/passwd", "lathe:x:65532:65532:lathe:/tmp:/none\n");
+    files.file("etc/group", "lathe:x:65532:\n");
+    files.file("etc/nsswitch.conf", "hosts: files dns\n");
+    let certificates = fs::read(CERTIFICATES).with_context(|| format!("cannot read {CERTIFICATES}"))?;
+    files.file(CERTIFICATES.trim_start_matches('/'), certificates);
+    files.folder("tmp", 0o1777);
+    Ok(files)
+}
+
+/// `lathe-worker` of `ghcr.io/lathe-dev/lathe-worker:0.1.0`.
+fn short_name(reference: &str) -> &str {
+    let name = reference.rsplit('/').next().unwrap_or(reference);
+    name.split(':').next().unwrap_or(name)
+}

@@ -1,0 +1,96 @@
+//! Static programs for images: no library of the base system is needed, so there is no base.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::command::run;
+use crate::paths;
+
+/// Compiles one file of `crates/xtask/programs` without dependencies.
+///
+/// # Errors
+/// The compiler refuses it.
+pub fn small(name: &str) -> Result<PathBuf> {
+    let source = paths::repository().join(format!("crates/xtask/programs/{name}.rs"));
+    let folder = paths::cache()?.join("programs");
+    fs::create_dir_all(&folder)?;
+    let program = folder.join(name);
+    // A name of its own: two commands may compile at once.
+    let unfinished = folder.join(format!("{name}.{}", std::process::id()));
+    let mut rustc = Command::new("rustc");
+    rustc.current_dir(paths::repository()).args(["--edition=2024", "--crate-name", name]);
+    rustc.args(["-C", "opt-level=s", "-C", "panic=abort", "-C", "strip=symbols"]);
+    rustc.args(["-C", "target-feature=+crt-static"]).args(remapped()?);
+    run(rustc.arg(&source).arg("-o").arg(&unfinished))?;
+    fs::rename(&unfinished, &program)?;
+    Ok(program)
+}
+
+/// Builds packages of this workspace, in release mode. Returns one program for each, in order.
+///
+/// # Errors
+/// The build fails; cargo has said why.
+pub fn workspace(packages: &[&str]) -> Result<Vec<PathBuf>> {
+    let target = host_triple()?;
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    flags.extend(remapped()?);
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(paths::repository())
+        // With --target the flags reach our programs alone: build scripts and proc macros cannot be static.
+        .args(["build", "--release", "--target", &target])
+        .args(["--message-format", "json-render-diagnostics"])
+        .args(packages.iter().flat_map(|package| ["--package", *package]))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let output = cargo.output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "cargo build failed: see above");
+    let messages = String::from_utf8_lossy(&output.stdout);
+    packages
+        .iter()
+        .map(|package| {
+            executable(&messages, package).with_context(|| format!("cargo built no program of {package}"))
+        })
+        .collect()
+}
+
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    messages
+        .filter(|message| message["target"]["name"] == name)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+}
+
+/// No path of this machine shows in a program: so two machines build the same.
+fn remapped() -> Result<Vec<String>> {
+    let home = std::env::home_dir().context("HOME is not set")?;
+    let cargo = std::env::var_os("CARGO_HOME").map_or(home.join(".cargo"), PathBuf::from);
+    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    Ok(vec![remap(&cargo, "/cargo"), remap(&paths::repository(), "/lathe")])
+}
+
+fn host_triple() -> Result<String> {
+    let about = run(Command::new("rustc").arg("-vV"))?;
+    let host = about.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc -vV names no host")?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_taken_from_its_own_message() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"lathe-worker\"},\
+                        \"executable\":null}\nnoise\n\
+                        {\"target\":{\"name\":\"lathe-worker\"},\"executable\":\"/t/lathe-worker\"}\n";
+        let found = executable(messages, "lathe-worker");
+        assert_eq!(found, Some(PathBuf::from("/t/lathe-worker")));
+        assert_eq!(executable(messages, "lathe"), None);
+    }
+}

@@ -1,0 +1,30 @@
+//! Where the repository lies and where things are kept between runs.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// The root of the checkout this program was built from.
+pub fn repository() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.ancestors().nth(2).unwrap_or(package).to_path_buf()
+}
+
+/// `$XDG_CACHE_HOME/lathe`, or `~/.cache/lathe`.
+pub fn cache() -> Result<PathBuf> {
+    if let Some(base) = env::var_os("XDG_CACHE_HOME").filter(|base| !base.is_empty()) {
+        return Ok(PathBuf::from(base).join("lathe"));
+    }
+    let home = env::home_dir().context("neither XDG_CACHE_HOME nor HOME is set: set one")?;
+    Ok(home.join(".cache/lathe"))
+}
+
+/// Finds a program on `PATH`, and in the system folders that a plain `su` leaves out of it.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(name))
+        .find(|candidate| candidate.is_file())
+}
