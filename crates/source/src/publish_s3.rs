@@ -1,0 +1,171 @@
+//! An artefact below a prefix of a bucket: a mark first, the manifest last.
+use std::fs::File;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use crate::digest::FileEntry;
+use crate::disk::{blocking, read_at};
+use crate::download::Meter;
+use crate::error::SourceError;
+use crate::manifest::{self, MANIFEST};
+use crate::options::Options;
+use crate::publish::{Artefact, UNFINISHED};
+use crate::s3::{S3, explain};
+
+/// Bytes of a part. S3 allows 10 000 parts, so the part grows with the file.
+const PART: u64 = 16 << 20;
+const MAX_PARTS: u64 = 9_000;
+/// Parts of one file under way.
+const PARTS_AT_ONCE: usize = 3;
+
+pub(crate) async fn write(
+    artefact: &Artefact,
+    bucket: &str,
+    prefix: &str,
+    options: &Options,
+    meter: &Meter<'_>,
+    cancel: &CancellationToken,
+) -> Result<(), SourceError> {
+    let s3 = S3::new(bucket, prefix, &options.credentials, options)?;
+    if !prepare(&s3, artefact).await? {
+        return Ok(());
+    }
+    stream::iter(&artefact.files)
+        .map(|file| upload(&s3, artefact, file, meter, cancel))
+        .buffer_unordered(options.parallel.clamp(1, 4))
+        .try_collect::<Vec<()>>()
+        .await?;
+    put(&s3, MANIFEST, artefact.manifest()?).await?;
+    let mark = s3.key(UNFINISHED)?;
+    s3.store.delete(&mark).await.map_err(|e| explain(e, &s3.shown()))
+}
+
+/// Sets the mark and removes what a broken upload left. `false` where the same artefact is there already.
+async fn prepare(s3: &S3, artefact: &Artefact) -> Result<bool, SourceError> {
+    let prefix = s3.key("")?;
+    let failed = |e| explain(e, &s3.shown());
+    let mut listed = s3.store.list(Some(&prefix));
+    let mut there: Vec<Path> = Vec::new();
+    let limit = artefact.files.len() + 10_000;
+    while let Some(meta) = listed.next().await {
+        there.push(meta.map_err(failed)?.location);
+        if there.len() > limit {
+            return Err(SourceError::AlreadyExists {
+                what: s3.shown(),
+                problem: format!("it holds more than {limit} objects"),
+            });
+        }
+    }
+    let mark = s3.key(UNFINISHED)?;
+    if !there.is_empty() && !there.contains(&mark) {
+        return match recorded(s3, &there).await? {
+            Some(found) if found == artefact.digest => Ok(false),
+            Some(found) => Err(SourceError::AlreadyExists {
+                what: s3.shown(),
+                problem: format!("it holds the artefact {found}"),
+            }),
+            None => Err(SourceError::AlreadyExists {
+                what: s3.shown(),
+                problem: "it holds objects that are no artefact of Lathe".into(),
+            }),
+        };
+    }
+    put(s3, UNFINISHED, artefact.digest.to_string().into_bytes()).await?;
+    // The manifest goes first: were this to break too, no old manifest may stand over new files.
+    there.sort_by_key(|key| *key != Path::from_iter(prefix.parts().chain([MANIFEST.into()])));
+    for key in there.iter().filter(|key| **key != mark) {
+        s3.store.delete(key).await.map_err(failed)?;
+    }
+    Ok(true)
+}
+
+/// The digest of the manifest below the prefix.
+async fn recorded(s3: &S3, there: &[Path]) -> Result<Option<crate::Digest>, SourceError> {
+    let key = s3.key(MANIFEST)?;
+    if !there.contains(&key) {
+        return Ok(None);
+    }
+    let got = s3.store.get(&key).await.map_err(|e| explain(e, &s3.shown()))?;
+    if got.meta.size > manifest::MAX_BYTES {
+        return Ok(None);
+    }
+    let bytes = got.bytes().await.map_err(|e| explain(e, &s3.shown()))?;
+    Ok(manifest::read(&bytes).ok().map(|(_, digest)| digest))
+}
+
+async fn put(s3: &S3, name: &str, bytes: Vec<u8>) -> Result<(), SourceError> {
+    let put = s3.store.put(&s3.key(name)?, PutPayload::from(bytes)).await;
+    put.map(|_| ()).map_err(|e| explain(e, &format!("{}/{name}", s3.shown())))
+}
+
+/// One file, in parts where it is large, checked on the way to be still what was hashed.
+async fn upload(
+    s3: &S3,
+    artefact: &Artefact,
+    file: &FileEntry,
+    meter: &Meter<'_>,
+    cancel: &CancellationToken,
+) -> Result<(), SourceError> {
+    let path = artefact.dir.join(&file.path);
+    let what = format!("{}/{}", s3.shown(), file.path);
+    let part = PART.max(file.size.div_ceil(MAX_PARTS));
+    let mut hash = Sha256::new();
+    let changed = || SourceError::Changed { what: file.path.clone() };
+    if file.size <= part {
+        let bytes = block(&path, 0, part).await?;
+        hash.update(&bytes);
+        if hash.finalize()[..] != file.sha256 {
+            return Err(changed());
+        }
+        put(s3, &file.path, bytes.to_vec()).await?;
+        meter.add(&file.path, file.size as i64);
+        return Ok(());
+    }
+    let begun = s3.store.put_multipart(&s3.key(&file.path)?).await.map_err(|e| explain(e, &what))?;
+    let mut parts = WriteMultipart::new_with_chunk_size(begun, part as usize);
+    let mut at = 0;
+    let sent = loop {
+        if cancel.is_cancelled() {
+            break Err(SourceError::Cancelled);
+        }
+        if let Err(e) = parts.wait_for_capacity(PARTS_AT_ONCE).await {
+            break Err(explain(e, &what));
+        }
+        let bytes = match block(&path, at, part).await {
+            Ok(bytes) if bytes.is_empty() => break Ok(()),
+            Ok(bytes) => bytes,
+            Err(error) => break Err(error),
+        };
+        hash.update(&bytes);
+        at += bytes.len() as u64;
+        meter.add(&file.path, bytes.len() as i64);
+        parts.put(bytes);
+    };
+    let sent = sent.and_then(|()| if hash.finalize()[..] == file.sha256 { Ok(()) } else { Err(changed()) });
+    match sent {
+        Ok(()) => parts.finish().await.map(|_| ()).map_err(|e| explain(e, &what)),
+        Err(error) => {
+            // Parts that nobody completes cost storage until they are aborted.
+            if let Err(e) = parts.abort().await {
+                tracing::warn!(file = %what, error = %e, "could not abort an upload");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn block(path: &std::path::Path, from: u64, len: u64) -> Result<Bytes, SourceError> {
+    let path = path.to_path_buf();
+    blocking(move || {
+        File::open(&path)
+            .and_then(|f| read_at(&f, from, len as usize))
+            .map(Bytes::from)
+            .map_err(|e| SourceError::io(&path, e))
+    })
+    .await
+}
