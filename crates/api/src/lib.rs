@@ -1,2 +1,44 @@
-//! Custom resource types of lathe.dev/v1alpha1, their CEL rules, condition helpers and names.
+//! Custom resource types of `lathe.dev/v1alpha1`, their CEL rules, condition helpers and names.
+//!
+//! The schema is the first line of defence and the documentation: every field has a description,
+//! every string, list and number has bounds, defaults are stated there and nowhere else.
 #![deny(missing_docs)]
+
+mod accelerator;
+pub mod conditions;
+pub mod crds;
+mod finetune;
+mod inference;
+mod model;
+pub mod names;
+mod pod;
+mod scalar;
+
+pub use accelerator::{
+    AcceleratorProfile, AcceleratorProfileSpec, NodeSelectorOperator, NodeSelectorRequirement,
+    NodeSelectorTerm, Price, Runtime,
+};
+pub use finetune::{
+    AcceleratorRequest, AcceleratorStrategy, BasePrecision, Budget, CapacityType, CheckpointSpec,
+    CheckpointStatus, DatasetSpec, EvaluationSpec, FineTuneJob, FineTuneJobSpec, FineTuneJobStatus,
+    FullTrainable, LoraTrainable, Objective, OutputSpec, ProgressStatus, RestartStatus, Supervised,
+    Trainable, TrainingSpec,
+};
+pub use inference::{
+    Access, InferenceService, InferenceServiceSpec, InferenceServiceStatus, ServeAccelerator, ServingSpec,
+    ThroughputStatus, WeightPrecision,
+};
+pub use model::{
+    DerivedFrom, LicenseSpec, Model, ModelSpec, ModelStatus, ReclaimPolicy, ScoreStatus, ShapeStatus,
+    WeightStatus,
+};
+pub use pod::{EnvVar, PodOverrides, Toleration, TolerationEffect, TolerationOperator};
+pub use scalar::{
+    DatasetFormat, Decimal, Duration, Gate, Location, Metric, NameRef, PlanLine, PlanStatus, Quantity,
+    Schedule,
+};
+
+/// API group of every kind.
+pub const GROUP: &str = "lathe.dev";
+/// API version of every kind.
+pub const VERSION: &str = "v1alpha1";

@@ -1,0 +1,71 @@
+//! Names of the objects that Lathe makes, and its labels.
+
+/// Field manager of everything that the operator applies.
+pub const FIELD_MANAGER: &str = "lathe-operator";
+/// Field manager of the embedded profile catalogue.
+pub const CATALOGUE_MANAGER: &str = "lathe-catalogue";
+/// Label: kind of the owner (`finetunejob`, `inferenceservice`, `model`).
+pub const LABEL_KIND: &str = "lathe.dev/kind";
+/// Label: name of the owner.
+pub const LABEL_NAME: &str = "lathe.dev/name";
+/// Label: what a pod does (`train`, `serve`, `inspect`, `check-data`).
+pub const LABEL_TASK: &str = "lathe.dev/task";
+/// PersistentVolumeClaim for results and checkpoints where no destination is named.
+pub const ARTIFACTS_CLAIM: &str = "lathe-artifacts";
+
+/// Job of a FineTuneJob's attempt (counts from 1).
+#[must_use]
+pub fn train_job(job: &str, attempt: i32) -> String {
+    format!("{job}-{attempt}")
+}
+
+/// Job that checks a FineTuneJob's dataset.
+#[must_use]
+pub fn check_job(job: &str) -> String {
+    format!("{job}-check-data")
+}
+
+/// Job that inspects a Model's source.
+#[must_use]
+pub fn inspect_job(model: &str) -> String {
+    bounded(model, "-inspect")
+}
+
+/// ConfigMap with the contract of the pods of `owner`, a Job's or Deployment's name.
+#[must_use]
+pub fn contract(owner: &str) -> String {
+    bounded(owner, "-contract")
+}
+
+/// Objects of an InferenceService share its name with a suffix, so that a user's own Service cannot be taken over.
+#[must_use]
+pub fn serve(service: &str) -> String {
+    format!("{service}-serve")
+}
+
+/// `base` + `suffix` in at most 63 characters: a longer base is cut and told apart by a hash of the whole.
+fn bounded(base: &str, suffix: &str) -> String {
+    if base.len() + suffix.len() <= 63 {
+        return format!("{base}{suffix}");
+    }
+    // FNV-1a: stable for ever, and no secret depends on it.
+    let hash = base
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let keep = 63 - suffix.len() - 9;
+    let head: String = base.chars().take(keep).collect();
+    format!("{head}-{:08x}{suffix}", hash as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_are_cut_and_stay_apart() {
+        let (a, b) = ("m".repeat(63), format!("{}n", "m".repeat(62)));
+        assert_eq!(inspect_job("small"), "small-inspect");
+        assert!(inspect_job(&a).len() <= 63 && inspect_job(&b).len() <= 63);
+        assert_ne!(inspect_job(&a), inspect_job(&b));
+    }
+}
