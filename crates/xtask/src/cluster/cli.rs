@@ -16,6 +16,8 @@ pub enum Command {
     Down(Named),
     /// Show its processes, addresses and how to talk to it.
     Status(Named),
+    /// Try the running cluster: restricted pods, logs, exec, names, services, volumes.
+    Check(Named),
     /// Give claims of the storage class lathe-local their volumes, for ever.
     #[command(hide = true)]
     Provision(Named),
@@ -65,6 +67,10 @@ pub fn run(command: &Command) -> Result<()> {
             let step = ui::step(format!("take cluster {} down", named.name));
             let there_was_one = super::down(&named.name)?;
             step.done(if there_was_one { "" } else { "there was none" });
+        }
+        Command::Check(named) => {
+            let cluster = super::find(&named.name)?;
+            super::check::run_all(&cluster.context("that cluster does not run: `cluster up` first")?)?;
         }
         Command::Status(named) => status(&named.name)?,
         Command::Provision(named) => {

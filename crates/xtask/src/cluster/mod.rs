@@ -4,6 +4,7 @@
 //! by one bridge. Without, it is a control plane on loopback ports, which needs no root.
 
 mod certs;
+mod check;
 mod cleanup;
 pub mod cli;
 mod containerd;

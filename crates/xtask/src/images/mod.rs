@@ -18,6 +18,8 @@ use oci::{Image, Recipe};
 pub const REGISTRY: &str = "ghcr.io/lathe-dev";
 /// The image of the process that holds a pod of the local cluster together.
 pub const PAUSE_IMAGE: &str = "ghcr.io/lathe-dev/pause:1";
+/// The image that tries the local cluster from inside.
+pub const PROBE_IMAGE: &str = "ghcr.io/lathe-dev/probe:1";
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Builds all images of the product and of the quick-start.
@@ -48,12 +50,24 @@ pub fn build(registry: &str) -> Result<Vec<Image>> {
 /// # Errors
 /// The program does not compile, or the cache cannot be written.
 pub fn pause() -> Result<PathBuf> {
+    tool(PAUSE_IMAGE, "pause")
+}
+
+/// The image that tries a cluster from inside, as an archive in the cache.
+///
+/// # Errors
+/// As [`pause`].
+pub fn probe() -> Result<PathBuf> {
+    tool(PROBE_IMAGE, "probe")
+}
+
+fn tool(reference: &str, name: &str) -> Result<PathBuf> {
     let mut files = Tree::default();
-    files.program("pause", fs::read(programs::small("pause")?)?);
+    files.program(name, fs::read(programs::small(name)?)?);
     let recipe = Recipe {
-        reference: PAUSE_IMAGE.to_owned(),
+        reference: reference.to_owned(),
         files,
-        entrypoint: vec!["/pause".to_owned()],
+        entrypoint: vec![format!("/{name}")],
         labels: Vec::new(),
     };
     write(&recipe.build()?, &paths::cache()?.join("images"))
