@@ -117,7 +117,7 @@ impl ChatTemplate {
             context.insert(name, Value::from(token.as_str()));
         }
         let clock = move |format: String| {
-            jiff::fmt::strtime::format(&format, &now.to_zoned_datetime(jiff::tz::TimeZone::UTC))
+            jiff::fmt::strtime::format(&format, &now.to_zoned(jiff::tz::TimeZone::UTC))
                 .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
         };
         context.insert("strftime_now", Value::from_function(clock));
