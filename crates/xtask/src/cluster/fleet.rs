@@ -25,6 +25,7 @@ pub fn ensure(layout: &Layout, kwok: &Path, inside: Option<u32>, count: u32) -> 
             ("manage-nodes-with-annotation-selector", "kwok.x-k8s.io/node=fake".into()),
             ("node-lease-duration-seconds", "40".into()),
             ("cidr", layout.fake_pods()),
+            ("v", "WARN".into()),
         ]),
         inside,
     };
