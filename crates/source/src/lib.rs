@@ -8,6 +8,7 @@
 //! they become paths, sizes before they are read, pickles are never fetched, and credentials go to the location's own
 //! host alone. Architecture invariant: this crate knows no Kubernetes and no model; it moves files.
 #![deny(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod attempt;
 mod cache;

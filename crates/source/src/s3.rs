@@ -216,20 +216,30 @@ pub(crate) fn explain(error: object_store::Error, what: &str) -> SourceError {
         }
         Error::InvalidPath { .. } => SourceError::InvalidLocation { uri: what, problem: error.to_string() },
         _ => {
-            let cause = http::chain(&error);
-            // The crate keeps the status of other answers only in its text; what a client got wrong stays wrong.
-            let client = ["400", "405", "411", "413", "416", "501"]
-                .iter()
-                .any(|s| cause.contains(&format!("status code: {s}")));
-            if client || cause.contains("redirect without LOCATION") {
-                return SourceError::Refused {
+            // The crate keeps the status of other answers, and of listings, only in its text.
+            let cause = printable(&http::chain(&error));
+            match status(&cause) {
+                Some(404) => {
+                    SourceError::NotFound { what, next: "check the bucket and AWS_ENDPOINT_URL".into() }
+                }
+                Some(401 | 403) => SourceError::Unauthorized { what, next: credentials.into() },
+                Some(412) => SourceError::Changed { what },
+                Some(400..=407 | 409..=424 | 426..=428 | 430..=499 | 501) => {
+                    SourceError::Refused { what, cause }
+                }
+                _ if cause.contains("redirect without LOCATION") => SourceError::Refused {
                     what,
-                    cause: printable(&format!("{cause} (is AWS_REGION right?)")),
-                };
+                    cause: "the bucket is in another region: set AWS_REGION".into(),
+                },
+                _ => SourceError::unreachable(what, cause),
             }
-            SourceError::unreachable(what, cause)
         }
     }
+}
+
+/// `... status code: 404 Not Found ...`
+fn status(cause: &str) -> Option<u16> {
+    cause.split_once("status code: ")?.1.get(..3)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -1,0 +1,191 @@
+//! `pvc://`: folders that stand for mounted volumes.
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use lathe_source::{
+    CancellationToken, Digest, Fetched, LocalCheck, Location, MANIFEST, Options, SourceError, Update,
+    digest_directory, fetch, headers, publish,
+};
+use rstest::rstest;
+
+use crate::model::{Files, model, options, read, safetensors, write};
+
+struct Volume {
+    root: tempfile::TempDir,
+    outside: tempfile::TempDir,
+    options: Options,
+}
+
+fn volume() -> Volume {
+    let (root, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut options = options(outside.path());
+    options.mounts.insert("data".into(), root.path().into());
+    Volume { root, outside, options }
+}
+
+impl Volume {
+    async fn get(&self, uri: &str) -> Result<Fetched, SourceError> {
+        fetch(
+            &Location::parse(uri, None, None)?,
+            &self.options,
+            &|_: Update<'_>| {},
+            &CancellationToken::new(),
+        )
+        .await
+    }
+
+    async fn put(&self, from: &Path, uri: &str) -> Result<Digest, SourceError> {
+        publish(
+            from,
+            &Location::parse(uri, None, None)?,
+            &self.options,
+            &|_: Update<'_>| {},
+            &CancellationToken::new(),
+        )
+        .await
+    }
+
+    /// An artefact outside of the volume.
+    fn artefact(&self, files: &Files) -> std::path::PathBuf {
+        let dir = self.outside.path().join("artefact");
+        write(&dir, files);
+        dir
+    }
+}
+
+#[tokio::test]
+async fn a_folder_is_read_in_place() {
+    let v = volume();
+    write(&v.root.path().join("m"), &model());
+    std::fs::write(v.root.path().join("m/notes.txt"), "mine").unwrap();
+    let fetched = v.get("pvc://data/m").await.unwrap();
+    assert_eq!(fetched.dir, v.root.path().canonicalize().unwrap().join("m"));
+    assert_eq!(fetched.files.len(), 4);
+    let headers =
+        headers(&Location::parse("pvc://data/m", None, None).unwrap(), &v.options, &CancellationToken::new())
+            .await
+            .unwrap();
+    assert_eq!((headers.parameters(), headers.digest), (3 << 20, None));
+}
+
+#[tokio::test]
+async fn one_file_also_through_a_link_inside() {
+    let v = volume();
+    write(v.root.path(), &Files::from([("..data/train.jsonl".into(), b"{}\n".to_vec())]));
+    symlink("..data/train.jsonl", v.root.path().join("train.jsonl")).unwrap();
+    let fetched = v.get("pvc://data/train.jsonl").await.unwrap();
+    assert_eq!(std::fs::read(fetched.file().unwrap()).unwrap(), b"{}\n");
+}
+
+#[tokio::test]
+async fn no_link_leads_out() {
+    let v = volume();
+    write(v.outside.path(), &Files::from([("secret.jsonl".into(), b"hunter2".to_vec())]));
+    symlink(v.outside.path(), v.root.path().join("out")).unwrap();
+    symlink(v.outside.path().join("secret.jsonl"), v.root.path().join("train.jsonl")).unwrap();
+    write(&v.root.path().join("m"), &model());
+    symlink(v.outside.path().join("secret.jsonl"), v.root.path().join("m/x.jsonl")).unwrap();
+    for uri in ["pvc://data/out", "pvc://data/out/secret.jsonl", "pvc://data/train.jsonl", "pvc://data/m"] {
+        assert_eq!(v.get(uri).await.unwrap_err().reason(), "UnsafeName", "{uri}");
+    }
+    let artefact = v.artefact(&model());
+    assert_eq!(v.put(&artefact, "pvc://data/out/a").await.unwrap_err().reason(), "UnsafeName");
+    assert!(!v.outside.path().join("a").exists());
+}
+
+#[rstest]
+#[case("pvc://data/none", "NotFound")]
+#[case("pvc://other/m", "ClaimNotMounted")]
+#[case("pvc://data/bad", "PickleRefused")]
+#[case("pvc://data/disguised", "PickleRefused")]
+#[case("pvc://data/disguised/model.safetensors", "PickleRefused")]
+#[case("pvc://data/empty", "NothingToFetch")]
+#[tokio::test]
+async fn what_cannot_be_read_is_named(#[case] uri: &str, #[case] reason: &str) {
+    let v = volume();
+    let files = [
+        ("bad/pytorch_model.bin", &b"x"[..]),
+        ("disguised/model.safetensors", b"\x80\x02}q\0"),
+        ("empty/x.txt", b""),
+    ];
+    write(v.root.path(), &files.map(|(name, bytes)| (name.to_string(), bytes.to_vec())).into());
+    let error = v.get(uri).await.unwrap_err();
+    assert_eq!((error.reason(), error.is_transient()), (reason, false), "{error}");
+}
+
+#[tokio::test]
+async fn an_artefact_is_there_whole_with_the_digest_that_was_foretold() {
+    let v = volume();
+    let mut files = model();
+    files.insert("adapters/a/adapter_model.safetensors".into(), safetensors(10));
+    files.insert("report.json".into(), b"{}".to_vec());
+    let artefact = v.artefact(&files);
+    let foretold = digest_directory(&artefact, &CancellationToken::new()).unwrap();
+    assert_eq!(v.put(&artefact, "pvc://data/jobs/one").await.unwrap(), foretold);
+    let fetched = v.get("pvc://data/jobs/one").await.unwrap();
+    assert_eq!((fetched.digest, read(&fetched.dir)), (foretold, files));
+    // Again the same: nothing to do. Something else: refused, and the first stays.
+    assert_eq!(v.put(&artefact, "pvc://data/jobs/one").await.unwrap(), foretold);
+    std::fs::write(artefact.join("config.json"), "{}").unwrap();
+    assert_eq!(v.put(&artefact, "pvc://data/jobs/one").await.unwrap_err().reason(), "AlreadyExists");
+    assert_eq!(v.get("pvc://data/jobs/one").await.unwrap().digest, foretold);
+    let left: Vec<_> =
+        std::fs::read_dir(v.root.path().join("jobs")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["one"]);
+}
+
+#[tokio::test]
+async fn a_broken_write_leaves_no_final_name_and_the_next_one_succeeds() {
+    let v = volume();
+    let artefact = v.artefact(&model());
+    let location = Location::parse("pvc://data/a", None, None).unwrap();
+    let stop = CancellationToken::new();
+    let progress = |_: Update<'_>| stop.cancel();
+    let error = publish(&artefact, &location, &v.options, &progress, &stop).await.unwrap_err();
+    assert_eq!(error.reason(), "Cancelled");
+    assert!(!v.root.path().join("a").exists() && v.root.path().join(".a.partial").exists());
+    v.put(&artefact, "pvc://data/a").await.unwrap();
+    assert_eq!(read(&v.root.path().join("a")), model());
+    assert!(!v.root.path().join(".a.partial").exists());
+}
+
+#[tokio::test]
+async fn what_stands_at_the_place_is_not_overwritten() {
+    let v = volume();
+    let artefact = v.artefact(&model());
+    write(v.root.path(), &Files::from([("mine/x".into(), vec![1]), ("file".into(), vec![1])]));
+    for uri in ["pvc://data/mine", "pvc://data/file"] {
+        assert_eq!(v.put(&artefact, uri).await.unwrap_err().reason(), "AlreadyExists");
+    }
+    std::fs::create_dir(v.root.path().join("vacant")).unwrap();
+    v.put(&artefact, "pvc://data/vacant").await.unwrap();
+    assert_eq!(v.put(&artefact, "hf://o/n").await.unwrap_err().reason(), "ReadOnlyLocation");
+}
+
+#[tokio::test]
+async fn an_artefact_holds_no_pickle_and_no_link() {
+    let v = volume();
+    let artefact = v.artefact(&Files::from([("optimizer.pt".into(), vec![1])]));
+    assert_eq!(v.put(&artefact, "pvc://data/a").await.unwrap_err().reason(), "PickleRefused");
+    std::fs::remove_file(artefact.join("optimizer.pt")).unwrap();
+    symlink("/etc/passwd", artefact.join("config.json")).unwrap();
+    assert_eq!(v.put(&artefact, "pvc://data/a").await.unwrap_err().reason(), "UnsafeName");
+}
+
+#[tokio::test]
+async fn damage_after_writing_is_found_as_deeply_as_is_asked_for() {
+    let mut v = volume();
+    let artefact = v.artefact(&model());
+    let digest = v.put(&artefact, "pvc://data/a").await.unwrap();
+    let weights = v.root.path().join("a/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, &bytes).unwrap();
+    assert_eq!(v.get("pvc://data/a").await.unwrap_err().reason(), "DigestMismatch");
+    v.options.local_check = LocalCheck::Sizes;
+    assert_eq!(v.get("pvc://data/a").await.unwrap().digest, digest);
+    std::fs::write(&weights, &bytes[..bytes.len() - 1]).unwrap();
+    assert_eq!(v.get("pvc://data/a").await.unwrap_err().reason(), "Malformed");
+    std::fs::write(v.root.path().join("a").join(MANIFEST), "{").unwrap();
+    assert_eq!(v.get("pvc://data/a").await.unwrap_err().reason(), "Malformed");
+}

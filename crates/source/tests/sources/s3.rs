@@ -1,0 +1,213 @@
+//! `s3://` against an S3 server that checks signatures, on a folder, behind a proxy that can cut.
+use std::sync::{Arc, Mutex};
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use lathe_source::{
+    CancellationToken, Credentials, Digest, Fetched, Location, Options, SourceError, Update, fetch, headers,
+    publish,
+};
+use s3s::auth::SimpleAuth;
+use s3s::service::S3ServiceBuilder;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::model::{Files, complete, model, options, read, safetensors, write};
+
+struct Bucket {
+    /// Objects are files in `<root>/models`.
+    root: tempfile::TempDir,
+    local: tempfile::TempDir,
+    address: String,
+    options: Options,
+}
+
+async fn bucket() -> Bucket {
+    let (root, local) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::create_dir(root.path().join("models")).unwrap();
+    let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root.path()).unwrap());
+    service.set_auth(SimpleAuth::from_single("key", "hunter2"));
+    let service = service.build();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let service = service.clone();
+            tokio::spawn(async move {
+                Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await
+            });
+        }
+    });
+    let options = Options {
+        credentials: credentials(&format!("http://{address}")),
+        ..options(&local.path().join("cache"))
+    };
+    Bucket { root, local, address, options }
+}
+
+fn credentials(endpoint: &str) -> Credentials {
+    let given =
+        Credentials::default().with("AWS_ACCESS_KEY_ID", "key").with("AWS_SECRET_ACCESS_KEY", "hunter2");
+    given.with("AWS_REGION", "us-east-1").with("AWS_ENDPOINT_URL", endpoint)
+}
+
+impl Bucket {
+    async fn get(&self, uri: &str) -> Result<Fetched, SourceError> {
+        fetch(
+            &Location::parse(uri, None, None)?,
+            &self.options,
+            &|_: Update<'_>| {},
+            &CancellationToken::new(),
+        )
+        .await
+    }
+
+    async fn put(&self, uri: &str) -> Result<Digest, SourceError> {
+        let location = Location::parse(uri, None, None)?;
+        publish(&self.artefact(), &location, &self.options, &|_: Update<'_>| {}, &CancellationToken::new())
+            .await
+    }
+
+    fn artefact(&self) -> std::path::PathBuf {
+        self.local.path().join("artefact")
+    }
+
+    fn objects(&self, prefix: &str) -> Files {
+        read(&self.root.path().join("models").join(prefix))
+    }
+}
+
+/// 17 MiB of weights go in two parts.
+fn large() -> Files {
+    let mut files = model();
+    files.insert("model.safetensors".into(), safetensors(17 << 20));
+    files.insert("adapters/a/adapter_model.safetensors".into(), safetensors(10));
+    files
+}
+
+#[tokio::test]
+async fn an_artefact_goes_up_and_comes_back() {
+    let b = bucket().await;
+    write(&b.artefact(), &large());
+    let digest = b.put("s3://models/jobs/one").await.unwrap();
+    assert_eq!(b.objects("jobs/one"), large());
+    let fetched = b.get("s3://models/jobs/one").await.unwrap();
+    assert_eq!((fetched.digest, read(&fetched.dir)), (digest, large()));
+    let location = Location::parse("s3://models/jobs/one", None, None).unwrap();
+    let headers = headers(&location, &b.options, &CancellationToken::new()).await.unwrap();
+    assert_eq!((headers.parameters(), headers.digest), ((17 << 20) + 10, Some(digest)));
+    // Again the same: nothing is written. Something else: refused.
+    let manifest = b.root.path().join("models/jobs/one").join(lathe_source::MANIFEST);
+    let written = std::fs::metadata(&manifest).unwrap().modified().unwrap();
+    assert_eq!(b.put("s3://models/jobs/one").await.unwrap(), digest);
+    assert_eq!(std::fs::metadata(&manifest).unwrap().modified().unwrap(), written);
+    std::fs::write(b.artefact().join("config.json"), "{}").unwrap();
+    assert_eq!(b.put("s3://models/jobs/one").await.unwrap_err().reason(), "AlreadyExists");
+}
+
+#[tokio::test]
+async fn a_broken_upload_is_refused_by_readers_and_replaced_by_the_next() {
+    let b = bucket().await;
+    write(&b.artefact(), &model());
+    let location = Location::parse("s3://models/a", None, None).unwrap();
+    let stop = CancellationToken::new();
+    let progress = |_: Update<'_>| stop.cancel();
+    let error = publish(&b.artefact(), &location, &b.options, &progress, &stop).await.unwrap_err();
+    assert_eq!(error.reason(), "Cancelled");
+    assert_eq!(b.get("s3://models/a").await.unwrap_err().reason(), "IncompleteUpload");
+    write(&b.root.path().join("models/a"), &Files::from([("stale.json".into(), vec![1])]));
+    b.put("s3://models/a").await.unwrap();
+    assert_eq!(b.objects("a"), model());
+    b.get("s3://models/a").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_prefix_that_somebody_else_filled() {
+    let b = bucket().await;
+    write(&b.root.path().join("models/base"), &model());
+    write(
+        &b.root.path().join("models"),
+        &Files::from([("d/train.jsonl".into(), b"{}\n".to_vec()), ("p/pytorch_model.bin".into(), vec![1])]),
+    );
+    let fetched = b.get("s3://models/base").await.unwrap();
+    assert_eq!(read(&fetched.dir), model());
+    assert_eq!(b.get("s3://models/d/train.jsonl").await.unwrap().files.len(), 1);
+    assert_eq!(b.get("s3://models/d").await.unwrap().files.len(), 1);
+    assert_eq!(b.get("s3://models/p").await.unwrap_err().reason(), "PickleRefused");
+    write(&b.artefact(), &model());
+    assert_eq!(b.put("s3://models/base").await.unwrap_err().reason(), "AlreadyExists");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_named() {
+    let mut b = bucket().await;
+    for uri in ["s3://models/none", "s3://models/none.jsonl", "s3://nobucket/x"] {
+        let error = b.get(uri).await.unwrap_err();
+        assert_eq!(error.reason(), "NotFound", "{error}");
+    }
+    write(&b.root.path().join("models/base"), &model());
+    b.options.credentials = b.options.credentials.clone().with("AWS_SECRET_ACCESS_KEY", "wrong");
+    let error = b.get("s3://models/base").await.unwrap_err();
+    assert_eq!((error.reason(), error.is_transient()), ("Unauthorized", false), "{error}");
+    assert!(!error.to_string().contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_transient() {
+    let b = bucket().await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let options = Options { credentials: credentials(&format!("http://{closed}")), ..b.options };
+    let location = Location::parse("s3://models/base", None, None).unwrap();
+    let error = fetch(&location, &options, &|_: Update<'_>| {}, &CancellationToken::new()).await.unwrap_err();
+    assert_eq!((error.reason(), error.is_transient()), ("Unreachable", true), "{error}");
+}
+
+/// Passes bytes on to `to`; the first connection that carries more than `limit` bytes back is cut there. Keeps what
+/// clients said.
+async fn proxy(to: String, limit: usize) -> (String, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let (heard, cut) = (said.clone(), Arc::new(Mutex::new(false)));
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (server, heard, cut) = (TcpStream::connect(&to).await.unwrap(), heard.clone(), cut.clone());
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            let forth = tokio::spawn(async move {
+                let mut block = [0; 4096];
+                while let Ok(n @ 1..) = from_client.read(&mut block).await {
+                    heard.lock().unwrap().extend_from_slice(&block[..n]);
+                    to_server.write_all(&block[..n]).await.unwrap();
+                }
+            });
+            tokio::spawn(async move {
+                let (mut block, mut sent) = ([0; 4096], 0);
+                while let Ok(n @ 1..) = from_server.read(&mut block).await {
+                    sent += n;
+                    if sent > limit && !std::mem::replace(&mut *cut.lock().unwrap(), true) {
+                        forth.abort();
+                        return;
+                    }
+                    if to_client.write_all(&block[..n]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (endpoint, said)
+}
+
+#[tokio::test]
+async fn a_connection_cut_in_the_middle_is_resumed() {
+    let mut b = bucket().await;
+    write(&b.root.path().join("models/base"), &model());
+    let (endpoint, said) = proxy(b.address.clone(), 2 << 20).await;
+    b.options.credentials = credentials(&endpoint);
+    let fetched = b.get("s3://models/base").await.unwrap();
+    assert_eq!(read(&fetched.dir), model());
+    assert_eq!(complete(&b.options.cache), 1);
+    let said = String::from_utf8_lossy(&said.lock().unwrap()).to_ascii_lowercase();
+    assert!(said.contains("range: bytes="), "began anew");
+}
