@@ -13,11 +13,14 @@
 #![deny(missing_docs)]
 
 mod adapter;
+mod decoder;
 pub mod device;
 mod error;
 pub mod files;
 pub mod generate;
 mod model;
+mod pack;
+mod random;
 mod source;
 pub mod train;
 

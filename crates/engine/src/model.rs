@@ -1,19 +1,27 @@
 //! A model's weights on a device.
 
-use lathe_plan::{ModelShape, Precision};
+use std::collections::HashMap;
 
-use crate::device::cpu::Level;
-use crate::{Dtype, NamedTensor, Result, WeightSource};
+use lathe_plan::{Element, ModelShape, Precision, Target};
+
+use crate::decoder::{LayerWeights, Linear, Weights};
+use crate::device::cpu::{Cpu, Level};
+use crate::device::{Buf, Device};
+use crate::{Dtype, Error, NamedTensor, Result, WeightSource, pack};
 
 /// A model on a device, ready for a [`crate::Trainer`] or a [`crate::Generator`], which take it and give it back.
 pub struct Model {
-    shape: ModelShape,
-    precision: Precision,
+    pub(crate) device: Box<dyn Device>,
+    pub(crate) shape: ModelShape,
+    pub(crate) precision: Precision,
+    pub(crate) weights: Weights,
+    /// By Hugging Face's names.
+    pub(crate) tensors: HashMap<String, Buf>,
 }
 
 impl Model {
-    /// Loads every tensor of `shape` from `source`, holds the matrices in `precision`, and works with `threads`
-    /// threads (see [`Model::default_threads`]).
+    /// Loads every tensor of `shape` from `source` to the CPU, holds the matrices in `precision`, and works with
+    /// `threads` threads (see [`Model::default_threads`]).
     ///
     /// # Errors
     /// The shape is absurd, a tensor is missing or has another shape, the source cannot be read, no memory.
@@ -23,8 +31,34 @@ impl Model {
         source: &dyn WeightSource,
         threads: usize,
     ) -> Result<Model> {
-        let _ = (shape, precision, source, threads);
-        todo!()
+        Model::load_on(Box::new(Cpu::new(threads, Level::detect())), shape, precision, source)
+    }
+
+    /// Loads to a given device.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_on(
+        mut device: Box<dyn Device>,
+        shape: &ModelShape,
+        precision: Precision,
+        source: &dyn WeightSource,
+    ) -> Result<Model> {
+        shape.validate()?;
+        let mut tensors = HashMap::new();
+        for tensor in shape.tensors() {
+            let view = source.tensor(&tensor.name)?;
+            view.check(&tensor.name, &tensor.shape)?;
+            let element = if tensor.is_matrix() { precision.element() } else { Element::F32 };
+            let buf = device.alloc(&tensor.name, element, tensor.stored_len()?)?;
+            match tensor.shape[..] {
+                [rows, columns] => pack::write_matrix(&mut *device, buf, &view, [rows, columns]),
+                _ => pack::write_f32(&mut *device, buf, &view.to_f32(&tensor.name, &tensor.shape)?),
+            }
+            tensors.insert(tensor.name, buf);
+        }
+        let weights = find_weights(shape, &tensors)?;
+        Ok(Model { device, shape: shape.clone(), precision, weights, tensors })
     }
 
     /// Threads that this process may use, from its CPU affinity and its cgroup's quota.
@@ -44,7 +78,12 @@ impl Model {
 
     /// Which instructions the kernels use.
     pub fn level(&self) -> Level {
-        todo!()
+        self.device.level()
+    }
+
+    /// Threads that work.
+    pub fn threads(&self) -> usize {
+        self.device.threads()
     }
 
     /// Names and shapes of all tensors, in the order of the forward pass.
@@ -52,12 +91,42 @@ impl Model {
         self.shape.tensors().into_iter().map(|t| (t.name, t.shape)).collect()
     }
 
-    /// One tensor by its name, to be written to a file as `dtype` (F32 or BF16).
+    /// One tensor by its name, to be written to a file as `dtype`.
     ///
     /// # Errors
-    /// [`crate::Error::MissingTensor`].
+    /// [`Error::MissingTensor`].
     pub fn tensor(&mut self, name: &str, dtype: Dtype) -> Result<NamedTensor> {
-        let _ = (name, dtype);
-        todo!()
+        let missing = || Error::MissingTensor { name: name.to_owned() };
+        let tensor = self.shape.tensors().into_iter().find(|t| t.name == name).ok_or_else(missing)?;
+        let buf = *self.tensors.get(name).ok_or_else(missing)?;
+        let values = match tensor.shape[..] {
+            [rows, columns] => pack::read_matrix(&mut *self.device, buf, [rows, columns]),
+            _ => pack::read_f32(&mut *self.device, buf),
+        };
+        Ok(NamedTensor::of(name, dtype, &tensor.shape, &values))
     }
+}
+
+fn find_weights(shape: &ModelShape, tensors: &HashMap<String, Buf>) -> Result<Weights> {
+    let get = |name: String| tensors.get(&name).copied().ok_or(Error::MissingTensor { name });
+    let layer = |layer: usize| {
+        let linear = |target: Target| {
+            let (outputs, inputs) = shape.linear(target);
+            let module = target.module(layer);
+            let bias = tensors.get(&format!("{module}.bias")).copied();
+            Ok(Linear { w: get(format!("{module}.weight"))?, bias, outputs, inputs })
+        };
+        Ok(LayerWeights {
+            attention_norm: get(format!("model.layers.{layer}.input_layernorm.weight"))?,
+            mlp_norm: get(format!("model.layers.{layer}.post_attention_layernorm.weight"))?,
+            linears: Target::ALL.into_iter().map(linear).collect::<Result<_>>()?,
+        })
+    };
+    let embedding = get("model.embed_tokens.weight".to_owned())?;
+    Ok(Weights {
+        embedding,
+        layers: (0..shape.layers).map(layer).collect::<Result<_>>()?,
+        norm: get("model.norm.weight".to_owned())?,
+        head: if shape.tie_embeddings { embedding } else { get("lm_head.weight".to_owned())? },
+    })
 }

@@ -19,7 +19,7 @@ pub use serving::{AdapterBudget, BLOCK, ServePlan, ServeRequest, plan_serving};
 pub use shape::{ModelShape, RopeScaling};
 pub use tensors::{PANEL, Tensor, TensorKind, packed_len};
 pub use training::{
-    LoraSpec, Precision, Target, TrainMethod, TrainPlan, TrainRequest, loss_chunk, plan_training,
+    LoraSpec, NORM_CHUNK, Precision, Target, TrainMethod, TrainPlan, TrainRequest, loss_chunk, plan_training,
 };
 
 /// Why a plan cannot be made.

@@ -197,6 +197,9 @@ pub struct TrainPlan {
     pub totals: Totals,
 }
 
+/// Elements per partial sum of the gradient's norm, so that the sum's order does not depend on threads.
+pub const NORM_CHUNK: usize = 1 << 14;
+
 /// Beyond this a larger micro-batch makes products no faster.
 const ENOUGH_TOKENS: usize = 2048;
 
@@ -351,6 +354,12 @@ fn optimizer_buffers(list: &mut List, shape: &ModelShape, request: &TrainRequest
         TrainMethod::Full => {}
     }
     list.add("gradients", Gradients, F32, &[trained])?;
+    if shape.tie_embeddings && request.method == TrainMethod::Full {
+        // A tied table has a sum over lookups and one over logits. Apart, each runs in the order of rows, so that
+        // micro-batches add up to the bits of one large batch.
+        list.add("gradients.lookup", Gradients, F32, &[packed_len(shape.vocab, shape.hidden)?])?;
+    }
+    list.add("step.partials", Workspace, F64, &[trained.div_ceil(NORM_CHUNK)])?;
     list.add("moment1", Optimizer, F32, &[trained])?;
     list.add("moment2", Optimizer, F32, &[trained])
 }

@@ -1,8 +1,21 @@
 //! Generation: many sequences at a time, each with its own adapter and sampling.
 
-use lathe_plan::ServePlan;
+mod adapters;
+mod batch;
+mod cache;
+mod sampling;
+mod schedule;
 
-use crate::{Adapter, Model, Result};
+use std::collections::BTreeMap;
+
+use lathe_plan::{BLOCK, ServePlan};
+
+use crate::decoder::{Block, Kept, LayerCache, LayerLora, Planned, Work, last_logits, write_rope};
+use crate::device::{Buf, DataMut, Op};
+use crate::{Adapter, Error, Model, Result};
+use batch::{Device as BatchBuffers, Host};
+use cache::{Blocks, Slots};
+pub use schedule::{Chunk, SequenceState, State, StepPlan, schedule};
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -54,10 +67,50 @@ pub struct Capacity {
     pub free_adapter_slots: usize,
 }
 
+/// A sequence in flight.
+#[derive(Debug)]
+struct Sequence {
+    id: u64,
+    /// Prompt and answer so far.
+    tokens: Vec<u32>,
+    prompt: usize,
+    /// Tokens in the cache.
+    computed: usize,
+    blocks: Vec<u32>,
+    /// The slot of its adapter.
+    adapter: Option<usize>,
+    sampling: Sampling,
+    max_new_tokens: usize,
+}
+
 /// Continues sequences with a model: owns it, the cache and the resident adapters. Not shared: one thread owns a
 /// generator and is spoken to by commands.
 pub struct Generator {
     model: Model,
+    plan: ServePlan,
+    planned: Planned,
+    work: Work,
+    /// The residual stream.
+    x: Buf,
+    kept: Kept,
+    cache: Vec<LayerCache>,
+    lora: Vec<LayerLora>,
+    head: Head,
+    batch: BatchBuffers,
+    host: Host,
+    blocks: Blocks,
+    slots: Slots,
+    /// By arrival.
+    sequences: BTreeMap<u64, Sequence>,
+    arrivals: u64,
+    /// Logits on the host, used again and again.
+    logits: Vec<f32>,
+}
+
+struct Head {
+    inv: Buf,
+    rows: Buf,
+    logits: Buf,
 }
 
 impl Generator {
@@ -65,16 +118,55 @@ impl Generator {
     ///
     /// # Errors
     /// The plan is another model's, no memory.
-    pub fn new(model: Model, plan: &ServePlan) -> Result<Generator> {
-        let _ = plan;
-        Ok(Generator { model })
+    pub fn new(mut model: Model, plan: &ServePlan) -> Result<Generator> {
+        for (what, same) in [
+            ("shape", plan.shape == model.shape),
+            ("precision", plan.weights == model.precision),
+            ("number of threads", plan.threads == model.device.threads()),
+        ] {
+            if !same {
+                return Err(Error::OtherPlan { what });
+            }
+        }
+        let (dev, shape) = (&mut *model.device, &model.shape);
+        let planned = Planned::alloc(dev, shape, &plan.buffers)?;
+        let rope = planned.get("rope")?;
+        write_rope(dev, shape, rope);
+        let mut kept = Kept::of(&planned, 0)?;
+        kept.mid = adapters::mids(&plan.adapters, planned.find("lora.mid"));
+        let cache = (0..shape.layers).map(|layer| {
+            let part = |part: &str| planned.get(&format!("cache.{layer}.{part}"));
+            Ok(LayerCache { k: part("k")?, v: part("v")? })
+        });
+        Ok(Generator {
+            cache: cache.collect::<Result<_>>()?,
+            lora: adapters::empty(shape, &plan.adapters, &planned),
+            work: Work { n: planned.get("n")?, act: planned.get("act")?, rope, dropout: None },
+            x: planned.get("x")?,
+            kept,
+            head: Head {
+                inv: planned.get("head.inv")?,
+                rows: planned.get("head.rows")?,
+                logits: planned.get("head.logits")?,
+            },
+            batch: BatchBuffers::of(&planned)?,
+            host: Host::default(),
+            blocks: Blocks::new(plan.cache_blocks),
+            slots: Slots::new(plan.adapters.slots),
+            sequences: BTreeMap::new(),
+            arrivals: 0,
+            logits: Vec::new(),
+            plan: plan.clone(),
+            planned,
+            model,
+        })
     }
 
     /// Queues a sequence. It produces at most `max_new_tokens` tokens, fewer when the context ends.
     ///
     /// # Errors
-    /// [`crate::Error::Sequence`]: the id is in use, the prompt is empty, leaves no room in the context, or has a
-    /// token outside the vocabulary, a sampling value is outside its range; [`crate::Error::Adapter`]: no such
+    /// [`Error::Sequence`]: the id is in use, the prompt is empty, leaves no room in the context, or has a
+    /// token outside the vocabulary, a sampling value is outside its range; [`Error::Adapter`]: no such
     /// adapter.
     pub fn add_sequence(
         &mut self,
@@ -84,8 +176,52 @@ impl Generator {
         sampling: Sampling,
         max_new_tokens: usize,
     ) -> Result<()> {
-        let _ = (id, prompt, adapter, sampling, max_new_tokens);
-        todo!()
+        self.check(id, prompt, &sampling, max_new_tokens)?;
+        let adapter = match adapter {
+            None => None,
+            Some(adapter) => {
+                let gone = || Error::Adapter { what: format!("no adapter {} is resident", adapter.0) };
+                Some(self.slots.lease(adapter).ok_or_else(gone)?)
+            }
+        };
+        let sequence = Sequence {
+            id,
+            tokens: prompt.to_vec(),
+            prompt: prompt.len(),
+            computed: 0,
+            blocks: Vec::new(),
+            adapter,
+            sampling,
+            max_new_tokens,
+        };
+        self.sequences.insert(self.arrivals, sequence);
+        self.arrivals += 1;
+        Ok(())
+    }
+
+    fn check(&self, id: u64, prompt: &[u32], sampling: &Sampling, max_new_tokens: usize) -> Result<()> {
+        let refuse = |what: String| Err(Error::Sequence { what });
+        let (context, vocab) = (self.plan.context, self.model.shape.vocab);
+        if self.find(id).is_some() {
+            return refuse(format!("id {id} is in use"));
+        }
+        if prompt.is_empty() || prompt.len() >= context {
+            let most = context - 1;
+            return refuse(format!("a prompt must have 1 to {most} tokens (found {})", prompt.len()));
+        }
+        if let Some(token) = prompt.iter().find(|&&t| t as usize >= vocab) {
+            return refuse(format!("token {token} is outside the vocabulary of {vocab}"));
+        }
+        if max_new_tokens == 0 {
+            return refuse("max_new_tokens must be at least 1 (found 0)".to_owned());
+        }
+        if !sampling.temperature.is_finite() || sampling.temperature < 0.0 {
+            return refuse(format!("temperature must be at least 0 (found {})", sampling.temperature));
+        }
+        if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
+            return refuse(format!("top_p must be above 0 and at most 1 (found {})", sampling.top_p));
+        }
+        Ok(())
     }
 
     /// One batched forward pass over what the scheduler chose: chunks of prompts and one token of each running
@@ -95,46 +231,159 @@ impl Generator {
     /// # Errors
     /// Reading back from the device failed.
     pub fn step(&mut self) -> Result<Vec<Emitted>> {
-        todo!()
+        let plan = schedule(&self.state());
+        for id in &plan.preempt {
+            if let Some(sequence) = self.find(*id).and_then(|at| self.sequences.get_mut(&at)) {
+                self.blocks.give_back(&mut sequence.blocks);
+                sequence.computed = 0;
+            }
+        }
+        let mut run: Vec<(u64, usize)> = Vec::with_capacity(plan.run.len());
+        for Chunk { id, rows, new_blocks } in plan.run {
+            if let Some((&at, sequence)) = self.sequences.iter_mut().find(|(_, s)| s.id == id) {
+                self.blocks.take(new_blocks, &mut sequence.blocks);
+                run.push((at, rows));
+            }
+        }
+        if run.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Rows of one adapter side by side, so that each adapter's product runs once.
+        run.sort_by_key(|&(at, _)| (self.sequences[&at].adapter, at));
+        self.host.fill(run.iter().map(|&(at, rows)| (&self.sequences[&at], rows)), self.plan.context);
+        self.forward();
+        self.emit(&run)
+    }
+
+    fn forward(&mut self) {
+        let Model { device, shape, weights, .. } = &mut self.model;
+        let batch = self.host.write(&mut **device, &self.batch);
+        let (table, width) = (weights.embedding, shape.hidden);
+        let (rows, tokens, out) = (batch.rows, batch.tokens, self.x.first(batch.rows * width));
+        device.enqueue(Op::Embed { table, tokens, out, rows, vocab: shape.vocab, width });
+        for layer in 0..shape.layers {
+            let (weights, lora, cache) = (&weights.layers[layer], &self.lora[layer], self.cache[layer]);
+            let block = Block { shape, layer, weights, lora, batch: &batch, work: &self.work };
+            block.forward(&mut **device, self.x, self.x, &self.kept, Some(cache));
+        }
+        let Head { inv, rows, logits } = self.head;
+        let (chosen, count) = (self.batch.rows, self.host.chosen());
+        if count > 0 {
+            let (x, n) = (self.x, self.work.n);
+            last_logits(&mut **device, shape, weights, x, chosen, count, rows, inv, n, logits);
+        }
+    }
+
+    /// Reads logits back, chooses tokens, and ends sequences that are done.
+    fn emit(&mut self, run: &[(u64, usize)]) -> Result<Vec<Emitted>> {
+        let vocab = self.model.shape.vocab;
+        let count = self.host.chosen();
+        self.logits.resize(count * vocab, 0.0);
+        if count > 0 {
+            self.model.device.read(self.head.logits.first(count * vocab), DataMut::F32(&mut self.logits));
+        }
+        let mut logits = self.logits.chunks_exact(vocab);
+        let mut emitted = Vec::with_capacity(count);
+        let mut done = Vec::new();
+        for &(at, rows) in run {
+            let Some(sequence) = self.sequences.get_mut(&at) else { continue };
+            sequence.computed += rows;
+            if sequence.computed < sequence.tokens.len() {
+                continue;
+            }
+            let Some(logits) = logits.next() else { continue };
+            let (token, log_prob) = sampling::sample(logits, &sequence.sampling, sequence.tokens.len() as u64);
+            sequence.tokens.push(token);
+            let finished = sequence.tokens.len() - sequence.prompt >= sequence.max_new_tokens
+                || sequence.tokens.len() >= self.plan.context;
+            emitted.push(Emitted { sequence: sequence.id, token, log_prob, finished });
+            if finished {
+                done.push(sequence.id);
+            }
+        }
+        done.into_iter().for_each(|id| self.remove(id));
+        emitted.sort_by_key(|e| e.sequence);
+        Ok(emitted)
     }
 
     /// Whether no sequence is queued or running.
     pub fn idle(&self) -> bool {
-        todo!()
+        self.sequences.is_empty()
     }
 
     /// Ends a sequence and frees its blocks; nothing happens when it is gone already.
     pub fn remove(&mut self, id: u64) {
-        let _ = id;
-        todo!()
+        let Some(mut sequence) = self.find(id).and_then(|at| self.sequences.remove(&at)) else { return };
+        self.blocks.give_back(&mut sequence.blocks);
+        if let Some(slot) = sequence.adapter {
+            self.slots.release(slot);
+        }
     }
 
     /// Makes an adapter resident.
     ///
     /// # Errors
-    /// [`crate::Error::Adapter`]: no free slot, or larger than the plan's budget, or of another base.
+    /// [`Error::Adapter`]: no free slot, or larger than the plan's budget, or of another base.
     pub fn add_adapter(&mut self, adapter: &Adapter) -> Result<AdapterId> {
-        let _ = adapter;
-        todo!()
+        adapters::check(adapter, &self.model.shape, &self.plan.adapters)?;
+        let full = || Error::Adapter {
+            what: format!("all {} slots for adapters are in use; remove one first", self.plan.adapters.slots),
+        };
+        let (id, slot) = self.slots.add().ok_or_else(full)?;
+        adapters::write(&mut *self.model.device, &self.planned, slot, adapter, &mut self.lora)?;
+        Ok(id)
     }
 
     /// Takes an adapter away: new sequences cannot name it, sequences in flight keep it to their end, then its
     /// slot is free.
     ///
     /// # Errors
-    /// [`crate::Error::Adapter`]: no such adapter.
+    /// [`Error::Adapter`]: no such adapter.
     pub fn remove_adapter(&mut self, id: AdapterId) -> Result<()> {
-        let _ = id;
-        todo!()
+        if self.slots.remove(id) {
+            return Ok(());
+        }
+        Err(Error::Adapter { what: format!("no adapter {} is resident", id.0) })
     }
 
     /// What is free and what is in use.
     pub fn capacity(&self) -> Capacity {
-        todo!()
+        let running = self.sequences.values().filter(|s| !s.blocks.is_empty()).count();
+        Capacity {
+            total_blocks: self.blocks.total(),
+            free_blocks: self.blocks.free(),
+            block_tokens: BLOCK,
+            running,
+            waiting: self.sequences.len() - running,
+            max_sequences: self.plan.max_sequences,
+            free_adapter_slots: self.slots.free(),
+        }
     }
 
     /// The model; everything else is freed.
-    pub fn into_model(self) -> Model {
+    pub fn into_model(mut self) -> Model {
+        self.planned.free(&mut *self.model.device);
         self.model
+    }
+
+    fn find(&self, id: u64) -> Option<u64> {
+        self.sequences.iter().find(|(_, s)| s.id == id).map(|(&at, _)| at)
+    }
+
+    fn state(&self) -> State {
+        let seen = |s: &Sequence| SequenceState {
+            id: s.id,
+            total: s.tokens.len(),
+            computed: s.computed,
+            blocks: s.blocks.len(),
+        };
+        let (running, waiting): (Vec<&Sequence>, Vec<_>) = self.sequences.values().partition(|s| !s.blocks.is_empty());
+        State {
+            running: running.into_iter().map(seen).collect(),
+            waiting: waiting.into_iter().map(seen).collect(),
+            free_blocks: self.blocks.free(),
+            max_sequences: self.plan.max_sequences,
+            max_batch_tokens: self.plan.max_batch_tokens,
+        }
     }
 }

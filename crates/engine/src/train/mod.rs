@@ -1,10 +1,20 @@
-//! Training.
+//! Training: rows in, an optimizer step out.
+
+mod batch;
+mod optimizer;
+mod state;
 
 use std::io::{Read, Write};
 
-use lathe_plan::TrainPlan;
+use lathe_plan::{LoraSpec, TrainMethod, TrainPlan};
 
-use crate::{Adapter, Model, Result};
+use crate::decoder::{
+    Batch, Block, Dropout, Gradients, Kept, LayerLora, LossHead, Planned, Work, embedding_gradient, write_rope,
+};
+use crate::device::{Buf, Data, DataMut, Op};
+use crate::{Adapter, Error, Model, Result, pack};
+use batch::{Device as BatchBuffers, Host};
+use optimizer::Parameters;
 
 /// One training row.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,14 +26,14 @@ pub struct Row {
     pub weights: Vec<f32>,
 }
 
-/// How the learning rate moves after the warm-up (which rises linearly from 0).
+/// How the learning rate moves after the warm-up (whose step `i` of `n`, from 1, has `i / n` of the peak).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schedule {
     /// Stays.
     Constant,
-    /// Falls linearly to 0 at the last step.
+    /// Falls linearly towards 0 after the last step.
     Linear,
-    /// Falls by half a cosine to 0 at the last step.
+    /// Falls by half a cosine towards 0 after the last step.
     Cosine,
 }
 
@@ -70,6 +80,22 @@ pub struct StepStats {
 /// Trains a model: owns it and the optimizer's state.
 pub struct Trainer {
     model: Model,
+    plan: TrainPlan,
+    hyper: Hyper,
+    planned: Planned,
+    parameters: Parameters,
+    /// Per block; empty slots in full training.
+    lora: Vec<LayerLora>,
+    /// One per block, or one for all where activations are computed again.
+    kept: Vec<Kept>,
+    /// `[layers + 1]`: the residual stream before each block and after the last.
+    x: Vec<Buf>,
+    work: Work,
+    d: Gradients,
+    head: LossHead,
+    batch: BatchBuffers,
+    host: Host,
+    steps: u64,
 }
 
 impl Trainer {
@@ -77,53 +103,141 @@ impl Trainer {
     ///
     /// # Errors
     /// The plan is another model's, no memory.
-    pub fn new(model: Model, plan: &TrainPlan, hyper: Hyper) -> Result<Trainer> {
-        let _ = (plan, hyper);
-        Ok(Trainer { model })
+    pub fn new(mut model: Model, plan: &TrainPlan, hyper: Hyper) -> Result<Trainer> {
+        for (what, same) in [
+            ("shape", plan.shape == model.shape),
+            ("precision", plan.weights == model.precision),
+            ("number of threads", plan.threads == model.device.threads()),
+        ] {
+            if !same {
+                return Err(Error::OtherPlan { what });
+            }
+        }
+        let (dev, shape) = (&mut *model.device, &model.shape);
+        let planned = Planned::alloc(dev, shape, &plan.buffers)?;
+        let rope = planned.get("rope")?;
+        write_rope(dev, shape, rope);
+        let slots = if plan.recompute { 1 } else { shape.layers };
+        let dropout = match &plan.method {
+            TrainMethod::Lora(lora) if lora.dropout > 0.0 => {
+                Some(Dropout { rate: lora.dropout, dropped: planned.get("lora.dropped")? })
+            }
+            _ => None,
+        };
+        let parameters = Parameters::new(&model, plan, &planned)?;
+        let mut trainer = Trainer {
+            lora: parameters.lora(&model.shape, &plan.method),
+            kept: (0..slots).map(|slot| Kept::of(&planned, slot)).collect::<Result<_>>()?,
+            x: (0..=model.shape.layers).map(|l| planned.get(&format!("x.{l}"))).collect::<Result<_>>()?,
+            work: Work { n: planned.get("n")?, act: planned.get("act")?, rope, dropout },
+            d: Gradients::of(&planned)?,
+            head: LossHead::of(&planned, &model.shape)?,
+            batch: BatchBuffers::of(&planned)?,
+            host: Host::default(),
+            steps: 0,
+            plan: plan.clone(),
+            hyper,
+            parameters,
+            planned,
+            model,
+        };
+        match &plan.method {
+            TrainMethod::Lora(lora) => {
+                let fresh = Adapter::init(&trainer.model.shape, lora, trainer.hyper.seed)?;
+                trainer.set_adapter(&fresh)?;
+            }
+            TrainMethod::Full => trainer.parameters.fill_masters(&mut trainer.model),
+        }
+        Ok(trainer)
     }
 
     /// One optimizer step over all rows, in micro-batches; the loss is the mean over all weighted tokens, so
     /// how rows fall into micro-batches changes nothing, not even a bit.
     ///
     /// # Errors
-    /// [`crate::Error::Row`], or [`crate::Error::NotFinite`] (the weights are then unchanged).
+    /// [`Error::Row`], or [`Error::NotFinite`] (the weights are then unchanged).
     pub fn step(&mut self, rows: &[Row]) -> Result<StepStats> {
-        let _ = rows;
-        todo!()
+        self.check(rows)?;
+        let total: f64 = rows.iter().flat_map(|row| &row.weights[1..]).map(|&w| f64::from(w)).sum();
+        if total <= 0.0 {
+            let what = "no token of the step has a weight above 0, so there is nothing to learn".to_owned();
+            return Err(Error::Row { row: 0, what });
+        }
+        let learning_rate = self.hyper.learning_rate_at(self.steps);
+        let mut planned_loss = [0.0f64];
+        let mut squared = [0.0f64];
+        self.parameters.begin_step(&mut *self.model.device, &self.hyper, self.steps, learning_rate);
+        self.model.device.enqueue(Op::Zero { x: self.head.loss });
+        let mut first = 0;
+        for micro in batch::micro_batches(rows, self.plan.micro_batch_tokens) {
+            let seed = |row: usize| self.hyper.row_seed(self.steps, first + row);
+            let batch = self.host.fill(micro, total, seed).write(&mut *self.model.device, &self.batch, &self.head);
+            first += micro.len();
+            self.forward(&batch, self.work);
+            self.backward(&batch);
+        }
+        self.parameters.end_step(&mut *self.model.device, &self.hyper, self.head.loss);
+        self.model.device.read(self.head.loss, DataMut::F64(&mut planned_loss));
+        self.model.device.read(self.parameters.norm, DataMut::F64(&mut squared));
+        let (loss, grad_norm) = (planned_loss[0], squared[0].sqrt());
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(Error::NotFinite { step: self.steps + 1, loss, grad_norm });
+        }
+        self.steps += 1;
+        let tokens = rows.iter().map(|row| row.tokens.len() as u64).sum();
+        Ok(StepStats { step: self.steps, loss, tokens, grad_norm, learning_rate })
     }
 
     /// Per row and token the log-probability of the token after the tokens before it, without dropout; 0 where
     /// the row's weight is 0 and for the first token.
     ///
     /// # Errors
-    /// [`crate::Error::Row`].
+    /// [`Error::Row`].
     pub fn log_probs(&mut self, rows: &[Row]) -> Result<Vec<Vec<f32>>> {
-        let _ = rows;
-        todo!()
+        self.check(rows)?;
+        let mut all = Vec::with_capacity(rows.len());
+        let mut read = Vec::new();
+        for micro in batch::micro_batches(rows, self.plan.micro_batch_tokens) {
+            let batch = self.host.fill(micro, 1.0, |_| 0).write(&mut *self.model.device, &self.batch, &self.head);
+            self.forward(&batch, Work { dropout: None, ..self.work });
+            let count = self.host.chosen();
+            let last = (self.x[self.model.shape.layers], self.work.n, batch.rows);
+            let (dev, shape) = (&mut *self.model.device, &self.model.shape);
+            self.head.log_probs(dev, shape, &self.model.weights, last, count);
+            read.resize(count, 0.0);
+            dev.read(self.head.log_probs.first(count), DataMut::F32(&mut read));
+            let mut next = read.iter();
+            for row in micro {
+                let of = |(i, &w): (usize, &f32)| if i == 0 || w == 0.0 { 0.0 } else { *next.next().unwrap_or(&0.0) };
+                all.push(row.weights.iter().enumerate().map(of).collect());
+            }
+        }
+        Ok(all)
     }
 
     /// Steps done so far.
     pub fn steps_done(&self) -> u64 {
-        todo!()
+        self.steps
     }
 
     /// Writes what a resumed run needs to go on bit for bit: trained weights, moments, step, seeds, and an
     /// identity of model, method and kernel level. The frozen base is not in it.
     ///
     /// # Errors
-    /// [`crate::Error::Io`].
+    /// [`Error::Io`].
     pub fn save_state(&mut self, to: &mut dyn Write) -> Result<()> {
-        let _ = to;
-        todo!()
+        let identity = self.identity();
+        state::save(&mut *self.model.device, &identity, self.steps, &self.parameters, to)
     }
 
     /// Takes up a state written by [`Trainer::save_state`].
     ///
     /// # Errors
-    /// [`crate::Error::State`] for a damaged state or one of another run; the trainer is then unchanged.
+    /// [`Error::State`] for a damaged state or one of another run; the trainer is then unchanged.
     pub fn load_state(&mut self, from: &mut dyn Read) -> Result<()> {
-        let _ = from;
-        todo!()
+        let identity = self.identity();
+        self.steps = state::load(&mut *self.model.device, &identity, &self.parameters, from)?;
+        Ok(())
     }
 
     /// The adapter as trained so far; `None` when every weight is trained.
@@ -131,12 +245,100 @@ impl Trainer {
     /// # Errors
     /// Reading back from the device failed.
     pub fn adapter(&mut self) -> Result<Option<Adapter>> {
-        todo!()
+        let TrainMethod::Lora(lora) = &self.plan.method else { return Ok(None) };
+        let (dev, shape) = (&mut *self.model.device, &self.model.shape);
+        let pairs = self.parameters.pairs(shape, lora).map(|(a, a_shape, b, b_shape)| {
+            (pack::read_matrix(dev, a, a_shape), pack::read_matrix(dev, b, b_shape))
+        });
+        Ok(Some(Adapter::of(shape, lora, pairs.collect())))
+    }
+
+    /// Begins from an adapter instead of a new one.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] where rank, targets or base are not the plan's.
+    pub fn set_adapter(&mut self, adapter: &Adapter) -> Result<()> {
+        let refuse = |what: &str| Err(Error::Adapter { what: what.to_owned() });
+        let TrainMethod::Lora(lora) = &self.plan.method else {
+            return refuse("full training has no adapter");
+        };
+        let LoraSpec { rank, targets, .. } = adapter.spec();
+        if *rank != lora.rank || *targets != lora.targets {
+            return refuse("its rank or targets are not the plan's");
+        }
+        adapter.check_base(&self.model.shape)?;
+        let places: Vec<_> = self.parameters.pairs(&self.model.shape, lora).collect();
+        for ((a_buf, a_shape, b_buf, b_shape), (_, _, a, b)) in places.into_iter().zip(adapter.pairs()) {
+            self.model.device.write(a_buf, Data::F32(&pack::panels(a, a_shape)?));
+            self.model.device.write(b_buf, Data::F32(&pack::panels(b, b_shape)?));
+        }
+        Ok(())
     }
 
     /// The model, with trained weights after full training (read them by [`Model::tensor`]), and untouched
     /// after LoRA. Frees everything else.
-    pub fn into_model(self) -> Model {
+    pub fn into_model(mut self) -> Model {
+        self.planned.free(&mut *self.model.device);
         self.model
+    }
+
+    fn forward(&mut self, batch: &Batch, work: Work) {
+        let Model { device, shape, weights, .. } = &mut self.model;
+        let (rows, tokens) = (batch.rows, batch.tokens);
+        let (table, out, width) = (weights.embedding, self.x[0].first(rows * shape.hidden), shape.hidden);
+        device.enqueue(Op::Embed { table, tokens, out, rows, vocab: shape.vocab, width });
+        for layer in 0..shape.layers {
+            let (weights, lora) = (&weights.layers[layer], &self.lora[layer]);
+            let block = Block { shape, layer, weights, lora, batch, work: &work };
+            let kept = &self.kept[layer % self.kept.len()];
+            block.forward(&mut **device, self.x[layer], self.x[layer + 1], kept, None);
+        }
+    }
+
+    fn backward(&mut self, batch: &Batch) {
+        let Model { device, shape, weights, .. } = &mut self.model;
+        let (gradients, count) = (&self.parameters.gradients, self.host.chosen());
+        let last = (self.x[shape.layers], self.work.n, batch.rows);
+        let (dhead, dnorm) = (gradients.head, gradients.norm);
+        self.head.backward(&mut **device, shape, weights, last, count, &self.d, dhead, dnorm);
+        for layer in (0..shape.layers).rev() {
+            let (weights, lora) = (&weights.layers[layer], &self.lora[layer]);
+            let block = Block { shape, layer, weights, lora, batch, work: &self.work };
+            let kept = &self.kept[layer % self.kept.len()];
+            if self.plan.recompute {
+                block.forward(&mut **device, self.x[layer], self.x[layer + 1], kept, None);
+            }
+            block.backward(&mut **device, self.x[layer], kept, &self.d, &gradients.layers[layer]);
+        }
+        if let Some(to) = gradients.lookup {
+            embedding_gradient(&mut **device, shape, batch, &self.d, to);
+        }
+    }
+
+    fn check(&self, rows: &[Row]) -> Result<()> {
+        let (vocab, longest) = (self.model.shape.vocab, self.plan.max_row_tokens);
+        for (row, Row { tokens, weights }) in rows.iter().enumerate() {
+            let len = tokens.len();
+            let refuse = |what: String| Err(Error::Row { row, what });
+            if len < 2 || len > longest {
+                return refuse(format!("a row must have 2 to {longest} tokens (found {len})"));
+            }
+            if weights.len() != len {
+                return refuse(format!("`weights` must be as long as `tokens` ({len}; found {})", weights.len()));
+            }
+            if let Some(token) = tokens.iter().find(|&&t| t as usize >= vocab) {
+                return refuse(format!("token {token} is outside the vocabulary of {vocab}"));
+            }
+            if let Some(weight) = weights.iter().find(|w| !w.is_finite() || **w < 0.0) {
+                return refuse(format!("a weight must be a finite number of at least 0 (found {weight})"));
+            }
+        }
+        Ok(())
+    }
+
+    fn identity(&self) -> String {
+        let TrainPlan { shape, method, weights, .. } = &self.plan;
+        let level = self.model.device.level().name();
+        format!("{shape:?} {method:?} {weights:?} {level} seed {}", self.hyper.seed)
     }
 }

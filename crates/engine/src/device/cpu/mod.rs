@@ -1,4 +1,31 @@
-//! The CPU.
+//! The CPU: buffers in memory, operations done at once by a few threads.
+//!
+//! **Invariant.** Threads split rows, columns or heads, never a sum; every sum runs in an order that depends on
+//! its length and the kernel level only. So results do not depend on threads, on what else is in a batch, or on
+//! how a step is cut.
+#![allow(unsafe_code)] // Owns raw memory that threads share; kernels get it as `Cells`.
+
+mod attention;
+mod cells;
+mod embed;
+mod exec;
+mod gemm;
+mod loss;
+mod norm;
+mod optimizer;
+mod pointwise;
+mod pool;
+mod simd;
+mod tile;
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::RefCell;
+
+use super::{Buf, Data, DataMut, Device, Element, Op};
+use crate::{Error, Result};
+use cells::Cells;
+use gemm::Panels;
+use pool::Pool;
 
 /// Which instructions the kernels use. A level is part of a result's identity: bits are equal within a level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -7,4 +34,204 @@ pub enum Level {
     Portable,
     /// 8-wide AVX2 with fused multiply-add.
     Avx2,
+}
+
+impl Level {
+    /// The best that this machine has, or less where `LATHE_CPU` asks for it (`portable`, `avx2`).
+    pub fn detect() -> Level {
+        let best = Level::best();
+        match std::env::var("LATHE_CPU").as_deref() {
+            Ok("portable") => Level::Portable,
+            _ => best,
+        }
+    }
+
+    fn best() -> Level {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            return Level::Avx2;
+        }
+        Level::Portable
+    }
+
+    /// The name, as `LATHE_CPU` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+        }
+    }
+}
+
+/// A buffer's memory, aligned to cache lines.
+struct Storage {
+    start: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: the memory belongs to the storage alone.
+unsafe impl Send for Storage {}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout.
+        unsafe { dealloc(self.start, self.layout) };
+    }
+}
+
+/// The CPU as a device.
+pub struct Cpu {
+    buffers: Vec<Option<Storage>>,
+    /// Borrowed for the time of one operation.
+    pool: RefCell<Pool>,
+    threads: usize,
+    level: Level,
+    scratch: Option<Buf>,
+}
+
+impl Cpu {
+    /// A device of `threads` threads. A level that the machine does not have is lowered to what it has.
+    pub fn new(threads: usize, level: Level) -> Cpu {
+        let threads = threads.clamp(1, 4096);
+        Cpu {
+            buffers: Vec::new(),
+            pool: RefCell::new(Pool::new(threads)),
+            threads,
+            level: level.min(Level::best()),
+            scratch: None,
+        }
+    }
+
+    fn pool_threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The elements of a range; a mistake in a handle is a mistake of the engine and panics.
+    fn cells<T>(&self, buf: Buf, element: Element) -> Cells<T> {
+        assert_eq!(buf.element(), element, "an operation takes {element:?}");
+        assert_eq!(size_of::<T>(), element.bytes());
+        let storage = self.buffers[buf.id()].as_ref();
+        let Some(storage) = storage else { panic!("{buf:?} was freed") };
+        assert!((buf.start() + buf.len()) * size_of::<T>() <= storage.layout.size());
+        // SAFETY: the range is inside the storage, which outlives the operation (`&self`).
+        unsafe { Cells::new(storage.start.cast::<T>().add(buf.start()), buf.len()) }
+    }
+
+    fn f32(&self, buf: Buf) -> Cells<f32> {
+        self.cells(buf, Element::F32)
+    }
+
+    fn u32(&self, buf: Buf) -> Cells<u32> {
+        self.cells(buf, Element::U32)
+    }
+
+    fn f64(&self, buf: Buf) -> Cells<f64> {
+        self.cells(buf, Element::F64)
+    }
+
+    fn panels(&self, buf: Buf) -> Panels {
+        match buf.element() {
+            Element::BF16 => Panels::BF16(self.cells(buf, Element::BF16)),
+            _ => Panels::F32(self.f32(buf)),
+        }
+    }
+
+    /// Calls `task(level, number, scratch)` for each number below `tasks`, on all threads.
+    fn run(&self, tasks: usize, task: impl Fn(Level, usize, Cells<f32>) + Sync) {
+        let Some(scratch) = self.scratch else { panic!("no scratch was set") };
+        let scratch = self.f32(scratch);
+        let each = scratch.len() / self.threads;
+        let level = self.level;
+        self.pool.borrow_mut().run(tasks, &|number, thread| {
+            task(level, number, scratch.part(thread * each..(thread + 1) * each));
+        });
+    }
+
+    /// Calls `task(level, range, scratch)` for ranges that cover `0..count`, each about `grain` long.
+    fn run_ranges(
+        &self,
+        count: usize,
+        grain: usize,
+        task: impl Fn(Level, std::ops::Range<usize>, Cells<f32>) + Sync,
+    ) {
+        let grain = grain.max(1);
+        self.run(count.div_ceil(grain), |level, number, scratch| {
+            task(level, number * grain..((number + 1) * grain).min(count), scratch);
+        });
+    }
+}
+
+impl Device for Cpu {
+    fn alloc(&mut self, name: &str, element: Element, len: usize) -> Result<Buf> {
+        let bytes = len as u64 * element.bytes() as u64;
+        let refused = || Error::OutOfMemory { name: name.to_owned(), bytes };
+        let size = usize::try_from(bytes.max(64)).map_err(|_| refused())?;
+        let layout = Layout::from_size_align(size, 64).map_err(|_| refused())?;
+        // SAFETY: the size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        if start.is_null() {
+            return Err(refused());
+        }
+        let storage = Some(Storage { start, layout });
+        let id = match self.buffers.iter().position(Option::is_none) {
+            Some(free) => {
+                self.buffers[free] = storage;
+                free
+            }
+            None => {
+                self.buffers.push(storage);
+                self.buffers.len() - 1
+            }
+        };
+        Ok(Buf::whole(id as u32, element, len))
+    }
+
+    fn free(&mut self, buf: Buf) {
+        self.buffers[buf.id()] = None;
+        if self.scratch.is_some_and(|s| s.id() == buf.id()) {
+            self.scratch = None;
+        }
+    }
+
+    fn set_scratch(&mut self, scratch: Buf) {
+        self.scratch = Some(scratch);
+    }
+
+    fn write(&mut self, to: Buf, data: Data<'_>) {
+        fn copy<T: Copy>(to: Cells<T>, from: &[T]) {
+            // SAFETY: operations run at once, so nobody else uses the buffer now.
+            unsafe { to.part(0..from.len()).write().copy_from_slice(from) };
+        }
+        match data {
+            Data::F32(from) => copy(self.f32(to), from),
+            Data::BF16(from) => copy(self.cells(to, Element::BF16), from),
+            Data::U32(from) => copy(self.u32(to), from),
+            Data::U64(from) => copy(self.cells(to, Element::U64), from),
+            Data::F64(from) => copy(self.f64(to), from),
+        }
+    }
+
+    fn enqueue(&mut self, op: Op) {
+        exec::run(self, op);
+    }
+
+    fn read(&mut self, from: Buf, into: DataMut<'_>) {
+        fn copy<T: Copy>(from: Cells<T>, into: &mut [T]) {
+            // SAFETY: operations run at once, so nobody writes the buffer now.
+            into.copy_from_slice(unsafe { from.part(0..into.len()).read() });
+        }
+        match into {
+            DataMut::F32(into) => copy(self.f32(from), into),
+            DataMut::BF16(into) => copy(self.cells(from, Element::BF16), into),
+            DataMut::F64(into) => copy(self.f64(from), into),
+        }
+    }
+
+    fn level(&self) -> Level {
+        self.level
+    }
+
+    fn threads(&self) -> usize {
+        self.threads
+    }
 }

@@ -1,0 +1,113 @@
+//! Log-probabilities of target tokens and their gradient.
+#![allow(unsafe_code)] // Threads write disjoint rows.
+
+use super::Cpu;
+use super::cells::Cells;
+use super::pointwise::{load, store};
+use super::simd::{LANES, Simd, kernel};
+
+/// `stats = (max, sum of exp(x - max), the target's logit)` for each row.
+pub(super) fn logit_stats(
+    cpu: &Cpu,
+    logits: Cells<f32>,
+    targets: Cells<u32>,
+    stats: Cells<f32>,
+    vocab: usize,
+    first: usize,
+) {
+    cpu.run_ranges(targets.len(), 4, |level, rows, _| {
+        for row in rows {
+            let logits = logits.rows(row..row + 1, vocab);
+            // SAFETY: this task owns these rows of `stats`; the rest is only read.
+            unsafe {
+                let (max, sum) = max_and_sum(level, logits);
+                let target = (targets.read()[row] as usize).wrapping_sub(first);
+                let at_target = logits.read().get(target).copied().unwrap_or(0.0);
+                stats.rows(row..row + 1, 3).write().copy_from_slice(&[max, sum, at_target]);
+            }
+        }
+    });
+}
+
+kernel! { max_and_sum = max_and_sum_of(x: Cells<f32>) -> (f32, f32) }
+
+#[inline(always)]
+unsafe fn max_and_sum_of<S: Simd>(x: Cells<f32>) -> (f32, f32) {
+    let len = x.len();
+    // SAFETY: the loads stay inside.
+    unsafe {
+        let max = x.read().iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let mut sum = S::splat(0.0);
+        let whole = len / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            sum = S::add(sum, S::exp(S::sub(S::load(x.ptr().add(i)), S::splat(max))));
+        }
+        let mut total = S::sum(sum);
+        if whole < len {
+            let rest = S::lanes(S::exp(S::sub(load::<S>(x, whole, len), S::splat(max))));
+            total += rest[..len - whole].iter().sum::<f32>();
+        }
+        (max, total)
+    }
+}
+
+/// `log p = logit - max - ln(sum)`.
+pub(super) fn log_probs(stats: Cells<f32>, log_probs: Cells<f32>) {
+    // SAFETY: operations run one after the other.
+    unsafe {
+        for (stats, out) in stats.read().chunks_exact(3).zip(log_probs.write()) {
+            *out = (stats[2] - stats[0]) - stats[1].ln();
+        }
+    }
+}
+
+/// In place: `coefficient * (softmax - onehot(target))`.
+pub(super) fn logit_grad(
+    cpu: &Cpu,
+    logits: Cells<f32>,
+    targets: Cells<u32>,
+    stats: Cells<f32>,
+    coefficients: Cells<f32>,
+    vocab: usize,
+    first: usize,
+) {
+    cpu.run_ranges(targets.len(), 4, |level, rows, _| {
+        for row in rows {
+            let logits = logits.rows(row..row + 1, vocab);
+            // SAFETY: this task owns these rows of `logits`; the rest is only read.
+            unsafe {
+                let (stats, coefficient) = (stats.rows(row..row + 1, 3).read(), coefficients.read()[row]);
+                softmax_times(level, logits, stats[0], coefficient / stats[1]);
+                let target = (targets.read()[row] as usize).wrapping_sub(first);
+                if let Some(x) = logits.write().get_mut(target) {
+                    *x -= coefficient;
+                }
+            }
+        }
+    });
+}
+
+kernel! { softmax_times = softmax_times_of(x: Cells<f32>, max: f32, by: f32) }
+
+#[inline(always)]
+unsafe fn softmax_times_of<S: Simd>(x: Cells<f32>, max: f32, by: f32) {
+    let len = x.len();
+    for i in (0..len).step_by(LANES) {
+        // SAFETY: `load` and `store` stay inside.
+        unsafe {
+            let e = S::exp(S::sub(load::<S>(x, i, len), S::splat(max)));
+            store::<S>(x, i, len, S::mul(e, S::splat(by)));
+        }
+    }
+}
+
+/// `loss -= sum coefficients * log_probs`, in the order of rows.
+pub(super) fn sum_loss(log_probs: Cells<f32>, coefficients: Cells<f32>, loss: Cells<f64>) {
+    // SAFETY: operations run one after the other.
+    unsafe {
+        let loss = &mut loss.write()[0];
+        for (&p, &c) in log_probs.read().iter().zip(coefficients.read()) {
+            *loss -= f64::from(c) * f64::from(p);
+        }
+    }
+}

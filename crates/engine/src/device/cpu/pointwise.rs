@@ -1,0 +1,225 @@
+//! Element by element: sums, rotary angles, the gate of the MLP, dropout.
+#![allow(unsafe_code)] // Threads write disjoint ranges.
+
+use super::cells::Cells;
+use super::simd::{LANES, Simd, kernel};
+use super::{Buf, Cpu, Element};
+use crate::random::mix;
+
+/// Elements per task: enough work to be worth claiming.
+const GRAIN: usize = 1 << 14;
+
+/// `x = 0`, of any type: all bits zero.
+pub(super) fn zero(cpu: &Cpu, x: Buf) {
+    match x.element() {
+        Element::F64 => {
+            // SAFETY: operations run one after the other.
+            unsafe { cpu.f64(x).write().fill(0.0) };
+        }
+        _ => {
+            let x = cpu.f32(x);
+            // SAFETY: each task owns its range.
+            cpu.run_ranges(x.len(), GRAIN, |_, range, _| unsafe { x.part(range).write().fill(0.0) });
+        }
+    }
+}
+
+/// `x *= by`.
+pub(super) fn scale(cpu: &Cpu, x: Cells<f32>, by: f32) {
+    if by == 1.0 {
+        return;
+    }
+    // SAFETY: each task owns its range.
+    cpu.run_ranges(x.len(), GRAIN, |_, range, _| unsafe {
+        x.part(range).write().iter_mut().for_each(|x| *x *= by);
+    });
+}
+
+/// `to += from`.
+pub(super) fn add(cpu: &Cpu, from: Cells<f32>, to: Cells<f32>) {
+    assert_eq!(from.len(), to.len());
+    // SAFETY: each task owns its range of `to`.
+    cpu.run_ranges(to.len(), GRAIN, |_, range, _| unsafe {
+        let from = from.part(range.clone()).read();
+        to.part(range).write().iter_mut().zip(from).for_each(|(to, x)| *to += x);
+    });
+}
+
+/// `to = from`.
+pub(super) fn copy(cpu: &Cpu, from: Cells<f32>, to: Cells<f32>) {
+    assert_eq!(from.len(), to.len());
+    // SAFETY: each task owns its range of `to`.
+    cpu.run_ranges(to.len(), GRAIN, |_, range, _| unsafe {
+        to.part(range.clone()).write().copy_from_slice(from.part(range).read());
+    });
+}
+
+/// Turns the pairs `(j, j + head_dim / 2)` of each head of each row.
+pub(super) fn rope(
+    cpu: &Cpu,
+    x: Cells<f32>,
+    table: Cells<f32>,
+    positions: Cells<u32>,
+    heads: usize,
+    head_dim: usize,
+    back: bool,
+) {
+    let half = head_dim / 2;
+    let sign = if back { -1.0 } else { 1.0 };
+    cpu.run_ranges(positions.len(), 16, |_, rows, _| {
+        for row in rows {
+            // SAFETY: this task owns these rows of x; the rest is only read.
+            let (position, x) =
+                unsafe { (positions.read()[row] as usize, x.rows(row..row + 1, heads * head_dim).write()) };
+            // SAFETY: as above.
+            let (cos, sin) = unsafe { table.rows(position..position + 1, head_dim).read() }.split_at(half);
+            for head in x.chunks_exact_mut(head_dim) {
+                let (low, high) = head.split_at_mut(half);
+                for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                    let s = sign * s;
+                    (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+                }
+            }
+        }
+    });
+}
+
+/// `out = silu(gate) * up`.
+pub(super) fn silu_mul(cpu: &Cpu, gate: Cells<f32>, up: Cells<f32>, out: Cells<f32>) {
+    assert!(gate.len() == out.len() && up.len() == out.len());
+    cpu.run_ranges(out.len(), GRAIN / 4, |level, range, _| {
+        let at = |x: Cells<f32>| x.part(range.clone());
+        // SAFETY: each task owns its range of `out`.
+        unsafe { silu_range(level, at(gate), at(up), at(out)) };
+    });
+}
+
+/// `dgate`, `dup` for the gradient `dout`: with `s = 1 / (1 + e^-gate)`, `dup = dout gate s` and
+/// `dgate = dout up s (1 + gate (1 - s))`.
+pub(super) fn silu_mul_grad(
+    cpu: &Cpu,
+    gate: Cells<f32>,
+    up: Cells<f32>,
+    dout: Cells<f32>,
+    dgate: Cells<f32>,
+    dup: Cells<f32>,
+) {
+    assert!([up.len(), dout.len(), dgate.len(), dup.len()].iter().all(|&len| len == gate.len()));
+    cpu.run_ranges(gate.len(), GRAIN / 4, |level, range, _| {
+        let at = |x: Cells<f32>| x.part(range.clone());
+        // SAFETY: each task owns its range of `dgate` and `dup`.
+        unsafe { silu_grad_range(level, at(gate), at(up), at(dout), at(dgate), at(dup)) };
+    });
+}
+
+kernel! { silu_range = silu_range_of(gate: Cells<f32>, up: Cells<f32>, out: Cells<f32>) }
+
+#[inline(always)]
+unsafe fn silu_range_of<S: Simd>(gate: Cells<f32>, up: Cells<f32>, out: Cells<f32>) {
+    let len = out.len();
+    for i in (0..len).step_by(LANES) {
+        // SAFETY: all three are `len` long; `load` and `store` stay inside.
+        unsafe {
+            let g = load::<S>(gate, i, len);
+            let y = S::mul(S::mul(g, sigmoid::<S>(g)), load::<S>(up, i, len));
+            store::<S>(out, i, len, y);
+        }
+    }
+}
+
+kernel! {
+    silu_grad_range = silu_grad_range_of(
+        gate: Cells<f32>, up: Cells<f32>, dout: Cells<f32>, dgate: Cells<f32>, dup: Cells<f32>
+    )
+}
+
+#[inline(always)]
+unsafe fn silu_grad_range_of<S: Simd>(
+    gate: Cells<f32>,
+    up: Cells<f32>,
+    dout: Cells<f32>,
+    dgate: Cells<f32>,
+    dup: Cells<f32>,
+) {
+    let len = gate.len();
+    let one = S::splat(1.0);
+    for i in (0..len).step_by(LANES) {
+        // SAFETY: all five are `len` long; `load` and `store` stay inside.
+        unsafe {
+            let (g, u, d) = (load::<S>(gate, i, len), load::<S>(up, i, len), load::<S>(dout, i, len));
+            let s = sigmoid::<S>(g);
+            let slope = S::mul(s, S::fma(g, S::sub(one, s), one));
+            store::<S>(dgate, i, len, S::mul(S::mul(d, u), slope));
+            store::<S>(dup, i, len, S::mul(d, S::mul(g, s)));
+        }
+    }
+}
+
+#[inline(always)]
+fn sigmoid<S: Simd>(x: S::V) -> S::V {
+    let one = S::splat(1.0);
+    S::div(one, S::add(one, S::exp(S::sub(S::splat(0.0), x))))
+}
+
+/// Eight elements from `i`, zeros beyond `len`.
+#[inline(always)]
+pub(super) unsafe fn load<S: Simd>(x: Cells<f32>, i: usize, len: usize) -> S::V {
+    // SAFETY: the caller's elements are `len` long; a shorter rest goes through a copy.
+    unsafe {
+        if i + LANES <= len {
+            return S::load(x.ptr().add(i));
+        }
+        let mut rest = [0.0; LANES];
+        std::ptr::copy_nonoverlapping(x.ptr().add(i), rest.as_mut_ptr(), len - i);
+        S::load(rest.as_ptr())
+    }
+}
+
+/// Stores eight elements from `i`, those below `len`.
+#[inline(always)]
+pub(super) unsafe fn store<S: Simd>(x: Cells<f32>, i: usize, len: usize, v: S::V) {
+    // SAFETY: as `load`.
+    unsafe {
+        if i + LANES <= len {
+            return S::store(x.ptr_mut().add(i), v);
+        }
+        let rest = S::lanes(v);
+        std::ptr::copy_nonoverlapping(rest.as_ptr(), x.ptr_mut().add(i), len - i);
+    }
+}
+
+/// Which elements are dropped. See [`crate::device::Op::Dropout`].
+#[derive(Clone, Copy)]
+pub(super) struct Mask {
+    pub seeds: Cells<u64>,
+    pub starts: Cells<u32>,
+    pub positions: Cells<u32>,
+    pub salt: u64,
+    pub rate: f32,
+}
+
+/// `y = x * mask / (1 - rate)`, or `y += ...` where `keep`.
+pub(super) fn dropout(cpu: &Cpu, x: Cells<f32>, y: Cells<f32>, mask: Mask, width: usize, keep: bool) {
+    let Mask { seeds, starts, positions, salt, rate } = mask;
+    let scale = 1.0 / (1.0 - rate);
+    // An element falls where 16 random bits are below this.
+    let below = (rate * 65536.0) as u64;
+    cpu.run(starts.len() - 1, |_, sequence, _| {
+        // SAFETY: this task owns the rows of its sequence; the rest is only read.
+        unsafe {
+            let key = mix(seeds.read()[sequence] ^ mix(salt));
+            for row in starts.read()[sequence] as usize..starts.read()[sequence + 1] as usize {
+                let key = mix(key ^ u64::from(positions.read()[row]));
+                let x = x.rows(row..row + 1, width).read();
+                let y = y.rows(row..row + 1, width).write();
+                for (four, (x, y)) in x.chunks(4).zip(y.chunks_mut(4)).enumerate() {
+                    let bits = mix(key.wrapping_add((four as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+                    for (j, (x, y)) in x.iter().zip(y).enumerate() {
+                        let kept = if bits >> (16 * j) & 0xffff < below { 0.0 } else { x * scale };
+                        *y = if keep { *y + kept } else { kept };
+                    }
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,152 @@
+//! The closed list of operations.
+
+use std::sync::Arc;
+
+use super::Buf;
+
+/// What a product's result begins with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Start {
+    /// Zeros.
+    Zero,
+    /// What the result holds already.
+    Keep,
+    /// A bias, the same for each row.
+    Bias(Buf),
+    /// Another `[rows, outputs]` buffer (the residual stream).
+    Copy(Buf),
+}
+
+/// In a row's adapter number: the row has none.
+pub const NO_ADAPTER: u32 = u32::MAX;
+
+/// One resident adapter's part for one linear layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LoraSlot {
+    /// `A [rank, inputs]`, in panels, f32.
+    pub a: Buf,
+    /// `B [outputs, rank]`, in panels, f32.
+    pub b: Buf,
+    /// Inner width; 0 where the adapter does not change this layer.
+    pub rank: usize,
+    /// Factor before `B A x`.
+    pub scale: f32,
+}
+
+/// One operation. Matrices of activations are row-major; weights `[outputs, inputs]` lie in panels of
+/// [`lathe_plan::PANEL`] outputs: element `(o, i)` at `(o / 16) * inputs * 16 + i * 16 + o % 16`.
+///
+/// Buffers of one operation do not overlap, except where one is said to be changed in place.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)] // Each variant's comment names its fields by their formula.
+pub enum Op {
+    /// `x[..] = 0`.
+    Zero { x: Buf },
+    /// `x[..] *= by`.
+    Scale { x: Buf, by: f32 },
+    /// `to[..] += from[..]`.
+    Add { from: Buf, to: Buf },
+    /// `to[..] = from[..]`.
+    Copy { from: Buf, to: Buf },
+
+    /// `y[rows, outputs] = start + x[rows, inputs] w^T`.
+    Linear { x: Buf, w: Buf, y: Buf, rows: usize, outputs: usize, inputs: usize, start: Start },
+    /// `dx[rows, inputs] = (dx or 0) + dy[rows, outputs] w`.
+    LinearInputGrad { dy: Buf, w: Buf, dx: Buf, rows: usize, outputs: usize, inputs: usize, keep: bool },
+    /// `dw[outputs, inputs] += dy[rows, outputs]^T x[rows, inputs]`, `dw` in panels, f32.
+    LinearWeightGrad { x: Buf, dy: Buf, dw: Buf, rows: usize, outputs: usize, inputs: usize },
+    /// `sum[width] += sum over rows of x[rows, width]`, the gradient of a bias.
+    ColumnSum { x: Buf, sum: Buf, rows: usize, width: usize },
+
+    /// `mid[rows, rank] = scale * x[rows, inputs] a^T` with each row's adapter; rows of `mid` are `stride` apart.
+    LoraDown { x: Buf, mid: Buf, adapters: Buf, slots: Arc<[LoraSlot]>, rows: usize, inputs: usize, stride: usize },
+    /// `y[rows, outputs] += mid[rows, rank] b^T` with each row's adapter.
+    LoraUp { mid: Buf, y: Buf, adapters: Buf, slots: Arc<[LoraSlot]>, rows: usize, outputs: usize, stride: usize },
+    /// `y = x * mask / (1 - rate)` (or `y += ...` where `keep`). The mask of an element depends on its sequence's
+    /// seed, `salt`, its position and its column alone. Sequence `s` has the rows `starts[s]..starts[s + 1]`.
+    Dropout {
+        x: Buf, y: Buf, seeds: Buf, starts: Buf, positions: Buf, sequences: usize, width: usize, salt: u64, rate: f32,
+        keep: bool,
+    },
+
+    /// `out[i] = table[tokens[i]]`.
+    Embed { table: Buf, tokens: Buf, out: Buf, rows: usize, vocab: usize, width: usize },
+    /// `dtable[tokens[i]] += d[i]`, in the order of rows.
+    EmbedGrad { d: Buf, tokens: Buf, dtable: Buf, rows: usize, vocab: usize, width: usize },
+    /// `out[i] = x[rows[i]]`.
+    Gather { x: Buf, rows: Buf, out: Buf, count: usize, width: usize },
+    /// `x[rows[i]] = from[i]`; the rows differ from each other.
+    Scatter { from: Buf, rows: Buf, x: Buf, count: usize, width: usize },
+
+    /// `inv[i] = 1 / sqrt(mean(x[i]^2) + eps)`, `out[i] = x[i] * inv[i] * weight`.
+    RmsNorm { x: Buf, weight: Buf, out: Buf, inv: Buf, rows: usize, width: usize, eps: f32 },
+    /// `dx += d/dx`, `dweight += d/dweight` of [`Op::RmsNorm`] for the gradient `dout`.
+    RmsNormGrad {
+        x: Buf, weight: Buf, inv: Buf, dout: Buf, dx: Buf, dweight: Option<Buf>, rows: usize, width: usize,
+    },
+    /// Turns the pairs `(j, j + head_dim / 2)` of each head in place by the angles of the row's position;
+    /// `table[position]` is `cos` then `sin`. `back` turns the other way (the gradient).
+    Rope { x: Buf, table: Buf, positions: Buf, rows: usize, heads: usize, head_dim: usize, back: bool },
+    /// `out = silu(gate) * up`.
+    SiluMul { gate: Buf, up: Buf, out: Buf },
+    /// `dgate`, `dup` of [`Op::SiluMul`] for the gradient `dout`.
+    SiluMulGrad { gate: Buf, up: Buf, dout: Buf, dgate: Buf, dup: Buf },
+
+    /// `cache[slots[i]] = x[i]`, for keys and for values.
+    StoreRows { x: Buf, slots: Buf, cache: Buf, rows: usize, width: usize },
+    /// Causal attention of a ragged batch, see [`Attention`].
+    Attention(Attention),
+    /// `dq`, `dk`, `dv` of [`Op::Attention`] for the gradient `dout`, where keys and values are the batch's own
+    /// rows (training). `lse` is the forward pass's.
+    AttentionGrad { forward: Attention, dout: Buf, dq: Buf, dk: Buf, dv: Buf },
+
+    /// Per row of `logits[rows, vocab]`: `stats = (max, sum of exp(x - max), the target's logit)`. With a split
+    /// vocabulary this shard begins at `first`, a target outside it counts 0, and shards are merged by an
+    /// all-reduce of `stats`.
+    LogitStats { logits: Buf, targets: Buf, stats: Buf, rows: usize, vocab: usize, first: usize },
+    /// `log_probs[i]` from `stats[i]`.
+    LogProbs { stats: Buf, log_probs: Buf, rows: usize },
+    /// In place: `logits` becomes the gradient of `-sum coefficients[i] * log_probs[i]` by the logits.
+    LogitGrad { logits: Buf, targets: Buf, stats: Buf, coefficients: Buf, rows: usize, vocab: usize, first: usize },
+    /// `loss -= sum coefficients[i] * log_probs[i]`, in f64, in the order of rows.
+    SumLoss { log_probs: Buf, coefficients: Buf, loss: Buf, rows: usize },
+
+    /// `norm = sum of gradients^2` in f64; `partials` holds one sum per [`NORM_CHUNK`] elements.
+    SquaredNorm { gradients: Buf, partials: Buf, norm: Buf },
+    /// AdamW on one flat range, for a finite `norm` (the squared gradient norm) and `loss` alone.
+    /// `settings` = (learning rate, 1 / (1 - beta1^t), 1 / (1 - beta2^t), largest norm or infinity).
+    /// `copy` receives the new weights in bf16.
+    AdamW {
+        weights: Buf, copy: Option<Buf>, gradients: Buf, moment1: Buf, moment2: Buf, settings: Buf, norm: Buf,
+        loss: Buf, beta1: f32, beta2: f32, epsilon: f32, decay: f32,
+    },
+
+    /// Sums `x` over the devices that share a model; nothing on one device.
+    AllReduce { x: Buf },
+}
+
+/// Elements per partial sum of [`Op::SquaredNorm`], so that the sum's order does not depend on threads.
+pub use lathe_plan::NORM_CHUNK;
+
+/// `out[i, h] = softmax(q[i, h] . K / sqrt(head_dim)) V` over the keys at positions `0..=positions[i]` of row
+/// `i`'s sequence. Sequence `s` has the rows `starts[s]..starts[s + 1]`; its position `p` lies in row
+/// `tables[table_starts[s] + p / 16] + p % 16` of `k` and `v`. `lse[i, h]`, where given, receives the logarithm of
+/// the softmax's denominator.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(missing_docs)] // The formula names the fields.
+pub struct Attention {
+    pub q: Buf,
+    pub k: Buf,
+    pub v: Buf,
+    pub out: Buf,
+    pub lse: Option<Buf>,
+    pub starts: Buf,
+    pub positions: Buf,
+    pub tables: Buf,
+    pub table_starts: Buf,
+    pub sequences: usize,
+    pub rows: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}

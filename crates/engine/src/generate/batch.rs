@@ -1,0 +1,108 @@
+//! Chunks of sequences to one ragged batch.
+
+use lathe_plan::BLOCK;
+
+use super::Sequence;
+use crate::Result;
+use crate::decoder::{Batch, Planned};
+use crate::device::{Buf, Data, Device as Dev, NO_ADAPTER};
+
+/// The batch's buffers on the device.
+pub(super) struct Device {
+    tokens: Buf,
+    positions: Buf,
+    starts: Buf,
+    table_starts: Buf,
+    tables: Buf,
+    adapters: Buf,
+    slots: Buf,
+    /// Rows whose logits are wanted.
+    pub rows: Buf,
+}
+
+impl Device {
+    pub(super) fn of(planned: &Planned) -> Result<Device> {
+        let get = |name: &str| planned.get(&format!("batch.{name}"));
+        Ok(Device {
+            tokens: get("tokens")?,
+            positions: get("positions")?,
+            starts: get("starts")?,
+            table_starts: get("table_starts")?,
+            tables: get("tables")?,
+            adapters: get("adapters")?,
+            slots: get("slots")?,
+            rows: get("rows")?,
+        })
+    }
+}
+
+/// A batch on the host; the vectors are used again and again.
+#[derive(Default)]
+pub(super) struct Host {
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    starts: Vec<u32>,
+    table_starts: Vec<u32>,
+    tables: Vec<u32>,
+    adapters: Vec<u32>,
+    slots: Vec<u32>,
+    chosen: Vec<u32>,
+}
+
+impl Host {
+    /// Lays out `rows` tokens of each sequence from the first that is not in the cache.
+    pub(super) fn fill<'a>(&mut self, chunks: impl Iterator<Item = (&'a Sequence, usize)>, context: usize) {
+        let Host { tokens, positions, starts, table_starts, tables, adapters, slots, chosen } = self;
+        for vector in [&mut *tokens, positions, starts, table_starts, tables, adapters, slots, chosen] {
+            vector.clear();
+        }
+        let table = context.div_ceil(BLOCK);
+        for (i, (sequence, rows)) in chunks.enumerate() {
+            starts.push(tokens.len() as u32);
+            let range = sequence.computed..sequence.computed + rows;
+            tokens.extend(&sequence.tokens[range.clone()]);
+            positions.extend(range.clone().map(|p| p as u32));
+            adapters.extend(range.clone().map(|_| sequence.adapter.map_or(NO_ADAPTER, |slot| slot as u32)));
+            slots.extend(range.clone().map(|p| sequence.blocks[p / BLOCK] * BLOCK as u32 + (p % BLOCK) as u32));
+            table_starts.push((i * table) as u32);
+            tables.extend(sequence.blocks.iter().map(|block| block * BLOCK as u32));
+            tables.resize((i + 1) * table, 0);
+            if range.end == sequence.tokens.len() {
+                chosen.push(tokens.len() as u32 - 1);
+            }
+        }
+        starts.push(tokens.len() as u32);
+    }
+
+    /// Sequences whose next token this batch gives.
+    pub(super) fn chosen(&self) -> usize {
+        self.chosen.len()
+    }
+
+    pub(super) fn write(&self, dev: &mut dyn Dev, to: &Device) -> Batch {
+        for (to, from) in [
+            (to.tokens, &self.tokens),
+            (to.positions, &self.positions),
+            (to.starts, &self.starts),
+            (to.table_starts, &self.table_starts),
+            (to.tables, &self.tables),
+            (to.adapters, &self.adapters),
+            (to.slots, &self.slots),
+            (to.rows, &self.chosen),
+        ] {
+            dev.write(to.first(from.len()), Data::U32(from));
+        }
+        Batch {
+            rows: self.tokens.len(),
+            sequences: self.starts.len() - 1,
+            tokens: to.tokens,
+            positions: to.positions,
+            starts: to.starts,
+            table_starts: to.table_starts,
+            tables: to.tables,
+            adapters: to.adapters,
+            seeds: None,
+            slots: Some(to.slots),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What is trained, where its gradients and moments lie, and how the learning rate moves.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use lathe_plan::{Element, LoraSpec, ModelShape, Target, TensorKind, TrainMethod, TrainPlan, packed_len};
+
+use super::{Hyper, Schedule};
+use crate::adapter::{extents, modules};
+use crate::decoder::{LayerGradients, LayerLora, Planned};
+use crate::device::{Buf, Data, Device, LoraSlot, Op};
+use crate::{Error, Model, Result, pack};
+
+impl Hyper {
+    /// The learning rate of the step after `done` steps.
+    pub fn learning_rate_at(&self, done: u64) -> f64 {
+        if done < self.warmup_steps {
+            return self.learning_rate * (done + 1) as f64 / self.warmup_steps as f64;
+        }
+        let rest = self.total_steps.saturating_sub(self.warmup_steps).max(1);
+        let progress = ((done - self.warmup_steps) as f64 / rest as f64).min(1.0);
+        self.learning_rate
+            * match self.schedule {
+                Schedule::Constant => 1.0,
+                Schedule::Linear => 1.0 - progress,
+                Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+            }
+    }
+
+    /// The seed of one row's dropout: of the step and the row's place in it, not of micro-batches.
+    pub(super) fn row_seed(&self, step: u64, row: usize) -> u64 {
+        crate::random::bits(crate::random::mix(self.seed), step << 32 | row as u64)
+    }
+}
+
+/// A trained tensor: its place in the flat ranges, and its weights.
+#[derive(Debug, Clone)]
+pub(super) struct Parameter {
+    range: Range<usize>,
+    /// f32: the weights themselves, or the masters of `copy`.
+    pub weights: Buf,
+    /// The bf16 weights that the model works with.
+    copy: Option<Buf>,
+    /// Whether weight decay applies: to matrices only.
+    decays: bool,
+}
+
+/// Where gradients go.
+#[derive(Debug, Default)]
+pub(super) struct ModelGradients {
+    pub layers: Vec<LayerGradients>,
+    pub norm: Option<Buf>,
+    /// Of the head, also where it is the embedding.
+    pub head: Option<Buf>,
+    /// Of the embedding's lookups.
+    pub lookup: Option<Buf>,
+}
+
+/// All that is trained.
+pub(super) struct Parameters {
+    pub all: Vec<Parameter>,
+    pub gradients: ModelGradients,
+    flat: Buf,
+    /// The lookups' own sum, and the embedding's range of `flat`, where the table is tied.
+    tied: Option<(Buf, Buf)>,
+    pub moment1: Buf,
+    pub moment2: Buf,
+    partials: Buf,
+    pub norm: Buf,
+    settings: Buf,
+}
+
+impl Parameters {
+    pub(super) fn new(model: &Model, plan: &TrainPlan, planned: &Planned) -> Result<Parameters> {
+        let mut parameters = Parameters {
+            all: Vec::new(),
+            gradients: ModelGradients {
+                layers: vec![LayerGradients::default(); model.shape.layers],
+                ..ModelGradients::default()
+            },
+            flat: planned.get("gradients")?,
+            tied: None,
+            moment1: planned.get("moment1")?,
+            moment2: planned.get("moment2")?,
+            partials: planned.get("step.partials")?,
+            norm: planned.get("step.norm")?,
+            settings: planned.get("step.optimizer")?,
+        };
+        match &plan.method {
+            TrainMethod::Full => parameters.add_model(model, planned)?,
+            TrainMethod::Lora(lora) => parameters.add_adapter(&model.shape, lora, planned.get("trained")?)?,
+        }
+        Ok(parameters)
+    }
+
+    fn next(&self, len: usize) -> Range<usize> {
+        let start = self.all.last().map_or(0, |p| p.range.end);
+        start..start + len
+    }
+
+    fn gradient(&self, range: &Range<usize>) -> Buf {
+        self.flat.part(range.start, range.len())
+    }
+
+    fn add_model(&mut self, model: &Model, planned: &Planned) -> Result<()> {
+        let masters = planned.find("trained");
+        for tensor in model.shape.tensors() {
+            let range = self.next(tensor.stored_len()?);
+            let missing = || Error::MissingTensor { name: tensor.name.clone() };
+            let working = *model.tensors.get(&tensor.name).ok_or_else(missing)?;
+            let (weights, copy) = match masters {
+                Some(masters) if working.element() == Element::BF16 => {
+                    (masters.part(range.start, range.len()), Some(working))
+                }
+                _ => (working, None),
+            };
+            let gradient = self.gradient(&range);
+            match tensor.kind {
+                TensorKind::Embedding if model.shape.tie_embeddings => {
+                    let lookup = planned.get("gradients.lookup")?;
+                    self.tied = Some((lookup, gradient));
+                    (self.gradients.lookup, self.gradients.head) = (Some(lookup), Some(gradient));
+                }
+                TensorKind::Embedding => self.gradients.lookup = Some(gradient),
+                TensorKind::Head => self.gradients.head = Some(gradient),
+                TensorKind::FinalNorm => self.gradients.norm = Some(gradient),
+                kind => place(&mut self.gradients.layers, &tensor.name, kind, gradient)?,
+            }
+            self.all.push(Parameter { range, weights, copy, decays: tensor.is_matrix() });
+        }
+        Ok(())
+    }
+
+    fn add_adapter(&mut self, shape: &ModelShape, lora: &LoraSpec, trained: Buf) -> Result<()> {
+        for (layer, target) in modules(shape, lora) {
+            let (a, b) = extents(shape, lora, target);
+            for (extent, is_a) in [(a, true), (b, false)] {
+                let range = self.next(packed_len(extent[0], extent[1])?);
+                let gradient = self.gradient(&range);
+                let to = &mut self.gradients.layers[layer].linears[target as usize];
+                *(if is_a { &mut to.a } else { &mut to.b }) = Some(gradient);
+                let weights = trained.part(range.start, range.len());
+                self.all.push(Parameter { range, weights, copy: None, decays: true });
+            }
+        }
+        Ok(())
+    }
+
+    /// `A` and `B` of every pair with their extents, in the order of [`modules`].
+    pub(super) fn pairs<'a>(
+        &'a self,
+        shape: &'a ModelShape,
+        lora: &'a LoraSpec,
+    ) -> impl Iterator<Item = (Buf, [usize; 2], Buf, [usize; 2])> + 'a {
+        modules(shape, lora).zip(self.all.chunks_exact(2)).map(|((_, target), pair)| {
+            let (a, b) = extents(shape, lora, target);
+            (pair[0].weights, a, pair[1].weights, b)
+        })
+    }
+
+    /// The one adapter in training, as slot 0 of every block.
+    pub(super) fn lora(&self, shape: &ModelShape, method: &TrainMethod) -> Vec<LayerLora> {
+        let mut layers = vec![LayerLora::default(); shape.layers];
+        let TrainMethod::Lora(lora) = method else { return layers };
+        for ((layer, target), (a, _, b, _)) in modules(shape, lora).zip(self.pairs(shape, lora)) {
+            let slot = LoraSlot { a, b, rank: lora.rank, scale: lora.scale() };
+            layers[layer].slots[target as usize] = Some(Arc::from([slot]));
+            layers[layer].stride = lora.rank;
+        }
+        layers
+    }
+
+    /// Masters begin with what the model holds.
+    pub(super) fn fill_masters(&self, model: &mut Model) {
+        for parameter in &self.all {
+            if let Some(copy) = parameter.copy {
+                let values = pack::read_f32(&mut *model.device, copy);
+                model.device.write(parameter.weights, Data::F32(&values));
+            }
+        }
+    }
+
+    /// Gradients to zero, the step's settings to the device.
+    pub(super) fn begin_step(&self, dev: &mut dyn Device, hyper: &Hyper, done: u64, learning_rate: f64) {
+        let t = (done + 1) as f64;
+        let settings = [
+            learning_rate as f32,
+            (1.0 / (1.0 - hyper.beta1.powf(t))) as f32,
+            (1.0 / (1.0 - hyper.beta2.powf(t))) as f32,
+            hyper.max_grad_norm.map_or(f32::INFINITY, |norm| norm as f32),
+        ];
+        dev.write(self.settings, Data::F32(&settings));
+        dev.enqueue(Op::Zero { x: self.flat });
+        if let Some((lookup, _)) = self.tied {
+            dev.enqueue(Op::Zero { x: lookup });
+        }
+    }
+
+    /// The gradient's norm, then AdamW on each parameter.
+    pub(super) fn end_step(&self, dev: &mut dyn Device, hyper: &Hyper, loss: Buf) {
+        if let Some((from, to)) = self.tied {
+            dev.enqueue(Op::Add { from, to });
+        }
+        dev.enqueue(Op::SquaredNorm { gradients: self.flat, partials: self.partials, norm: self.norm });
+        for parameter in &self.all {
+            let part = |buf: Buf| buf.part(parameter.range.start, parameter.range.len());
+            dev.enqueue(Op::AdamW {
+                weights: parameter.weights,
+                copy: parameter.copy,
+                gradients: part(self.flat),
+                moment1: part(self.moment1),
+                moment2: part(self.moment2),
+                settings: self.settings,
+                norm: self.norm,
+                loss,
+                beta1: hyper.beta1 as f32,
+                beta2: hyper.beta2 as f32,
+                epsilon: hyper.epsilon as f32,
+                decay: if parameter.decays { hyper.weight_decay as f32 } else { 0.0 },
+            });
+        }
+    }
+
+    /// Weights, both moments and the bf16 copy of every parameter.
+    pub(super) fn states(&self) -> impl Iterator<Item = ([Buf; 3], Option<Buf>)> + '_ {
+        self.all.iter().map(|p| {
+            let part = |buf: Buf| buf.part(p.range.start, p.range.len());
+            ([p.weights, part(self.moment1), part(self.moment2)], p.copy)
+        })
+    }
+}
+
+/// Puts a block's tensor's gradient where the block looks for it.
+fn place(layers: &mut [LayerGradients], name: &str, kind: TensorKind, gradient: Buf) -> Result<()> {
+    let number = name.split('.').nth(2).and_then(|n| n.parse::<usize>().ok());
+    let layer = number.and_then(|n| layers.get_mut(n));
+    let layer = layer.ok_or_else(|| Error::MissingTensor { name: name.to_owned() })?;
+    match kind {
+        TensorKind::AttentionNorm => layer.attention_norm = Some(gradient),
+        TensorKind::MlpNorm => layer.mlp_norm = Some(gradient),
+        TensorKind::Linear(target) => layer.linears[target as usize].w = Some(gradient),
+        TensorKind::Bias(target) => layer.linears[target as usize].bias = Some(gradient),
+        TensorKind::Embedding | TensorKind::Head | TensorKind::FinalNorm => {}
+    }
+    Ok(())
+}
+
+const _: () = {
+    // `linears` and `slots` are indexed by `target as usize`.
+    let mut i = 0;
+    while i < 7 {
+        assert!(Target::ALL[i] as usize == i);
+        i += 1;
+    }
+};
