@@ -1,0 +1,146 @@
+//! Examples to tokens, with the answers marked.
+
+use lathe_engine::Row;
+use lathe_engine::files::{ChatTemplate, Encoded, FileError, Message, Tokenizer};
+
+use super::problem::DatasetError;
+use super::row::{Example, Format};
+
+/// Makes tokens of examples for one model.
+#[derive(Debug, Clone, Copy)]
+pub struct Encoder<'a> {
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The model's chat template, where it has one.
+    pub template: Option<&'a ChatTemplate>,
+    /// The token that ends a text that no template ends.
+    pub eos: Option<u32>,
+    /// What a template prints as today's date.
+    pub now: jiff::Timestamp,
+    /// Tokens of a row, at most; the rest is cut.
+    pub max_tokens: usize,
+}
+
+/// An example as the engine learns it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncodedRow {
+    /// Tokens and their weights: 1 in an answer, 0 elsewhere.
+    pub row: Row,
+    /// Tokens before cutting.
+    pub whole: usize,
+    /// Tokens after cutting that are learned. A row with none teaches nothing.
+    pub learned: usize,
+    /// Answers that are not learned because the template writes them differently once the conversation goes on.
+    pub lost_answers: usize,
+}
+
+/// What the model is asked in an evaluation, and the answer that was hoped for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Tokens to continue.
+    pub prompt: Vec<u32>,
+    /// The answer's text.
+    pub reference: String,
+}
+
+impl Encoder<'_> {
+    /// Refuses a format that this model cannot read.
+    ///
+    /// # Errors
+    /// [`DatasetError::NoChatTemplate`].
+    pub fn accepts(&self, format: Format) -> Result<(), DatasetError> {
+        if format == Format::Chat && self.template.is_none() {
+            Err(DatasetError::NoChatTemplate)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Tokens and weights of an example: a chat by the model's template, a prompt and its completion one after the other
+    /// with the end of text, a text with the end of text.
+    ///
+    /// # Errors
+    /// The template refuses the conversation or the tokenizer the text; in words that fit behind a line's number.
+    pub fn encode(&self, example: &Example) -> Result<EncodedRow, String> {
+        let say = |error: FileError| error.to_string();
+        match example {
+            Example::Chat(messages) => {
+                let template = self.template.ok_or("the model has no chat template")?;
+                let rendered = template.render_with_answers(messages, self.now).map_err(say)?;
+                let encoded = self.tokenizer.encode(&rendered.text, false).map_err(say)?;
+                let learned = |start: usize, end: usize| {
+                    rendered.answers.iter().any(|answer| start < answer.end && end > answer.start)
+                };
+                Ok(self.mark(encoded, learned, false, rendered.lost_answers))
+            }
+            Example::PromptCompletion { prompt, completion } => {
+                let encoded = self.tokenizer.encode(&format!("{prompt}{completion}"), true).map_err(say)?;
+                Ok(self.mark(encoded, |_, end| end > prompt.len(), true, 0))
+            }
+            Example::Text(text) => {
+                let encoded = self.tokenizer.encode(text, true).map_err(say)?;
+                Ok(self.mark(encoded, |_, _| true, true, 0))
+            }
+        }
+    }
+
+    /// What to ask a model so that its answer can be compared: the last answer of a chat, or a completion. A text asks
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode`].
+    pub fn question(&self, example: &Example) -> Result<Option<Question>, String> {
+        let say = |error: FileError| error.to_string();
+        match example {
+            Example::Chat(messages) => {
+                let template = self.template.ok_or("the model has no chat template")?;
+                let Some((turn, answer)) = last_answer(messages) else { return Ok(None) };
+                let prompt = template.render(&messages[..turn], true, self.now).map_err(say)?;
+                let prompt = self.tokenizer.encode(&prompt, false).map_err(say)?.ids;
+                Ok(Some(Question { prompt, reference: answer.content.clone() }))
+            }
+            Example::PromptCompletion { prompt, completion } => {
+                let Encoded { mut ids, mut offsets } = self.tokenizer.encode(prompt, true).map_err(say)?;
+                // Some tokenizers end a text; this one is to go on. One token must stay to go on from.
+                while ids.len() > 1 && offsets.last().is_some_and(|range| range.is_empty()) {
+                    ids.pop();
+                    offsets.pop();
+                }
+                Ok(Some(Question { prompt: ids, reference: completion.clone() }))
+            }
+            Example::Text(_) => Ok(None),
+        }
+    }
+
+    fn mark(
+        &self,
+        encoded: Encoded,
+        learned: impl Fn(usize, usize) -> bool,
+        ends: bool,
+        lost_answers: usize,
+    ) -> EncodedRow {
+        let Encoded { ids: mut tokens, offsets } = encoded;
+        // What the tokenizer added covers no text and is no part of an answer.
+        let weight =
+            |at: &std::ops::Range<usize>| if !at.is_empty() && learned(at.start, at.end) { 1.0 } else { 0.0 };
+        let mut weights: Vec<f32> = offsets.iter().map(weight).collect();
+        if let Some(eos) = self.eos.filter(|_| ends) {
+            if tokens.last() == Some(&eos) {
+                weights.pop();
+            } else {
+                tokens.push(eos);
+            }
+            weights.push(1.0);
+        }
+        let whole = tokens.len();
+        tokens.truncate(self.max_tokens);
+        weights.truncate(self.max_tokens);
+        // Nothing predicts the first token.
+        let learned = weights.iter().skip(1).filter(|&&weight| weight > 0.0).count();
+        EncodedRow { row: Row { tokens, weights }, whole, learned, lost_answers }
+    }
+}
+
+fn last_answer(messages: &[Message]) -> Option<(usize, &Message)> {
+    messages.iter().enumerate().rev().find(|(_, message)| message.role == "assistant")
+}
