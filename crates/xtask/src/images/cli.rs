@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
+use super::push::{Registry, checked};
 use crate::{cluster, images, ui};
 
 /// Build the images of Lathe and of the quick-start, without a container engine.
@@ -15,22 +16,32 @@ pub struct Args {
     /// Import them into the local cluster of this name.
     #[arg(long, value_name = "NAME")]
     import: Option<String>,
+    /// Name them HOST/PATH/... and push them there, with the login of `docker login`.
+    #[arg(long, value_name = "HOST/PATH")]
+    registry: Option<String>,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// As [`images::build`]; or there is no such cluster.
+/// As [`images::build`]; or there is no such cluster, or the registry refuses.
 pub fn run(args: &Args) -> Result<()> {
-    for image in images::build(images::REGISTRY)? {
+    let cluster = args.import.as_ref().map(|name| -> Result<_> {
+        cluster::find(name)?.with_context(|| format!("cluster {name:?} does not run"))
+    });
+    let cluster = cluster.transpose()?;
+    let destination = args.registry.as_deref().map(checked).transpose()?;
+    for image in images::build(destination.unwrap_or(images::REGISTRY))? {
+        let step = ui::step(&image.reference);
         let path = images::write(&image, &args.out)?;
-        let size = image.layer.bytes.len() as f64 / 1e6;
-        ui::note(&format!("{} {} {size:.1} MB", image.reference, image.manifest.digest));
-        if let Some(name) = &args.import {
-            let cluster = cluster::find(name)?;
-            let cluster = cluster.with_context(|| format!("cluster {name:?} does not run"))?;
+        if let Some(cluster) = &cluster {
             cluster.import_image(&path)?;
         }
+        if let Some(destination) = destination {
+            Registry::of(destination).push(&image)?;
+        }
+        let size = image.layer.bytes.len() as f64 / 1e6;
+        step.done(&format!("{size:.1} MB, {}", image.manifest.digest));
     }
     ui::note(&format!("archives: {}", args.out.display()));
     Ok(())

@@ -1,9 +1,10 @@
 //! Container images without a container engine.
 
-mod archive;
+pub mod archive;
 pub mod cli;
-mod oci;
+pub mod oci;
 mod programs;
+pub mod push;
 
 use std::fs;
 use std::path::{Path, PathBuf};
