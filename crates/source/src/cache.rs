@@ -74,7 +74,9 @@ fn remove(dir: &Path) -> Result<(), SourceError> {
 fn key(listing: &Listing) -> String {
     let mut hash = Sha256::new();
     hash.update(format!("{:?}\n", listing.identity));
-    for file in &listing.files {
+    let mut files: Vec<_> = listing.files.iter().collect();
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    for file in files {
         hash.update(format!("{file:?}\n"));
     }
     hex::encode(&hash.finalize()[..20])

@@ -130,8 +130,8 @@ async fn fill(download: &Download<'_>, slot: &Slot) -> Result<(Vec<FileEntry>, D
     if let Some(total) = download.meter.total {
         check_space(dir, total.saturating_sub(bytes_in(dir)))?;
     }
-    let mut files: Vec<FileEntry> = stream::iter(&download.listing.files)
-        .map(|file| async move { download.run(file, &dir.join(&file.path)).await })
+    let mut files: Vec<FileEntry> = stream::iter(download.listing.files.clone())
+        .map(|file| async move { download.run(&file, &dir.join(&file.path)).await })
         .buffer_unordered(download.options.parallel.max(1))
         .try_collect()
         .await?;

@@ -83,8 +83,8 @@ pub async fn headers(
 async fn read(location: &Location, options: &Options) -> Result<Headers, SourceError> {
     let (place, files) = list(location, options).await?;
     let (place, mut headers) = (&place, Headers::default());
-    let parts: Vec<Part> = stream::iter(&files)
-        .map(|file| part(place, file, options))
+    let parts: Vec<Part> = stream::iter(files)
+        .map(|file| async move { part(place, &file, options).await })
         .buffer_unordered(options.parallel.max(1))
         .try_collect()
         .await?;

@@ -37,25 +37,27 @@ pub(crate) struct Answer {
 }
 
 /// A client for HTTP and S3: no redirects of its own, certificates of the system or `SSL_CERT_FILE`.
-pub(crate) fn client(options: &Options) -> Result<Client, SourceError> {
+pub(crate) fn client(options: &Options, silence: Option<Duration>) -> Result<Client, SourceError> {
     // A second call, or another crate's choice before ours, is no error: both are ring.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
+    let builder = Client::builder()
         .redirect(redirect::Policy::none())
         .connect_timeout(options.connect_timeout)
-        .user_agent(concat!("lathe/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|e| {
-            SourceError::unreachable(
-                "setting up TLS (are CA certificates installed? SSL_CERT_FILE names a bundle)",
-                chain(&e),
-            )
-        })
+        .user_agent(concat!("lathe/", env!("CARGO_PKG_VERSION")));
+    let builder = silence.into_iter().fold(builder, reqwest::ClientBuilder::read_timeout);
+    builder.build().map_err(|e| SourceError::InvalidCredentials {
+        path: "SSL_CERT_FILE".into(),
+        problem: format!("TLS cannot be set up; are CA certificates installed? {}", chain(&e)),
+    })
 }
 
 impl Http {
     pub fn new(options: &Options) -> Result<Self, SourceError> {
-        Ok(Self { client: client(options)?, stall: options.stall_timeout, allow_http: options.allow_http })
+        Ok(Self {
+            client: client(options, None)?,
+            stall: options.stall_timeout,
+            allow_http: options.allow_http,
+        })
     }
 
     /// Gets `url`. Success is 200 or 206; everything else is an error, with the server's words where it has some.

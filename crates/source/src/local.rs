@@ -47,15 +47,15 @@ pub(crate) async fn open(
     }
     let meter = Meter::new(progress, Some(total));
     let (meter, dir) = (&meter, local.dir.as_path());
-    let mut files: Vec<FileEntry> = stream::iter(&local.files)
+    let mut files: Vec<FileEntry> = stream::iter(local.files)
         .map(|(path, size)| async move {
-            let (at, cancel) = (dir.join(path), cancel.clone());
+            let (at, cancel) = (dir.join(&path), cancel.clone());
             let (found, sha256) = blocking(move || hash_file(&at, &cancel)).await?;
-            if found != *size {
-                return Err(SourceError::Changed { what: path.clone() });
+            if found != size {
+                return Err(SourceError::Changed { what: path });
             }
-            meter.add(path, found as i64);
-            Ok(FileEntry { path: path.clone(), size: found, sha256 })
+            meter.add(&path, found as i64);
+            Ok(FileEntry { path, size: found, sha256 })
         })
         .buffer_unordered(options.parallel.max(1))
         .try_collect()

@@ -1,5 +1,6 @@
 //! Writing an artefact to where it shall stay: never half of one under its final name.
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +16,9 @@ use crate::{publish_pvc, publish_s3};
 
 /// Object that stands below a prefix while an artefact is written there. Readers refuse the prefix.
 pub(crate) const UNFINISHED: &str = "lathe-unfinished";
+
+/// Longest clean-up after a cancellation.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// An artefact on this machine, its files hashed.
 pub(crate) struct Artefact {
@@ -33,7 +37,7 @@ impl Artefact {
 ///
 /// On a volume the files are copied beside the place, made durable and moved there by one rename. Below a prefix a mark
 /// stands until the manifest is written, and readers refuse the prefix while it does; what a broken upload left is
-/// replaced by the next one. Writing the same content again is no error and writes nothing. Returns the digest
+/// replaced by the next one. Cancelling takes effect at once, with up to five seconds to clean up. Writing the same content again is no error and writes nothing. Returns the digest
 /// that a reader will find.
 ///
 /// # Errors
@@ -45,11 +49,15 @@ pub async fn publish(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<Digest, SourceError> {
+    let work = write(dir, location, options, progress, cancel);
+    tokio::pin!(work);
     tokio::select! {
         biased;
-        () = cancel.cancelled() => Err(SourceError::Cancelled),
-        digest = write(dir, location, options, progress, cancel) => digest,
+        () = cancel.cancelled() => {}
+        digest = &mut work => return digest,
     }
+    // It has seen the token too: a moment to take back what it began (parts of an upload cost storage until they are).
+    tokio::time::timeout(GRACE, work).await.unwrap_or(Err(SourceError::Cancelled))
 }
 
 async fn write(

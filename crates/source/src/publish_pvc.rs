@@ -32,16 +32,37 @@ pub(crate) async fn write(
     }
     let root = local::root(claim, options)?;
     let place = root.join(path);
-    let staging = prepare(&root, &place, artefact.digest, &what)?;
-    let Some((staging, lock)) = staging else { return Ok(()) };
-    check_space(&staging, artefact.files.iter().map(|f| f.size).sum())?;
+    let Some((staging, _lock)) = prepare(&root, &place, artefact.digest, &what)? else { return Ok(()) };
+    let written = fill(artefact, &staging, &place, meter, cancel).await;
+    if written.is_err() {
+        // The volume is the user's: its space is given back, the next try begins anew in any case.
+        let removed =
+            blocking(move || std::fs::remove_dir_all(&staging).map_err(|e| SourceError::io(&staging, e)))
+                .await;
+        if let Err(error) = removed {
+            tracing::warn!(%error, "could not remove an unfinished copy");
+        }
+    }
+    written
+}
+
+/// Copies the files, then the manifest, and moves the whole to its place.
+async fn fill(
+    artefact: &Artefact,
+    staging: &Path,
+    place: &Path,
+    meter: &Meter<'_>,
+    cancel: &CancellationToken,
+) -> Result<(), SourceError> {
+    check_space(staging, artefact.files.iter().map(|f| f.size).sum())?;
     for file in &artefact.files {
-        let (from, to, file_, cancel) =
-            (artefact.dir.join(&file.path), staging.join(&file.path), file.clone(), cancel.clone());
-        blocking(move || copy(&from, &to, &file_, &cancel)).await?;
+        let (from, to) = (artefact.dir.join(&file.path), staging.join(&file.path));
+        let (expected, cancel) = (file.clone(), cancel.clone());
+        blocking(move || copy(&from, &to, &expected, &cancel)).await?;
         meter.add(&file.path, file.size as i64);
     }
     let (manifest, files, cancel) = (artefact.manifest()?, artefact.files.clone(), cancel.clone());
+    let (staging, place) = (staging.to_path_buf(), place.to_path_buf());
     blocking(move || {
         write_whole(&staging.join(MANIFEST), &manifest, &cancel)?;
         for file in &files {
@@ -49,10 +70,9 @@ pub(crate) async fn write(
                 sync_dir(dir)?;
             }
         }
+        sync_dir(&staging)?;
         std::fs::rename(&staging, &place).map_err(|e| SourceError::io(&place, e))?;
-        sync_dir(place.parent().unwrap_or(&root))?;
-        drop(lock);
-        Ok(())
+        sync_dir(place.parent().unwrap_or(&place))
     })
     .await
 }

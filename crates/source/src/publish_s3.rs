@@ -2,7 +2,7 @@
 use std::fs::File;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
 use sha2::{Digest as _, Sha256};
@@ -35,12 +35,21 @@ pub(crate) async fn write(
     if !prepare(&s3, artefact).await? {
         return Ok(());
     }
-    stream::iter(&artefact.files)
-        .map(|file| upload(&s3, artefact, file, meter, cancel))
-        .buffer_unordered(options.parallel.clamp(1, 4))
-        .try_collect::<Vec<()>>()
-        .await?;
-    put(&s3, MANIFEST, artefact.manifest()?).await?;
+    // One failure stops the others, and all are awaited so that each can abort its parts.
+    let stop = &cancel.child_token();
+    let s3 = &s3;
+    let uploads = stream::iter(artefact.files.clone())
+        .map(|file| async move { upload(s3, artefact, &file, meter, stop).await });
+    let mut outcome = Ok(());
+    let mut uploads = uploads.buffer_unordered(options.parallel.clamp(1, 4));
+    while let Some(uploaded) = uploads.next().await {
+        if uploaded.is_err() && outcome.is_ok() {
+            stop.cancel();
+            outcome = uploaded;
+        }
+    }
+    outcome?;
+    put(s3, MANIFEST, artefact.manifest()?).await?;
     let mark = s3.key(UNFINISHED)?;
     s3.store.delete(&mark).await.map_err(|e| explain(e, &s3.shown()))
 }
@@ -111,6 +120,9 @@ async fn upload(
     meter: &Meter<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), SourceError> {
+    if cancel.is_cancelled() {
+        return Err(SourceError::Cancelled);
+    }
     let path = artefact.dir.join(&file.path);
     let what = format!("{}/{}", s3.shown(), file.path);
     let part = PART.max(file.size.div_ceil(MAX_PARTS));
@@ -130,9 +142,6 @@ async fn upload(
     let mut parts = WriteMultipart::new_with_chunk_size(begun, part as usize);
     let mut at = 0;
     let sent = loop {
-        if cancel.is_cancelled() {
-            break Err(SourceError::Cancelled);
-        }
         if let Err(e) = parts.wait_for_capacity(PARTS_AT_ONCE).await {
             break Err(explain(e, &what));
         }
@@ -144,6 +153,9 @@ async fn upload(
         hash.update(&bytes);
         at += bytes.len() as u64;
         meter.add(&file.path, bytes.len() as i64);
+        if cancel.is_cancelled() {
+            break Err(SourceError::Cancelled);
+        }
         parts.put(bytes);
     };
     let sent = sent.and_then(|()| if hash.finalize()[..] == file.sha256 { Ok(()) } else { Err(changed()) });

@@ -19,6 +19,15 @@ use crate::options::Options;
 use crate::remote::{Body, Listing, RemoteFile, from_manifest, read_small};
 use crate::{http, publish};
 
+/// Any of these tells who asks.
+const IDENTITIES: [&str; 5] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+];
+
 /// A bucket and a prefix in it.
 pub(crate) struct S3 {
     pub store: Arc<AmazonS3>,
@@ -48,6 +57,13 @@ impl S3 {
             .iter()
             .find_map(|key| credentials.get(key));
         let plain = check_endpoint(endpoint, options, credentials)?;
+        if endpoint.is_some() && !IDENTITIES.iter().any(|key| credentials.get(key).is_some()) {
+            // Else the node's metadata service would be asked, which knows AWS alone, for minutes.
+            return Err(SourceError::Unauthorized {
+                what: format!("s3://{bucket}/{prefix}"),
+                next: "there are no credentials: name a Secret in `secretRef` with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_SKIP_SIGNATURE=true for a public bucket)".into(),
+            });
+        }
         let retry = RetryConfig {
             backoff: BackoffConfig {
                 init_backoff: options.retry.first,
@@ -64,10 +80,12 @@ impl S3 {
                 builder = builder.with_config(key, value);
             }
         }
+        // The answer to a part comes only when the part is sent, so silence lasts longer than in a download.
+        let silence = options.stall_timeout.saturating_mul(4);
         let store = builder
             .with_bucket_name(bucket)
             .with_allow_http(plain)
-            .with_http_connector(OurClient(http::client(options)?))
+            .with_http_connector(OurClient(http::client(options, Some(silence))?))
             .build()
             .map_err(|e| explain(e, bucket))?;
         let identity = format!("s3://{bucket}/{prefix} at {}", endpoint.unwrap_or("aws"));

@@ -57,6 +57,11 @@ pub fn options(cache: &Path) -> Options {
     Options { retry, stall_timeout: Duration::from_secs(60), ..Options::new(cache) }
 }
 
+/// Passes a future on that another thread may run: callers spawn these.
+pub fn sendable<F: Future + Send>(future: F) -> F {
+    future
+}
+
 /// Names in the cache that would be taken for complete content.
 pub fn complete(cache: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(cache) else { return 0 };

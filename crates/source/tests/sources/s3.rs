@@ -12,7 +12,7 @@ use s3s::service::S3ServiceBuilder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::model::{Files, complete, model, options, read, safetensors, write};
+use crate::model::{Files, complete, model, options, read, safetensors, sendable, write};
 
 struct Bucket {
     /// Objects are files in `<root>/models`.
@@ -64,8 +64,8 @@ impl Bucket {
 
     async fn put(&self, uri: &str) -> Result<Digest, SourceError> {
         let location = Location::parse(uri, None, None)?;
-        publish(&self.artefact(), &location, &self.options, &|_: Update<'_>| {}, &CancellationToken::new())
-            .await
+        let (artefact, never) = (self.artefact(), CancellationToken::new());
+        sendable(publish(&artefact, &location, &self.options, &|_: Update<'_>| {}, &never)).await
     }
 
     fn artefact(&self) -> std::path::PathBuf {
@@ -94,7 +94,7 @@ async fn an_artefact_goes_up_and_comes_back() {
     let fetched = b.get("s3://models/jobs/one").await.unwrap();
     assert_eq!((fetched.digest, read(&fetched.dir)), (digest, large()));
     let location = Location::parse("s3://models/jobs/one", None, None).unwrap();
-    let headers = headers(&location, &b.options, &CancellationToken::new()).await.unwrap();
+    let headers = sendable(headers(&location, &b.options, &CancellationToken::new())).await.unwrap();
     assert_eq!((headers.parameters(), headers.digest), ((17 << 20) + 10, Some(digest)));
     // Again the same: nothing is written. Something else: refused.
     let manifest = b.root.path().join("models/jobs/one").join(lathe_source::MANIFEST);
@@ -107,7 +107,8 @@ async fn an_artefact_goes_up_and_comes_back() {
 
 #[tokio::test]
 async fn a_broken_upload_is_refused_by_readers_and_replaced_by_the_next() {
-    let b = bucket().await;
+    let mut b = bucket().await;
+    b.options.parallel = 1;
     write(&b.artefact(), &model());
     let location = Location::parse("s3://models/a", None, None).unwrap();
     let stop = CancellationToken::new();
@@ -150,6 +151,32 @@ async fn what_cannot_be_read_is_named() {
     let error = b.get("s3://models/base").await.unwrap_err();
     assert_eq!((error.reason(), error.is_transient()), ("Unauthorized", false), "{error}");
     assert!(!error.to_string().contains("hunter2"));
+}
+
+#[tokio::test]
+async fn without_credentials_nobody_else_is_asked_for_some() {
+    let b = bucket().await;
+    let credentials = Credentials::default().with("AWS_ENDPOINT_URL", &format!("http://{}", b.address));
+    let options = Options { credentials, ..b.options };
+    let location = Location::parse("s3://models/base", None, None).unwrap();
+    let error = fetch(&location, &options, &|_: Update<'_>| {}, &CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.reason(), "Unauthorized");
+    assert!(error.to_string().contains("AWS_ACCESS_KEY_ID"), "{error}");
+}
+
+/// Parts of an upload that was stopped cost storage until they are aborted.
+#[tokio::test]
+async fn a_stopped_upload_in_parts_is_aborted() {
+    let b = bucket().await;
+    write(&b.artefact(), &Files::from([("model.safetensors".into(), safetensors(17 << 20))]));
+    let location = Location::parse("s3://models/a", None, None).unwrap();
+    let stop = CancellationToken::new();
+    let progress = |_: Update<'_>| stop.cancel();
+    let error = publish(&b.artefact(), &location, &b.options, &progress, &stop).await.unwrap_err();
+    assert_eq!(error.reason(), "Cancelled");
+    let left =
+        std::fs::read_dir(b.root.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.contains("upload")).collect::<Vec<_>>(), [""; 0]);
 }
 
 #[tokio::test]
