@@ -23,9 +23,7 @@ pub fn clear(layout: &Layout) -> Result<()> {
         let cgroup = layout.cgroup(number);
         wait(|| node::remove_cgroups(&cgroup))?;
     }
-    if layout.subnet != 0 {
-        network::remove(layout)?;
-    }
+    network::remove(layout)?;
     remove_folder(&layout.folder)
 }
 

@@ -83,9 +83,6 @@ pub fn up(options: &Options) -> Result<Cluster> {
 
     for number in state.nodes.len() as u32 + 1..=options.nodes {
         let step = ui::step(format!("{}: mounts, network", node_name(number)));
-        if number == 1 {
-            network::bridge(&layout)?;
-        }
         let inside = node::ensure(&layout, number)?;
         network::plug(&layout, number, &state.holders(), inside)?;
         state.nodes.push(inside);
@@ -147,13 +144,17 @@ fn open(options: &Options) -> Result<(File, Layout, State)> {
             clear_remains(&layout)?;
         }
     }
-    let subnet = if options.nodes > 0 { network::free_subnet()? } else { 0 };
-    let layout = Layout::new(&options.name, subnet)?;
-    let endpoint = match options.nodes {
-        0 => Endpoint::on_loopback()?,
-        _ => Endpoint::on_node(&layout),
+    let (layout, endpoint) = if options.nodes > 0 {
+        // Two clusters that start at once must not choose the same network.
+        let _lock = state::lock_file("networks")?;
+        let layout = Layout::new(&options.name, network::free_subnet()?)?;
+        network::bridge(&layout)?;
+        let endpoint = Endpoint::on_node(&layout);
+        (layout, endpoint)
+    } else {
+        (Layout::new(&options.name, 0)?, Endpoint::on_loopback()?)
     };
-    let state = State::new(subnet, endpoint);
+    let state = State::new(layout.subnet, endpoint);
     state.save(&layout)?;
     Ok((lock, layout, state))
 }
@@ -171,11 +172,13 @@ fn clear_remains(layout: &Layout) -> Result<()> {
 /// A process does not end, or root is needed.
 pub fn down(name: &str) -> Result<bool> {
     let _lock = state::lock(name)?;
-    let Some((layout, _)) = state::load(name)? else {
-        return Ok(false);
+    let layout = match state::load(name)? {
+        Some((layout, _)) => layout,
+        None => Layout::new(name, 0)?,
     };
+    let found = layout.folder.exists() || !processes::running(&layout).is_empty();
     cleanup::clear(&layout)?;
-    Ok(true)
+    Ok(found)
 }
 
 /// The cluster of that name, if it runs.

@@ -3,6 +3,8 @@
 //! Nothing else of the host's network is touched: no address translation, no forwarding, no firewall
 //! rule. So pods reach each other and the host, and nothing beyond it.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -44,6 +46,7 @@ pub fn bridge(layout: &Layout) -> Result<()> {
         ip(&["link", "add", &bridge, "type", "bridge"])?;
         let address = format!("{}/24", layout.host_address());
         ip(&["address", "add", &address, "dev", &bridge])?;
+        mark(layout, &bridge)?;
     }
     ip(&["link", "set", &bridge, "up"])
 }
@@ -59,6 +62,7 @@ pub fn plug(layout: &Layout, node: u32, holders: &[(u32, u32)], inside: u32) -> 
         let holder = inside.to_string();
         let far_end = ["peer", "name", "eth0", "netns", &holder];
         ip(&[&["link", "add", &cable, "type", "veth"], &far_end[..]].concat())?;
+        mark(layout, &cable)?;
         ip_inside(inside, &["address", "add", &format!("{address}/24"), "dev", "eth0"])?;
         ip_inside(inside, &["link", "set", "eth0", "up"])?;
         let host = layout.host_address().to_string();
@@ -80,25 +84,33 @@ pub fn plug(layout: &Layout, node: u32, holders: &[(u32, u32)], inside: u32) -> 
     Ok(())
 }
 
-/// Removes the bridge and, with it, every route through it. Cables go with their nodes.
+/// Removes the bridge and the cables and, with them, every route through them.
 ///
 /// # Errors
 /// `ip` refuses.
 pub fn remove(layout: &Layout) -> Result<()> {
-    for node in 1..=super::layout::MOST_NODES {
-        if exists(&layout.cable(node)) {
-            // The node's end vanishes on its own soon after its last process: then this one is gone.
-            let _ = ip(&["link", "delete", &layout.cable(node)]);
+    let devices = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    for device in devices.map(|device| device.path()) {
+        let alias = fs::read_to_string(device.join("ifalias")).unwrap_or_default();
+        let name = device.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if Path::new(alias.trim_end()) == layout.folder {
+            let removed = ip(&["link", "delete", name]);
+            // A cable goes by itself soon after the last process of its node.
+            if device.exists() {
+                removed?;
+            }
         }
-    }
-    if exists(&layout.bridge()) {
-        ip(&["link", "delete", &layout.bridge()])?;
     }
     Ok(())
 }
 
+/// Writes on a device whose it is, so that it is found even when the cluster's folder is lost.
+fn mark(layout: &Layout, device: &str) -> Result<()> {
+    ip(&["link", "set", "dev", device, "alias", &layout.folder.display().to_string()])
+}
+
 fn exists(device: &str) -> bool {
-    std::path::Path::new("/sys/class/net").join(device).exists()
+    Path::new("/sys/class/net").join(device).exists()
 }
 
 fn ip(args: &[&str]) -> Result<()> {

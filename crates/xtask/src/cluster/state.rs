@@ -71,12 +71,19 @@ pub fn load(name: &str) -> Result<Option<(Layout, State)>> {
 /// Waits until no other command works on that cluster, and keeps others waiting while held.
 ///
 /// # Errors
-/// The cache folder cannot be written.
+/// The name is not allowed, or the cache folder cannot be written.
 pub fn lock(name: &str) -> Result<File> {
+    lock_file(&format!("cluster-{}", Layout::new(name, 0)?.name))
+}
+
+/// As [`lock`], for something that clusters share.
+///
+/// # Errors
+/// The cache folder cannot be written.
+pub fn lock_file(name: &str) -> Result<File> {
     let folder = paths::cache()?.join("cluster");
     fs::create_dir_all(&folder)?;
-    let layout = Layout::new(name, 0)?;
-    let lock = File::create(folder.join(format!(".{}.lock", layout.name)))?;
+    let lock = File::create(folder.join(format!(".{name}.lock")))?;
     lock.lock()?;
     Ok(lock)
 }
