@@ -1,2 +1,159 @@
-//! The Lathe worker: train, serve, evaluate, convert, inspect, check-data.
-fn main() {}
+//! The Lathe worker: train, serve, evaluate, inspect, check-data.
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use lathe_contract::{CONTRACT_PATH, CONTRACT_VERSION, CONTROL_PORT, Contract, TERMINATION_LOG, Task, exit};
+use lathe_worker::batch;
+use lathe_worker::failure::{Done, Halt};
+use lathe_worker::summary;
+use tokio_util::sync::CancellationToken;
+
+/// Longest contract that is read; a ConfigMap holds at most 1 MiB.
+const MAX_CONTRACT: u64 = 1 << 20;
+
+/// Carries out one task of Lathe: what to do stands in a contract, which the operator (or `lathe run`) writes.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    task: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Tune a model, measure it before and after, and write the result.
+    Train(Paths),
+    /// Serve a model and its adapters.
+    Serve(Paths),
+    /// Measure a model.
+    Evaluate(Paths),
+    /// Read what a model is, without its weights.
+    Inspect(Paths),
+    /// Check a dataset, row by row.
+    CheckData(Paths),
+}
+
+#[derive(Args, Clone)]
+struct Paths {
+    /// What to do, as JSON.
+    #[arg(long, default_value = CONTRACT_PATH)]
+    contract: PathBuf,
+    /// Port for probes, metrics and the report; 0 takes a free one (see the log).
+    #[arg(long, default_value_t = CONTROL_PORT)]
+    control_port: u16,
+    /// Where the last words are written.
+    #[arg(long, default_value = TERMINATION_LOG)]
+    summary: PathBuf,
+}
+
+fn main() -> ExitCode {
+    init_log();
+    let (name, paths) = match Cli::parse().task {
+        Command::Train(paths) => ("train", paths),
+        Command::Serve(paths) => ("serve", paths),
+        Command::Evaluate(paths) => ("evaluate", paths),
+        Command::Inspect(paths) => ("inspect", paths),
+        Command::CheckData(paths) => ("check-data", paths),
+    };
+    let code = match read_contract(&paths.contract).and_then(|contract| matching(contract, name)) {
+        Ok(contract) => run(contract, &paths),
+        Err(halt) => {
+            let outcome = summary::outcome(Err(halt), None);
+            let code = summary::exit_code(&outcome);
+            summary::write(&paths.summary, outcome);
+            code
+        }
+    };
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+fn run(contract: Contract, paths: &Paths) -> i32 {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "no threads");
+            return exit::TRANSIENT;
+        }
+    };
+    let settings = batch::Settings { control_port: paths.control_port, summary: paths.summary.clone() };
+    let code = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        if let Err(error) = stop_on_signal(&stop) {
+            tracing::warn!(%error, "SIGTERM cannot be heard");
+        }
+        batch::run(contract, settings, stop).await
+    });
+    // A thread that still computes must not hold up the exit.
+    runtime.shutdown_background();
+    code
+}
+
+/// SIGTERM (and Ctrl-C of a local run) asks the work to save and end.
+fn stop_on_signal(stop: &CancellationToken) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}
+
+fn read_contract(path: &Path) -> Done<Contract> {
+    use std::io::Read;
+    let invalid = |cause: String| {
+        let cause = format!("contract {}: {cause}", path.display());
+        Halt::user("InvalidContract", cause, "let the operator (or `lathe run`) of this version write it")
+    };
+    let mut text = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_CONTRACT).read_to_end(&mut text))
+        .map_err(|error| invalid(error.to_string()))?;
+    let version: Version = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
+    if version.version != CONTRACT_VERSION {
+        return Err(invalid(format!(
+            "version {} is unknown, this worker reads version {CONTRACT_VERSION}",
+            version.version
+        )));
+    }
+    serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))
+}
+
+/// Read before all else: a later version may have other fields.
+#[derive(serde::Deserialize)]
+struct Version {
+    version: u32,
+}
+
+fn matching(contract: Contract, name: &str) -> Done<Contract> {
+    let asked = match contract.task {
+        Task::Train(_) => "train",
+        Task::Serve(_) => "serve",
+        Task::Evaluate(_) => "evaluate",
+        Task::Inspect(_) => "inspect",
+        Task::CheckData(_) => "check-data",
+    };
+    if asked == name {
+        return Ok(contract);
+    }
+    let cause = format!("the contract's task is `{asked}`, the command is `{name}`");
+    Err(Halt::user("InvalidContract", cause, "run the command that the contract is for"))
+}
+
+/// `RUST_LOG` chooses what is told (default `info`), `LATHE_LOG=json` how.
+fn init_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::env::var("LATHE_LOG").is_ok_and(|form| form == "json") {
+        log.json().init();
+    } else {
+        log.with_ansi(false).init();
+    }
+}

@@ -1,0 +1,97 @@
+//! Tasks that end: run on a thread of their own, with the control port open, until done, failed or stopped.
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use lathe_contract::{Contract, Outcome, Phase, Task};
+use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+use crate::control::{self, Access, Control};
+use crate::failure::{Done, Halt};
+use crate::status::Status;
+use crate::{check_data, evaluate, inspect, summary, train};
+
+/// Time from SIGTERM to the end, at most: less than the 30 s after which Kubernetes kills.
+const STOP_BUDGET: Duration = Duration::from_secs(25);
+
+/// What the command line says beside the contract.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Port of the control port; 0 takes a free one.
+    pub control_port: u16,
+    /// Where the summary is written.
+    pub summary: PathBuf,
+}
+
+/// Runs the contract's task and returns the exit code.
+pub async fn run(contract: Contract, settings: Settings, stop: CancellationToken) -> i32 {
+    let status = Status::default();
+    let outcome = match open_control(&contract, settings.control_port, &status).await {
+        Ok(()) => carry_out(contract, &status, stop).await,
+        Err(halt) => summary::outcome(Err(halt), None),
+    };
+    status.phase(Phase::Done, "");
+    let code = summary::exit_code(&outcome);
+    summary::write(&settings.summary, outcome);
+    code
+}
+
+async fn open_control(contract: &Contract, port: u16, status: &Status) -> Done<()> {
+    let access = Access::new(&contract.object, &contract.trust).map_err(|error| {
+        Halt::user("InvalidContract", format!("`trust`: {error}"), "let the operator write it again")
+    })?;
+    let listener = control::bind(&access, port).await.map_err(|error| {
+        Halt::transient("PortTaken", format!("control port {port}: {error}"), "free the port")
+    })?;
+    tracing::info!(address = listener.local_addr().ok().map(tracing::field::display), "control port is open");
+    let control = Arc::new(Control::new(access, status.clone(), Registry::default()));
+    control.set_ready(true);
+    let router = control::router(control, Router::new());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Ok(())
+}
+
+async fn carry_out(contract: Contract, status: &Status, stop: CancellationToken) -> Outcome {
+    let context = Context {
+        object: contract.object,
+        mounts: contract.mounts,
+        status: status.clone(),
+        stop: stop.clone(),
+        runtime: Handle::current(),
+    };
+    let work = tokio::task::spawn_blocking(move || carry_out_blocking(&context, contract.task));
+    let out_of_time = async {
+        stop.cancelled().await;
+        tracing::info!("asked to stop: saving");
+        tokio::time::sleep(STOP_BUDGET).await;
+    };
+    let result = tokio::select! {
+        biased;
+        done = work => done.unwrap_or_else(|panic| {
+            let next = "look at the log of the pod, and report it to Lathe's maintainers";
+            Err(Halt::transient("InternalError", format!("the worker failed: {panic}"), next))
+        }),
+        () = out_of_time => {
+            tracing::warn!("no time is left to save; the next pod goes on from the last checkpoint");
+            Err(Halt::Stopped)
+        }
+    };
+    summary::outcome(result, status.read().progress)
+}
+
+fn carry_out_blocking(context: &Context, task: Task) -> Done<Outcome> {
+    match task {
+        Task::Train(task) => train::run(context, &task),
+        Task::Evaluate(task) => evaluate::run(context, &task),
+        Task::Inspect(task) => inspect::run(context, &task),
+        Task::CheckData(task) => check_data::run(context, &task),
+        Task::Serve(_) => {
+            let cause = "a serving task does not end, and is run by `lathe-worker serve`";
+            Err(Halt::user("InvalidContract", cause, "run the command that the contract is for"))
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What every task needs: the mounted folders, somewhere to say how far it is, and whether to stop.
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use lathe_contract::{Mounts, ObjectRef, SourceRef};
+use lathe_source::{CancellationToken, Credentials, Digest, Fetched, Headers, Location, Options, Update};
+use tokio::runtime::Handle;
+
+use crate::failure::{Done, Halt};
+use crate::status::Status;
+
+/// How often a fetch's progress is told.
+const TELL: Duration = Duration::from_millis(500);
+
+/// The surroundings of a task. The work itself is one thread that computes; it reaches the network through here.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The object that is worked for.
+    pub object: ObjectRef,
+    /// Where volumes and secrets are mounted.
+    pub mounts: Mounts,
+    /// What is told meanwhile.
+    pub status: Status,
+    /// SIGTERM has come.
+    pub stop: CancellationToken,
+    /// Where network calls run; the task's thread is not one of its own.
+    pub runtime: Handle,
+}
+
+impl Context {
+    /// To be asked in every loop.
+    ///
+    /// # Errors
+    /// [`Halt::Stopped`] once SIGTERM has come.
+    pub fn go_on(&self) -> Done<()> {
+        if self.stop.is_cancelled() { Err(Halt::Stopped) } else { Ok(()) }
+    }
+
+    /// Brings files here. `what` is for messages, e.g. "base model `x`".
+    ///
+    /// # Errors
+    /// See [`lathe_source::fetch`].
+    pub fn fetch(&self, what: &str, source: &SourceRef) -> Done<Fetched> {
+        let (location, options) = self.place(source).map_err(|halt| halt.of(what))?;
+        self.status.say(format!("fetching {what} from {location}"));
+        let told = Mutex::new(None::<Instant>);
+        let progress = |update: Update<'_>| {
+            let Ok(mut last) = told.lock() else { return };
+            if last.is_none_or(|at| at.elapsed() >= TELL) {
+                *last = Some(Instant::now());
+                self.status.say(format!("fetching {what}: {}", amount(&update)));
+            }
+        };
+        let fetched = lathe_source::fetch(&location, &options, &progress, &self.stop);
+        self.runtime.block_on(fetched).map_err(|error| Halt::from(error).of(what))
+    }
+
+    /// Reads a location without its weights.
+    ///
+    /// # Errors
+    /// See [`lathe_source::headers`].
+    pub fn headers(&self, what: &str, source: &SourceRef) -> Done<Headers> {
+        let (location, options) = self.place(source).map_err(|halt| halt.of(what))?;
+        let headers = lathe_source::headers(&location, &options, &self.stop);
+        self.runtime.block_on(headers).map_err(|error| Halt::from(error).of(what))
+    }
+
+    /// Writes a folder to `path` below a destination; returns where it is now, and its digest.
+    ///
+    /// # Errors
+    /// See [`lathe_source::publish`].
+    pub fn publish(&self, dir: &Path, destination: &SourceRef, path: &str) -> Done<(Location, Digest)> {
+        let (destination, options) = self.place(destination)?;
+        let location = destination.join(path)?;
+        let quiet = |_: Update<'_>| {};
+        let published = lathe_source::publish(dir, &location, &options, &quiet, &self.stop);
+        let digest = self.runtime.block_on(published)?;
+        Ok((location, digest))
+    }
+
+    /// The folder of a `pvc://` location.
+    ///
+    /// # Errors
+    /// Another kind of location, or a claim that is not mounted.
+    pub fn folder(&self, source: &SourceRef) -> Done<PathBuf> {
+        let (location, options) = self.place(source)?;
+        let lathe_source::Address::Pvc { claim, path } = location.address() else {
+            let cause = format!("{location} is no volume, and checkpoints are kept on one");
+            return Err(Halt::user("InvalidLocation", cause, "use pvc://<claim>/<path>"));
+        };
+        match options.mounts.get(claim) {
+            Some(root) => Ok(root.join(path)),
+            None => Err(lathe_source::SourceError::ClaimNotMounted {
+                claim: claim.clone(),
+                mounted: self.mounts.claims.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
+            }
+            .into()),
+        }
+    }
+
+    fn place(&self, source: &SourceRef) -> Done<(Location, Options)> {
+        let location = Location::parse(&source.uri, source.revision.as_deref(), source.digest.as_deref())?;
+        let mut options = Options::new(&self.mounts.cache);
+        options.mounts =
+            self.mounts.claims.iter().map(|(claim, at)| (claim.clone(), PathBuf::from(at))).collect();
+        options.credentials = Credentials::load(source.secret_dir.as_deref().map(Path::new))?;
+        Ok((location, options))
+    }
+}
+
+fn amount(update: &Update<'_>) -> String {
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    match update.total {
+        Some(total) => format!("{:.0} of {:.0} MB ({})", megabytes(update.done), megabytes(total), update.file),
+        None => format!("{:.0} MB ({})", megabytes(update.done), update.file),
+    }
+}

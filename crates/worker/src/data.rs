@@ -1,0 +1,194 @@
+//! A dataset, brought here and made into tokens for one model.
+use std::path::PathBuf;
+
+use lathe_contract::{DatasetInput, SourceRef};
+use lathe_engine::Row;
+use lathe_source::{Digest, FileEntry, digest_of};
+
+use crate::context::Context;
+use crate::dataset::{self, Dataset, DatasetError, Encoder, Problem, Question};
+use crate::failure::{Done, Halt, io};
+
+/// The held-out rows are the same for every seed of training, so that runs can be compared, and the same where a dataset
+/// is only checked.
+const HOLD_OUT_SEED: u64 = 0;
+
+/// The files of a dataset.
+#[derive(Clone, Debug)]
+pub struct Files {
+    train: PathBuf,
+    evaluation: Option<PathBuf>,
+    /// The identity of all of it.
+    pub digest: Digest,
+}
+
+/// The rows of a dataset, well-formed every one.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    /// To learn from.
+    pub train: Dataset,
+    /// To measure with; without rows where nothing is held out.
+    pub held: Option<Dataset>,
+}
+
+/// Rows in tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Encoded {
+    /// To learn from, each with something to learn.
+    pub train: Vec<Row>,
+    /// To measure with.
+    pub held: Vec<Held>,
+    /// Rows that were cut at the sequence length.
+    pub cut: usize,
+}
+
+/// A row to measure with.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// Its tokens, answers marked.
+    pub row: Row,
+    /// What to ask and what to hope for; a text asks nothing.
+    pub question: Option<Question>,
+}
+
+impl Files {
+    /// Brings the files here.
+    ///
+    /// # Errors
+    /// They cannot be fetched, or are not one file each.
+    pub fn fetch(context: &Context, input: &DatasetInput) -> Done<Self> {
+        let (train, mut entries) = fetch_one(context, "training data", &input.train)?;
+        entries.iter_mut().for_each(|entry| entry.path = format!("train/{}", entry.path));
+        let mut evaluation = None;
+        if let Some(source) = &input.evaluation {
+            let (file, more) = fetch_one(context, "evaluation data", source)?;
+            evaluation = Some(file);
+            entries.extend(
+                more.into_iter().map(|e| FileEntry { path: format!("evaluation/{}", e.path), ..e }),
+            );
+        }
+        Ok(Files { train, evaluation, digest: digest_of(&entries) })
+    }
+
+    /// Parses the files and parts the rows.
+    ///
+    /// # Errors
+    /// A file or row that is malformed; nothing to learn from or to measure with.
+    pub fn read(&self, input: &DatasetInput) -> Done<Rows> {
+        let read = |path: &PathBuf| dataset::read(path, input.format).and_then(Dataset::refuse_bad_rows);
+        self.parted(read, input).map_err(Halt::from)
+    }
+
+    /// As [`Files::read`], with malformed rows kept for a report of them.
+    ///
+    /// # Errors
+    /// A file that is malformed as a whole.
+    pub fn read_with_problems(&self, input: &DatasetInput) -> Done<Rows> {
+        self.parted(|path| dataset::read(path, input.format), input).map_err(Halt::from)
+    }
+
+    fn parted(
+        &self,
+        read: impl Fn(&PathBuf) -> Result<Dataset, DatasetError>,
+        input: &DatasetInput,
+    ) -> Result<Rows, DatasetError> {
+        let mut train = read(&self.train)?;
+        if let Some(file) = &self.evaluation {
+            return Ok(Rows { train, held: Some(read(file)?) });
+        }
+        let Some(share) = input.holdout.filter(|share| *share > 0.0) else {
+            return Ok(Rows { train, held: None });
+        };
+        let (kept, held) = dataset::hold_out(std::mem::take(&mut train.rows), share, HOLD_OUT_SEED);
+        let held = Dataset { rows: held, bad_rows: 0, problems: Vec::new(), ..train.clone() };
+        train.rows = kept;
+        Ok(Rows { train, held: Some(held) })
+    }
+}
+
+fn fetch_one(context: &Context, what: &str, source: &SourceRef) -> Done<(PathBuf, Vec<FileEntry>)> {
+    let fetched = context.fetch(what, source)?;
+    let Some(file) = fetched.file().filter(|_| fetched.files.iter().all(|f| f.path.ends_with(".jsonl"))) else {
+        let cause = format!("{what}: {} holds {} files", source.uri, fetched.files.len());
+        return Err(Halt::user("NotOneFile", cause, "name the one .jsonl file in `uri`"));
+    };
+    Ok((file, fetched.files))
+}
+
+impl Rows {
+    /// Makes tokens of all rows. Rows without anything to learn before the cut are left out.
+    ///
+    /// # Errors
+    /// A row that the model's template or tokenizer refuses; no row left to learn from; the worker was told to stop.
+    pub fn encode(&self, context: &Context, encoder: &Encoder<'_>) -> Done<Encoded> {
+        encoder.accepts(self.train.format)?;
+        let mut encoded = Encoded::default();
+        for row in &self.train.rows {
+            context.go_on()?;
+            let done = encoder.encode(&row.example).map_err(|what| refused(&self.train, row.line, what))?;
+            encoded.cut += usize::from(done.whole > encoder.max_tokens);
+            if done.learned > 0 {
+                encoded.train.push(done.row);
+            }
+        }
+        if encoded.train.is_empty() {
+            let file = self.train.file.clone();
+            return Err(DatasetError::NothingToLearn { file, limit: encoder.max_tokens }.into());
+        }
+        if let Some(held) = &self.held {
+            encoded.held = encode_held(context, held, encoder)?;
+        }
+        Ok(encoded)
+    }
+}
+
+/// Rows to measure with, in the order of the file.
+///
+/// # Errors
+/// As [`Rows::encode`].
+pub fn encode_held(context: &Context, held: &Dataset, encoder: &Encoder<'_>) -> Done<Vec<Held>> {
+    encoder.accepts(held.format)?;
+    let mut rows = Vec::with_capacity(held.rows.len());
+    for row in &held.rows {
+        context.go_on()?;
+        let refuse = |what| refused(held, row.line, what);
+        let done = encoder.encode(&row.example).map_err(refuse)?;
+        if done.learned == 0 {
+            continue;
+        }
+        // A prompt that was cut asks something else.
+        let question = encoder.question(&row.example).map_err(refuse)?;
+        let question = question.filter(|question| question.prompt.len() < encoder.max_tokens);
+        rows.push(Held { row: done.row, question });
+    }
+    Ok(rows)
+}
+
+fn refused(dataset: &Dataset, line: usize, what: String) -> Halt {
+    DatasetError::MalformedRow {
+        first: Problem { file: dataset.file.clone(), line, what },
+        bad: 1,
+        rows: dataset.rows.len(),
+    }
+    .into()
+}
+
+impl From<DatasetError> for Halt {
+    fn from(error: DatasetError) -> Self {
+        let (reason, next) = match &error {
+            DatasetError::Io { source, .. } => return io(source, &error),
+            DatasetError::NotJsonLines { found: "UTF-16", .. } => ("NotUtf8", "convert the file to UTF-8"),
+            DatasetError::NotJsonLines { .. } => ("MalformedDataset", "convert the file to JSON Lines"),
+            DatasetError::Empty { .. } => ("EmptyDataset", "put rows into the file"),
+            DatasetError::MalformedRow { first, .. } if first.what.starts_with("a row must be UTF-8") => {
+                ("NotUtf8", "convert the file to UTF-8")
+            }
+            DatasetError::MalformedRow { .. } => ("MalformedRow", "correct the row, and those like it"),
+            DatasetError::NoChatTemplate => ("NoChatTemplate", "choose another model, or another `format`"),
+            DatasetError::NothingToLearn { .. } => {
+                ("NothingToLearn", "raise `training.sequenceLength`, or shorten the prompts")
+            }
+        };
+        Halt::user(reason, &error, next)
+    }
+}

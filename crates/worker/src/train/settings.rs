@@ -1,0 +1,165 @@
+//! A training task's settings: checked numbers, and the identity of what decides the result.
+use lathe_contract::{Precision as Stored, Schedule as Course, TrainMethod as Method, TrainTask};
+use lathe_engine::{Hyper, Schedule};
+use lathe_plan::{LoraSpec, ModelShape, Precision, Target, TrainMethod, TrainRequest};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::order::Extent;
+use crate::base::memory_limit;
+use crate::failure::{Done, Halt};
+
+/// Numbers of the contract in the types of the engine.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What is trained.
+    pub method: TrainMethod,
+    /// How the weights are held; none = as they are stored.
+    pub precision: Option<Precision>,
+    /// Tokens of a row, at most.
+    pub sequence_length: usize,
+    /// Tokens of a step, at most.
+    pub batch_tokens: usize,
+    /// How long.
+    pub extent: Extent,
+    /// Of the rows' order and the adapter.
+    pub seed: u64,
+    micro_batch_tokens: usize,
+}
+
+impl Settings {
+    /// Checks the task's numbers.
+    ///
+    /// # Errors
+    /// `InvalidSettings` with the field.
+    pub fn of(task: &TrainTask) -> Done<Self> {
+        let training = &task.training;
+        let extent = match (training.epochs, training.steps) {
+            (Some(epochs), None) if epochs > 0.0 && epochs.is_finite() => Extent::Epochs(epochs),
+            (None, Some(steps)) if steps > 0 => Extent::Steps(steps as u64),
+            _ => return Err(invalid("exactly one of `epochs` and `steps` must be set, to a positive number")),
+        };
+        let positive = |field: &str, value: i64| match usize::try_from(value) {
+            Ok(value) if value > 0 => Ok(value),
+            _ => Err(invalid(&format!("`{field}` must be positive (found {value})"))),
+        };
+        let (method, precision) = match &task.method {
+            Method::Full {} => (TrainMethod::Full, None),
+            Method::Lora(lora) => {
+                let target = |name: &String| {
+                    Target::from_name(name).ok_or_else(|| {
+                        let all = Target::ALL.map(Target::name).join(", ");
+                        invalid(&format!("`targets` must be of {all} (found {name})"))
+                    })
+                };
+                let spec = LoraSpec {
+                    rank: positive("rank", lora.rank.into())?,
+                    alpha: lora.alpha as f32,
+                    dropout: lora.dropout as f32,
+                    targets: lora.targets.iter().map(target).collect::<Done<_>>()?,
+                };
+                let precision = match lora.base_precision {
+                    Stored::Float32 => Precision::F32,
+                    Stored::BFloat16 => Precision::BF16,
+                };
+                (TrainMethod::Lora(spec), Some(precision))
+            }
+        };
+        if !(training.learning_rate.is_finite() && training.learning_rate > 0.0) {
+            return Err(invalid("`learningRate` must be positive"));
+        }
+        Ok(Settings {
+            method,
+            precision,
+            sequence_length: positive("sequenceLength", training.sequence_length)?,
+            batch_tokens: positive("batchTokens", training.batch_tokens)?,
+            extent,
+            seed: training.seed as u64,
+            micro_batch_tokens: positive("microBatchTokens", training.micro_batch_tokens)?,
+        })
+    }
+
+    /// What to plan for.
+    pub fn request(&self, precision: Precision, threads: usize) -> TrainRequest {
+        TrainRequest {
+            method: self.method.clone(),
+            weights: precision,
+            max_row_tokens: self.sequence_length,
+            batch_tokens: self.batch_tokens,
+            micro_batch_tokens: Some(self.micro_batch_tokens),
+            recompute: None,
+            threads,
+            memory_limit: memory_limit(),
+        }
+    }
+
+    /// Refuses rows longer than the model's context.
+    ///
+    /// # Errors
+    /// `InvalidSettings`.
+    pub fn fits(&self, shape: &ModelShape) -> Done<()> {
+        if self.sequence_length <= shape.max_position && self.sequence_length >= 2 {
+            return Ok(());
+        }
+        let (most, found) = (shape.max_position, self.sequence_length);
+        Err(invalid(&format!("`sequenceLength` must be 2 to {most}, the model's context (found {found})")))
+    }
+}
+
+fn invalid(cause: &str) -> Halt {
+    Halt::user("InvalidSettings", cause, "correct `spec.training` or `spec.trainable`")
+}
+
+/// The optimizer's settings for a run of `steps` steps.
+pub fn hyper(task: &TrainTask, steps: u64) -> Hyper {
+    let training = &task.training;
+    Hyper {
+        learning_rate: training.learning_rate,
+        schedule: match training.schedule {
+            Course::Constant => Schedule::Constant,
+            Course::Linear => Schedule::Linear,
+            Course::Cosine => Schedule::Cosine,
+        },
+        warmup_steps: (training.warmup.clamp(0.0, 1.0) * steps as f64).ceil() as u64,
+        total_steps: steps,
+        weight_decay: training.weight_decay,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        max_grad_norm: Some(training.max_grad_norm).filter(|norm| *norm > 0.0),
+        seed: training.seed as u64,
+    }
+}
+
+/// Hashes of what decides a result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Of the trained weights: base, rows, method and numbers.
+    pub run: String,
+    /// Of the whole job: that, and how it is measured.
+    pub inputs: String,
+}
+
+impl Identity {
+    /// The identity of a task over these files. Where the files lie, how a step is cut into passes and how often it is
+    /// saved changes no bit, so it is not part of it.
+    pub fn of(task: &TrainTask, base_digest: &str, dataset_digest: &str) -> Self {
+        let mut training = task.training.clone();
+        training.micro_batch_tokens = 0;
+        let input = &task.dataset;
+        let run = hash(&(
+            1,
+            base_digest,
+            dataset_digest,
+            (input.format, input.holdout),
+            &task.method,
+            &training,
+        ));
+        let inputs = hash(&(&run, &task.evaluation));
+        Identity { run, inputs }
+    }
+}
+
+fn hash(value: &impl Serialize) -> String {
+    hex::encode(Sha256::digest(serde_json::to_vec(value).unwrap_or_default()))
+}
