@@ -6,4 +6,5 @@ mod model;
 mod pvc;
 mod s3;
 mod server;
+mod tls;
 mod web;
