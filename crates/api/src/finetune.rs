@@ -416,6 +416,7 @@ pub struct OutputSpec {
 pub struct FineTuneJobStatus {
     /// Generation of the spec that this status speaks of; -1 before the first visit.
     #[serde(default = "conditions::unobserved")]
+    #[schemars(range(min = -1, max = 9_007_199_254_740_991_i64))]
     pub observed_generation: i64,
     /// Conditions: `Succeeded` is the summary.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -452,6 +453,9 @@ pub struct FineTuneJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub device_seconds: Option<i64>,
+    /// Up to when `deviceSeconds` counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accounted_until: Option<Time>,
     /// What it has cost, with the currency.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

@@ -117,6 +117,7 @@ pub enum Access {
 pub struct InferenceServiceStatus {
     /// Generation of the spec that this status speaks of; -1 before the first visit.
     #[serde(default = "conditions::unobserved")]
+    #[schemars(range(min = -1, max = 9_007_199_254_740_991_i64))]
     pub observed_generation: i64,
     /// Conditions: `Ready` is the summary.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -87,6 +87,7 @@ pub enum ReclaimPolicy {
 pub struct ModelStatus {
     /// Generation of the spec that this status speaks of; -1 before the first visit.
     #[serde(default = "conditions::unobserved")]
+    #[schemars(range(min = -1, max = 9_007_199_254_740_991_i64))]
     pub observed_generation: i64,
     /// Conditions: `Ready` is the summary.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -120,6 +121,9 @@ pub struct ModelStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub license: Option<String>,
+    /// True where that licence asks for acceptance.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub license_needs_acceptance: bool,
     /// The numbers of `config.json` from which memory and time are planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<ShapeStatus>,

@@ -25,6 +25,12 @@ pub fn check_job(job: &str) -> String {
     format!("{job}-check-data")
 }
 
+/// Job that repeats the last words of a FineTuneJob's pod that is gone.
+#[must_use]
+pub fn summary_job(job: &str) -> String {
+    format!("{job}-summary")
+}
+
 /// Job that inspects a Model's source.
 #[must_use]
 pub fn inspect_job(model: &str) -> String {

@@ -2,7 +2,11 @@
 
 pub mod cluster;
 mod command;
+pub mod demo;
+pub mod demo_model;
+pub mod generate;
 pub mod images;
 pub mod paths;
+pub mod test;
 pub mod toolchain;
 pub mod ui;

@@ -1,9 +1,9 @@
-//! Build tasks of the repository: images, cluster.
+//! Build tasks of the repository: test, generate, images, cluster, demo-model.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use xtask::{cluster, images};
+use xtask::{cluster, demo, demo_model, generate, images, test};
 
 /// Build tasks of the repository.
 #[derive(Parser)]
@@ -11,13 +11,21 @@ use xtask::{cluster, images};
 enum Task {
     #[command(subcommand)]
     Cluster(cluster::cli::Command),
+    Demo(demo::Args),
+    DemoModel(demo_model::Args),
+    Generate(generate::Args),
     Images(images::cli::Args),
+    Test(test::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Cluster(command) => cluster::cli::run(&command),
+        Task::Demo(args) => demo::run(&args),
+        Task::DemoModel(args) => demo_model::run(&args),
+        Task::Generate(args) => generate::run(&args),
         Task::Images(args) => images::cli::run(&args),
+        Task::Test(args) => test::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 
 use super::layout::node_name;
 use super::{Cluster, Options, processes, state};
+use crate::toolchain::{self, COREDNS, ETCD, HELM, KUBERNETES, KWOK};
 use crate::ui;
 
 /// A real Kubernetes on this machine: up, down, status.
@@ -18,6 +19,8 @@ pub enum Command {
     Status(Named),
     /// Try the running cluster: restricted pods, logs, exec, names, services, volumes.
     Check(Named),
+    /// Build every program that clusters and charts need, such as for a cache.
+    Build,
     /// Give claims of the storage class lathe-local their volumes, for ever.
     #[command(hide = true)]
     Provision(Named),
@@ -73,6 +76,11 @@ pub fn run(command: &Command) -> Result<()> {
             super::check::run_all(&cluster.context("that cluster does not run: `cluster up` first")?)?;
         }
         Command::Status(named) => status(&named.name)?,
+        Command::Build => {
+            for program in [KUBERNETES, ETCD, COREDNS, KWOK, HELM] {
+                println!("{}", toolchain::go_program(&program)?.display());
+            }
+        }
         Command::Provision(named) => {
             let (layout, _) = state::load(&named.name)?.context("there is no such cluster")?;
             super::storage::provision(&layout);

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
@@ -32,8 +31,7 @@ pub fn ensure(layout: &Layout, node: u32, inside: u32) -> Result<()> {
         inside: Some(inside),
     };
     process.ensure(layout)?;
-    let limit = Duration::from_secs(30);
-    wait_until(layout, "containerd", &[&name], limit, || run(ctr(inside).arg("version")).is_ok())
+    wait_until(layout, "containerd", &[&name], || run(ctr(inside).arg("version")).is_ok())
 }
 
 /// Brings an OCI archive into the node.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
@@ -33,9 +32,7 @@ pub fn ensure(layout: &Layout, coredns: &Path, inside: u32) -> Result<()> {
     };
     process.ensure(layout)?;
     super::apply(layout, &service(layout))?;
-    wait_until(layout, "CoreDNS", &["coredns"], Duration::from_secs(20), || {
-        std::net::TcpStream::connect((address, 53)).is_ok()
-    })
+    wait_until(layout, "CoreDNS", &["coredns"], || std::net::TcpStream::connect((address, 53)).is_ok())
 }
 
 fn service(layout: &Layout) -> serde_json::Value {

@@ -1,7 +1,6 @@
 //! The kubelet and kube-proxy of one node.
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
@@ -15,7 +14,7 @@ use crate::command::run;
 /// Starts both and waits until the node is Ready.
 ///
 /// # Errors
-/// One of them cannot be started or ends, or the node does not become Ready within a minute.
+/// One of them cannot be started or ends, or the node does not become Ready.
 pub fn ensure(
     layout: &Layout,
     authority: &Authority,
@@ -66,10 +65,11 @@ pub fn ensure(
     };
     proxy.ensure(layout)?;
     let needed = [kubelet.name.as_str(), proxy.name.as_str()];
-    wait_until(layout, &format!("{name} to be Ready"), &needed, Duration::from_secs(60), || {
-        let mut get = super::kubectl(layout);
-        let condition = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
-        run(get.args(["get", "node", &name, "-o", condition])).is_ok_and(|status| status == "True")
+    wait_until(layout, &format!("{name} to be Ready"), &needed, || {
+        // It waits by itself once the node is there; not for ever, so that an end of the kubelet shows.
+        let mut wait = super::kubectl(layout);
+        wait.args(["wait", "--for=condition=Ready", "--timeout=2s", "node", &name]);
+        run(&mut wait).is_ok()
     })
 }
 

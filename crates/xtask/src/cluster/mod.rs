@@ -26,7 +26,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::toolchain::{self, COREDNS, ETCD, KUBERNETES, KWOK};
+use crate::toolchain::{self, COREDNS, ETCD, HELM, KUBERNETES, KWOK};
 use crate::{images, ui};
 use certs::Authority;
 use control_plane::Endpoint;
@@ -199,6 +199,16 @@ impl Cluster {
     /// `kubectl` with the administrator's rights.
     pub fn kubectl(&self) -> Command {
         kubectl(&self.layout)
+    }
+
+    /// Helm, speaking to this cluster.
+    ///
+    /// # Errors
+    /// It is not built yet and does not build.
+    pub fn helm(&self) -> Result<Command> {
+        let mut command = Command::new(toolchain::go_program(&HELM)?);
+        command.arg("--kubeconfig").arg(self.kubeconfig());
+        Ok(command)
     }
 
     /// Applies an object, or a `List` of them.

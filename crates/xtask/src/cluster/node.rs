@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -49,8 +48,7 @@ pub fn ensure(layout: &Layout, node: u32) -> Result<u32> {
         inside: None,
     };
     let pid = holder.ensure(layout)?;
-    let limit = Duration::from_secs(10);
-    wait_until(layout, "the node's mounts", &[&name], limit, || ready.exists())?;
+    wait_until(layout, "the node's mounts", &[&name], || ready.exists())?;
     Ok(pid)
 }
 

@@ -17,6 +17,8 @@ use crate::command::last_lines;
 
 const CLUSTER: &str = "LATHE_CLUSTER";
 const PROCESS: &str = "LATHE_PROCESS";
+/// Long enough for a machine busy with a build; a process that ends is seen at once anyway.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// One long-lived process.
 pub struct Process {
@@ -128,7 +130,6 @@ pub fn wait_until(
     layout: &Layout,
     what: &str,
     needed: &[&str],
-    limit: Duration,
     mut ready: impl FnMut() -> bool,
 ) -> Result<()> {
     let started = Instant::now();
@@ -146,11 +147,11 @@ pub fn wait_until(
             Some(name) => missed = name,
             None => missed = "",
         }
-        if started.elapsed() > limit {
+        if started.elapsed() > PATIENCE {
             let logs: Vec<_> = needed.iter().map(|name| log_tail(layout, name)).collect();
             bail!(
                 "{what}: not after {} s; the last lines of the logs:\n{}",
-                limit.as_secs(),
+                PATIENCE.as_secs(),
                 logs.join("\n")
             );
         }

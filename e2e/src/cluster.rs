@@ -1,0 +1,178 @@
+//! A cluster, and a namespace of it for one test.
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams},
+    core::GroupVersionKind,
+    discovery,
+};
+use serde_json::{Value, json};
+
+/// Field manager of what tests apply.
+const MANAGER: &str = "lathe-e2e";
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A client and the namespace of one test.
+#[derive(Clone)]
+pub struct Session {
+    /// The administrator's client.
+    pub client: Client,
+    /// The namespace.
+    pub namespace: String,
+}
+
+impl Session {
+    /// Connects to the cluster of `KUBECONFIG` and makes a fresh namespace, under the `restricted` standard.
+    ///
+    /// # Errors
+    /// The cluster does not answer.
+    pub async fn begin(name: &str) -> Result<Self> {
+        // An error says that there is one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::try_default().await.context("no cluster: run `cargo xtask test`, or set KUBECONFIG")?;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        if namespaces.get_opt(name).await?.is_some() {
+            let _ = namespaces.delete(name, &DeleteParams::default()).await;
+            poll(&format!("namespace {name} to be gone"), || async {
+                Ok(namespaces.get_opt(name).await?.is_none().then_some(()))
+            })
+            .await?;
+        }
+        let object = json!({
+            "apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+        });
+        namespaces.patch(name, &PatchParams::apply(MANAGER), &Patch::Apply(object)).await?;
+        Ok(Self { client, namespace: name.to_owned() })
+    }
+
+    /// Runs a test; where it fails, prints the objects, events and logs that explain it.
+    ///
+    /// # Errors
+    /// The test's own.
+    pub async fn run<T>(&self, test: impl Future<Output = Result<T>>) -> Result<T> {
+        let ended = test.await;
+        if ended.is_err() {
+            self.explain().await;
+        }
+        ended
+    }
+
+    /// Removes the namespace and waits until it is gone: no finalizer may be stuck.
+    ///
+    /// # Errors
+    /// It is still there after some minutes.
+    pub async fn end(&self) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        namespaces.delete(&self.namespace, &DeleteParams::default()).await?;
+        poll("the namespace to be gone", || async {
+            Ok(namespaces.get_opt(&self.namespace).await?.is_none().then_some(()))
+        })
+        .await
+    }
+
+    /// Applies an object of any kind, in this namespace where the kind has one.
+    ///
+    /// # Errors
+    /// The API server refuses it.
+    pub async fn apply(&self, object: &Value) -> Result<DynamicObject> {
+        let (api, name) = self.api_of(object).await?;
+        Ok(api.patch(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(object)).await?)
+    }
+
+    /// An API for a kind.
+    ///
+    /// # Errors
+    /// The API server does not know the kind.
+    pub async fn api(&self, api_version: &str, kind: &str) -> Result<Api<DynamicObject>> {
+        let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
+        let gvk = GroupVersionKind::gvk(group, version, kind);
+        let (resource, capabilities): (ApiResource, _) = discovery::pinned_kind(&self.client, &gvk).await?;
+        Ok(match capabilities.scope {
+            discovery::Scope::Namespaced => Api::namespaced_with(self.client.clone(), &self.namespace, &resource),
+            discovery::Scope::Cluster => Api::all_with(self.client.clone(), &resource),
+        })
+    }
+
+    async fn api_of(&self, object: &Value) -> Result<(Api<DynamicObject>, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let api = self.api(&text(&object["apiVersion"]), &text(&object["kind"])).await?;
+        Ok((api, text(&object["metadata"]["name"])))
+    }
+
+    /// Waits until a Lathe object's condition has this status, and returns the object as JSON.
+    ///
+    /// # Errors
+    /// It does not come to that; the text holds the last conditions.
+    pub async fn wait(&self, kind: &str, name: &str, type_: &str, status: &str) -> Result<Value> {
+        let api = self.api("lathe.dev/v1alpha1", kind).await?;
+        let mut last = Value::Null;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while tokio::time::Instant::now() < deadline {
+            if let Some(object) = api.get_opt(name).await? {
+                let object = serde_json::to_value(object)?;
+                let current = object["status"]["observedGeneration"] == object["metadata"]["generation"];
+                if current && condition(&object, type_).is_some_and(|c| c["status"] == status) {
+                    return Ok(object);
+                }
+                last = object["status"]["conditions"].clone();
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        bail!("{kind} {name}: {type_} is not {status}; its conditions: {last:#}")
+    }
+
+    async fn explain(&self) {
+        eprintln!("\n---- namespace {}", self.namespace);
+        for kind in ["Model", "FineTuneJob", "InferenceService"] {
+            let Ok(api) = self.api("lathe.dev/v1alpha1", kind).await else { continue };
+            for object in api.list(&ListParams::default()).await.into_iter().flatten() {
+                eprintln!("-- {kind} {}: {:#}", object.name_any(), object.data["status"]);
+            }
+        }
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        self.explain_pods(&pods).await;
+        if let Ok(events) = self.api("v1", "Event").await {
+            for event in events.list(&ListParams::default()).await.into_iter().flatten() {
+                let data = &event.data;
+                eprintln!("-- event {} {}: {}", data["involvedObject"]["name"], data["reason"], data["message"]);
+            }
+        }
+        eprintln!("---- operator");
+        self.explain_pods(&Api::namespaced(self.client.clone(), "lathe-system")).await;
+    }
+
+    async fn explain_pods(&self, pods: &Api<Pod>) {
+        for pod in pods.list(&ListParams::default()).await.into_iter().flatten() {
+            let name = pod.name_any();
+            let status = pod.status.unwrap_or_default();
+            eprintln!("-- pod {name}: {:?} {:?}", status.phase, status.container_statuses.unwrap_or_default());
+            let log = LogParams { tail_lines: Some(40), ..LogParams::default() };
+            eprintln!("{}", pods.logs(&name, &log).await.unwrap_or_default());
+        }
+    }
+}
+
+/// The condition of this type.
+#[must_use]
+pub fn condition<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
+    object["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == type_)
+}
+
+/// Asks again until there is an answer.
+///
+/// # Errors
+/// There is none after some minutes, or asking fails.
+pub async fn poll<T, F: Future<Output = Result<Option<T>>>>(what: &str, mut ask: impl FnMut() -> F) -> Result<T> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while tokio::time::Instant::now() < deadline {
+        if let Some(answer) = ask().await? {
+            return Ok(answer);
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    bail!("waited in vain for {what}")
+}

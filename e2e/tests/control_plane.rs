@@ -1,0 +1,112 @@
+//! Admission by a real API server: the CRDs install, valid objects are accepted, bad ones refused with the cause.
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
+use anyhow::Result;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams, PostParams},
+    runtime::{conditions, wait::await_condition},
+};
+use lathe_e2e::Session;
+use serde_json::{Value, json};
+
+const CASES: &str = include_str!("../../crates/api/tests/admission.json");
+
+#[tokio::test]
+async fn admission_accepts_and_refuses_as_the_rules_say() -> Result<()> {
+    let session = Session::begin("lathe-admission").await?;
+    install_crds(&session).await?;
+    let cases: Value = serde_json::from_str(CASES)?;
+    for (kind, object) in cases["valid"].as_object().unwrap() {
+        let api = session.api("lathe.dev/v1alpha1", kind).await?;
+        api.create(&PostParams::default(), &serde_json::from_value(object.clone())?).await?;
+    }
+    let mut wrong = Vec::new();
+    let bad = cases["refused"].as_array().unwrap().iter().chain(cases["refusedBySchema"].as_array().unwrap());
+    let mut count = 0;
+    for case in bad {
+        count += 1;
+        let said = refusal(&session, &cases, case).await?;
+        if !said.contains(case["because"].as_str().unwrap()) {
+            wrong.push(format!("{case}\n  said: {said:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
+    session.end().await
+}
+
+#[tokio::test]
+async fn an_object_that_nobody_visited_is_not_current() -> Result<()> {
+    let session = Session::begin("lathe-unvisited").await?;
+    install_crds(&session).await?;
+    let cases: Value = serde_json::from_str(CASES)?;
+    for kind in ["Model", "FineTuneJob", "InferenceService"] {
+        let made = serde_json::to_value(session.apply(&cases["valid"][kind]).await?)?;
+        assert_eq!(made["status"], json!({"observedGeneration": -1}), "{kind}");
+    }
+    session.end().await
+}
+
+#[tokio::test]
+async fn defaults_are_visible_in_the_stored_object() -> Result<()> {
+    let session = Session::begin("lathe-defaults").await?;
+    install_crds(&session).await?;
+    let job = json!({
+        "apiVersion": "lathe.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "least"},
+        "spec": {"baseModelRef": {"name": "base"}, "dataset": {"train": {"uri": "pvc://data/t.jsonl"}}, "output": {"modelName": "m"}},
+    });
+    let made = serde_json::to_value(session.apply(&job).await?)?;
+    assert_eq!(made["spec"]["trainable"]["lora"]["rank"], 16);
+    assert_eq!(made["spec"]["training"]["learningRate"], "2e-4");
+    assert_eq!(made["spec"]["objective"], json!({"supervised": {}}));
+    session.end().await
+}
+
+async fn install_crds(session: &Session) -> Result<()> {
+    let api: Api<CustomResourceDefinition> = Api::all(session.client.clone());
+    for crd in lathe_api::crds::all() {
+        let name = crd.name_any();
+        api.patch(&name, &PatchParams::apply("lathe-e2e").force(), &Patch::Apply(&crd)).await?;
+        await_condition(api.clone(), &name, conditions::is_crd_established()).await?;
+    }
+    Ok(())
+}
+
+/// What the API server says to a bad object; empty where it takes it.
+async fn refusal(session: &Session, cases: &Value, case: &Value) -> Result<String> {
+    let kind = case["kind"].as_str().unwrap();
+    let valid = &cases["valid"][kind];
+    let api = session.api("lathe.dev/v1alpha1", kind).await?;
+    let answer = if case.get("old").is_some() {
+        let name = valid["metadata"]["name"].as_str().unwrap();
+        api.patch(name, &PatchParams { dry_run: true, ..PatchParams::default() }, &Patch::Merge(&case["change"])).await
+    } else {
+        let mut object = merged(valid, &case["change"]);
+        if object["metadata"]["name"] == valid["metadata"]["name"] {
+            object["metadata"]["name"] = "fresh".into();
+        }
+        api.create(&PostParams { dry_run: true, field_manager: None }, &serde_json::from_value(object)?).await
+    };
+    match answer {
+        Ok(_) => Ok(String::new()),
+        Err(kube::Error::Api(status)) => Ok(status.message),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// RFC 7396.
+fn merged(target: &Value, patch: &Value) -> Value {
+    let Value::Object(patch) = patch else { return patch.clone() };
+    let mut result = target.as_object().cloned().unwrap_or_default();
+    for (key, change) in patch {
+        if change.is_null() {
+            result.remove(key);
+        } else {
+            let old = result.get(key).cloned().unwrap_or(Value::Null);
+            result.insert(key.clone(), merged(&old, change));
+        }
+    }
+    Value::Object(result)
+}
+
