@@ -77,7 +77,9 @@ impl Adapter {
 
     /// Block, target, `A` and `B` of every pair.
     pub(crate) fn pairs(&self) -> impl Iterator<Item = (usize, Target, &[f32], &[f32])> {
-        modules(&self.shape, &self.spec).zip(&self.pairs).map(|((layer, target), (a, b))| (layer, target, &a[..], &b[..]))
+        modules(&self.shape, &self.spec)
+            .zip(&self.pairs)
+            .map(|((layer, target), (a, b))| (layer, target, &a[..], &b[..]))
     }
 
     /// # Errors

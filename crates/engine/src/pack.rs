@@ -7,7 +7,12 @@ use crate::device::{Buf, Data, DataMut, Device};
 use crate::{Result, TensorView};
 
 /// Writes a `[rows, columns]` matrix into panels, a panel at a time, so that no second copy of it exists.
-pub(crate) fn write_matrix(dev: &mut dyn Device, to: Buf, view: &TensorView<'_>, [rows, columns]: [usize; 2]) {
+pub(crate) fn write_matrix(
+    dev: &mut dyn Device,
+    to: Buf,
+    view: &TensorView<'_>,
+    [rows, columns]: [usize; 2],
+) {
     let mut panel = vec![0.0f32; columns * PANEL];
     for first in (0..rows).step_by(PANEL) {
         panel.fill(0.0);

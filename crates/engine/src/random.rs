@@ -25,6 +25,8 @@ pub(crate) fn normal(key: u64, i: u64) -> f64 {
 
 /// A key for a name (FNV-1a, then mixed).
 pub(crate) fn key(seed: u64, name: &str) -> u64 {
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     mix(mix(seed) ^ hash)
 }

@@ -86,7 +86,14 @@ impl Gradients {
 
 impl Block<'_> {
     /// Turns `d.x` from the gradient of the block's output into that of its input `x`, and adds to `to`.
-    pub(crate) fn backward(&self, dev: &mut dyn Device, x: Buf, kept: &Kept, d: &Gradients, to: &LayerGradients) {
+    pub(crate) fn backward(
+        &self,
+        dev: &mut dyn Device,
+        x: Buf,
+        kept: &Kept,
+        d: &Gradients,
+        to: &LayerGradients,
+    ) {
         let (shape, rows) = (self.shape, self.batch.rows);
         let (kept, d) = (&kept.first(rows, shape), &d.first(rows, shape));
         let x = x.first(rows * shape.hidden);
@@ -120,7 +127,15 @@ impl Block<'_> {
     }
 
     /// `d.x += ` the gradient through the norm of `d.n`.
-    fn norm_backward(&self, dev: &mut dyn Device, x: Buf, weight: Buf, inv: Buf, d: &Gradients, dweight: Option<Buf>) {
+    fn norm_backward(
+        &self,
+        dev: &mut dyn Device,
+        x: Buf,
+        weight: Buf,
+        inv: Buf,
+        d: &Gradients,
+        dweight: Option<Buf>,
+    ) {
         let (rows, width) = (self.batch.rows, self.shape.hidden);
         dev.enqueue(Op::RmsNormGrad { x, weight, inv, dout: d.n, dx: d.x, dweight, rows, width });
     }
@@ -151,7 +166,8 @@ impl Block<'_> {
         dev.enqueue(Op::LinearInputGrad { dy, w: linear.w, dx, rows, outputs, inputs, keep });
 
         let slots = &self.lora.slots[target as usize];
-        let (Some([slot]), Some(mid), Some(dmid)) = (slots.as_deref(), kept.mid[target as usize], d.mid) else {
+        let (Some([slot]), Some(mid), Some(dmid)) = (slots.as_deref(), kept.mid[target as usize], d.mid)
+        else {
             return;
         };
         // y += mid B', mid = scale dropout(x) A'
@@ -160,13 +176,22 @@ impl Block<'_> {
         if let Some(dw) = to.b {
             dev.enqueue(Op::LinearWeightGrad { x: mid, dy, dw, rows, outputs, inputs: rank });
         }
-        dev.enqueue(Op::LinearInputGrad { dy, w: slot.b, dx: dmid, rows, outputs, inputs: rank, keep: false });
+        dev.enqueue(Op::LinearInputGrad {
+            dy,
+            w: slot.b,
+            dx: dmid,
+            rows,
+            outputs,
+            inputs: rank,
+            keep: false,
+        });
         dev.enqueue(Op::Scale { x: dmid, by: slot.scale });
         if let Some(dw) = to.a {
             let x = self.dropped(dev, target, x);
             dev.enqueue(Op::LinearWeightGrad { x, dy: dmid, dw, rows, outputs: rank, inputs });
         }
-        let through = |dx, keep| Op::LinearInputGrad { dy: dmid, w: slot.a, dx, rows, outputs: rank, inputs, keep };
+        let through =
+            |dx, keep| Op::LinearInputGrad { dy: dmid, w: slot.a, dx, rows, outputs: rank, inputs, keep };
         match self.work.dropout {
             None => dev.enqueue(through(dx, true)),
             Some(dropout) => {
@@ -179,7 +204,13 @@ impl Block<'_> {
 }
 
 /// Adds the gradient of the token vectors.
-pub(crate) fn embedding_gradient(dev: &mut dyn Device, shape: &ModelShape, batch: &Batch, d: &Gradients, to: Buf) {
+pub(crate) fn embedding_gradient(
+    dev: &mut dyn Device,
+    shape: &ModelShape,
+    batch: &Batch,
+    d: &Gradients,
+    to: Buf,
+) {
     let Batch { rows, tokens, .. } = *batch;
     let (vocab, width) = (shape.vocab, shape.hidden);
     dev.enqueue(Op::EmbedGrad { d: d.x.first(rows * width), tokens, dtable: to, rows, vocab, width });

@@ -26,7 +26,14 @@ pub(crate) struct Block<'a> {
 impl Block<'_> {
     /// From `x [T, H]` to `out [T, H]`, which may be `x`. Fills `kept`; with a cache, keys and values go there and
     /// attention reads them from there, without one it reads the batch's own.
-    pub(crate) fn forward(&self, dev: &mut dyn Device, x: Buf, out: Buf, kept: &Kept, cache: Option<LayerCache>) {
+    pub(crate) fn forward(
+        &self,
+        dev: &mut dyn Device,
+        x: Buf,
+        out: Buf,
+        kept: &Kept,
+        cache: Option<LayerCache>,
+    ) {
         let (shape, rows) = (self.shape, self.batch.rows);
         let kept = &kept.first(rows, shape);
         let (x, out) = (x.first(rows * shape.hidden), out.first(rows * shape.hidden));
@@ -65,7 +72,15 @@ impl Block<'_> {
 
     pub(super) fn rope(&self, dev: &mut dyn Device, x: Buf, heads: usize, back: bool) {
         let Batch { rows, positions, .. } = *self.batch;
-        dev.enqueue(Op::Rope { x, table: self.work.rope, positions, rows, heads, head_dim: self.shape.head_dim, back });
+        dev.enqueue(Op::Rope {
+            x,
+            table: self.work.rope,
+            positions,
+            rows,
+            heads,
+            head_dim: self.shape.head_dim,
+            back,
+        });
     }
 
     pub(super) fn attention(&self, kept: &Kept, cache: Option<LayerCache>) -> Attention {
@@ -94,7 +109,9 @@ impl Block<'_> {
         let (rows, outputs, inputs) = (self.batch.rows, linear.outputs, linear.inputs);
         let start = linear.bias.map_or(start, Start::Bias);
         dev.enqueue(Op::Linear { x, w: linear.w, y, rows, outputs, inputs, start });
-        let (Some(slots), Some(mid)) = (&self.lora.slots[target as usize], kept.mid[target as usize]) else { return };
+        let (Some(slots), Some(mid)) = (&self.lora.slots[target as usize], kept.mid[target as usize]) else {
+            return;
+        };
         let (adapters, stride) = (self.batch.adapters, self.lora.stride);
         let mid = mid.first(rows * stride);
         let x = self.dropped(dev, target, x);

@@ -89,14 +89,23 @@ impl LossHead {
         for start in (0..count).step_by(self.chunk) {
             let chunk = self.chunk.min(count - start);
             self.chunk_log_probs(dev, shape, weights, n, start, chunk);
-            let (log_probs, coefficients) = (self.log_probs.part(start, chunk), self.coefficients.part(start, chunk));
+            let (log_probs, coefficients) =
+                (self.log_probs.part(start, chunk), self.coefficients.part(start, chunk));
             dev.enqueue(Op::SumLoss { log_probs, coefficients, loss: self.loss, rows: chunk });
             let (logits, stats) = (self.logits.first(chunk * vocab), self.stats.first(chunk * 3));
             let targets = self.targets.part(start, chunk);
             dev.enqueue(Op::LogitGrad { logits, targets, stats, coefficients, rows: chunk, vocab, first: 0 });
             let (dy, dx) = (logits, self.d_rows.first(chunk * width));
             let w = weights.head;
-            dev.enqueue(Op::LinearInputGrad { dy, w, dx, rows: chunk, outputs: vocab, inputs: width, keep: false });
+            dev.enqueue(Op::LinearInputGrad {
+                dy,
+                w,
+                dx,
+                rows: chunk,
+                outputs: vocab,
+                inputs: width,
+                keep: false,
+            });
             dev.enqueue(Op::AllReduce { x: dx });
             if let Some(dw) = dhead {
                 let x = self.rows.first(chunk * width);

@@ -145,7 +145,8 @@ impl Planned {
     pub(crate) fn alloc(dev: &mut dyn Device, shape: &ModelShape, buffers: &[Buffer]) -> Result<Planned> {
         let loaded: Vec<String> = shape.tensors().into_iter().map(|t| t.name).collect();
         let mut planned = Planned { buffers: HashMap::new() };
-        for buffer in buffers.iter().filter(|b| b.category != Category::Weights || !loaded.contains(&b.name)) {
+        for buffer in buffers.iter().filter(|b| b.category != Category::Weights || !loaded.contains(&b.name))
+        {
             match dev.alloc(&buffer.name, buffer.element, buffer.len) {
                 Ok(buf) => planned.buffers.insert(buffer.name.clone(), buf),
                 Err(error) => {

@@ -10,7 +10,7 @@ mod op;
 mod record;
 
 pub use lathe_plan::Element;
-pub use op::{Attention, LoraSlot, NORM_CHUNK, NO_ADAPTER, Op, Start};
+pub use op::{Attention, LoraSlot, NO_ADAPTER, NORM_CHUNK, Op, Start};
 pub use record::{Event, Recorder};
 
 use crate::Result;

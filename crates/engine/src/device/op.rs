@@ -59,13 +59,37 @@ pub enum Op {
     ColumnSum { x: Buf, sum: Buf, rows: usize, width: usize },
 
     /// `mid[rows, rank] = scale * x[rows, inputs] a^T` with each row's adapter; rows of `mid` are `stride` apart.
-    LoraDown { x: Buf, mid: Buf, adapters: Buf, slots: Arc<[LoraSlot]>, rows: usize, inputs: usize, stride: usize },
+    LoraDown {
+        x: Buf,
+        mid: Buf,
+        adapters: Buf,
+        slots: Arc<[LoraSlot]>,
+        rows: usize,
+        inputs: usize,
+        stride: usize,
+    },
     /// `y[rows, outputs] += mid[rows, rank] b^T` with each row's adapter.
-    LoraUp { mid: Buf, y: Buf, adapters: Buf, slots: Arc<[LoraSlot]>, rows: usize, outputs: usize, stride: usize },
+    LoraUp {
+        mid: Buf,
+        y: Buf,
+        adapters: Buf,
+        slots: Arc<[LoraSlot]>,
+        rows: usize,
+        outputs: usize,
+        stride: usize,
+    },
     /// `y = x * mask / (1 - rate)` (or `y += ...` where `keep`). The mask of an element depends on its sequence's
     /// seed, `salt`, its position and its column alone. Sequence `s` has the rows `starts[s]..starts[s + 1]`.
     Dropout {
-        x: Buf, y: Buf, seeds: Buf, starts: Buf, positions: Buf, sequences: usize, width: usize, salt: u64, rate: f32,
+        x: Buf,
+        y: Buf,
+        seeds: Buf,
+        starts: Buf,
+        positions: Buf,
+        sequences: usize,
+        width: usize,
+        salt: u64,
+        rate: f32,
         keep: bool,
     },
 
@@ -82,7 +106,14 @@ pub enum Op {
     RmsNorm { x: Buf, weight: Buf, out: Buf, inv: Buf, rows: usize, width: usize, eps: f32 },
     /// `dx += d/dx`, `dweight += d/dweight` of [`Op::RmsNorm`] for the gradient `dout`.
     RmsNormGrad {
-        x: Buf, weight: Buf, inv: Buf, dout: Buf, dx: Buf, dweight: Option<Buf>, rows: usize, width: usize,
+        x: Buf,
+        weight: Buf,
+        inv: Buf,
+        dout: Buf,
+        dx: Buf,
+        dweight: Option<Buf>,
+        rows: usize,
+        width: usize,
     },
     /// Turns the pairs `(j, j + head_dim / 2)` of each head in place by the angles of the row's position;
     /// `table[position]` is `cos` then `sin`. `back` turns the other way (the gradient).
@@ -107,7 +138,15 @@ pub enum Op {
     /// `log_probs[i]` from `stats[i]`.
     LogProbs { stats: Buf, log_probs: Buf, rows: usize },
     /// In place: `logits` becomes the gradient of `-sum coefficients[i] * log_probs[i]` by the logits.
-    LogitGrad { logits: Buf, targets: Buf, stats: Buf, coefficients: Buf, rows: usize, vocab: usize, first: usize },
+    LogitGrad {
+        logits: Buf,
+        targets: Buf,
+        stats: Buf,
+        coefficients: Buf,
+        rows: usize,
+        vocab: usize,
+        first: usize,
+    },
     /// `loss -= sum coefficients[i] * log_probs[i]`, in f64, in the order of rows.
     SumLoss { log_probs: Buf, coefficients: Buf, loss: Buf, rows: usize },
 
@@ -117,8 +156,18 @@ pub enum Op {
     /// `settings` = (learning rate, 1 / (1 - beta1^t), 1 / (1 - beta2^t), largest norm or infinity).
     /// `copy` receives the new weights in bf16.
     AdamW {
-        weights: Buf, copy: Option<Buf>, gradients: Buf, moment1: Buf, moment2: Buf, settings: Buf, norm: Buf,
-        loss: Buf, beta1: f32, beta2: f32, epsilon: f32, decay: f32,
+        weights: Buf,
+        copy: Option<Buf>,
+        gradients: Buf,
+        moment1: Buf,
+        moment2: Buf,
+        settings: Buf,
+        norm: Buf,
+        loss: Buf,
+        beta1: f32,
+        beta2: f32,
+        epsilon: f32,
+        decay: f32,
     },
 
     /// Sums `x` over the devices that share a model; nothing on one device.

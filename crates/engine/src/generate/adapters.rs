@@ -34,7 +34,8 @@ pub(super) fn check(adapter: &Adapter, shape: &ModelShape, budget: &AdapterBudge
     adapter.check_base(shape)?;
     let spec = adapter.spec();
     if spec.rank > budget.max_rank {
-        let what = format!("its rank is {}, the service was planned for at most {}", spec.rank, budget.max_rank);
+        let what =
+            format!("its rank is {}, the service was planned for at most {}", spec.rank, budget.max_rank);
         return Err(Error::Adapter { what });
     }
     if let Some(target) = spec.targets.difference(&budget.targets).next() {

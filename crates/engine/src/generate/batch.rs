@@ -63,7 +63,9 @@ impl Host {
             tokens.extend(&sequence.tokens[range.clone()]);
             positions.extend(range.clone().map(|p| p as u32));
             adapters.extend(range.clone().map(|_| sequence.adapter.map_or(NO_ADAPTER, |slot| slot as u32)));
-            slots.extend(range.clone().map(|p| sequence.blocks[p / BLOCK] * BLOCK as u32 + (p % BLOCK) as u32));
+            slots.extend(
+                range.clone().map(|p| sequence.blocks[p / BLOCK] * BLOCK as u32 + (p % BLOCK) as u32),
+            );
             table_starts.push((i * table) as u32);
             tables.extend(sequence.blocks.iter().map(|block| block * BLOCK as u32));
             tables.resize((i + 1) * table, 0);

@@ -292,7 +292,8 @@ impl Generator {
                 continue;
             }
             let Some(logits) = logits.next() else { continue };
-            let (token, log_prob) = sampling::sample(logits, &sequence.sampling, sequence.tokens.len() as u64);
+            let (token, log_prob) =
+                sampling::sample(logits, &sequence.sampling, sequence.tokens.len() as u64);
             sequence.tokens.push(token);
             let finished = sequence.tokens.len() - sequence.prompt >= sequence.max_new_tokens
                 || sequence.tokens.len() >= self.plan.context;
@@ -377,7 +378,8 @@ impl Generator {
             computed: s.computed,
             blocks: s.blocks.len(),
         };
-        let (running, waiting): (Vec<&Sequence>, Vec<_>) = self.sequences.values().partition(|s| !s.blocks.is_empty());
+        let (running, waiting): (Vec<&Sequence>, Vec<_>) =
+            self.sequences.values().partition(|s| !s.blocks.is_empty());
         State {
             running: running.into_iter().map(seen).collect(),
             waiting: waiting.into_iter().map(seen).collect(),

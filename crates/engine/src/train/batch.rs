@@ -67,7 +67,8 @@ impl Host {
     /// Lays out `rows`. A row's last token predicts nothing, so it is only a target. `total` is the sum of the
     /// weights of the whole step.
     pub(super) fn fill(&mut self, rows: &[Row], total: f64, seed: impl Fn(usize) -> u64) -> &Host {
-        let Host { tokens, positions, starts, table_starts, tables, seeds, chosen, targets, coefficients } = self;
+        let Host { tokens, positions, starts, table_starts, tables, seeds, chosen, targets, coefficients } =
+            self;
         for vector in [&mut *tokens, positions, starts, table_starts, tables, chosen, targets] {
             vector.clear();
         }

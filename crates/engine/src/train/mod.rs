@@ -9,10 +9,11 @@ use std::io::{Read, Write};
 use lathe_plan::{LoraSpec, TrainMethod, TrainPlan};
 
 use crate::decoder::{
-    Batch, Block, Dropout, Gradients, Kept, LayerLora, LossHead, Planned, Work, embedding_gradient, write_rope,
+    Batch, Block, Dropout, Gradients, Kept, LayerLora, LossHead, Planned, Work, embedding_gradient,
+    write_rope,
 };
 use crate::device::{Buf, Data, DataMut, Op};
-use crate::{Adapter, Error, Model, Result, pack};
+use crate::{Adapter, Dtype, Error, Model, NamedTensor, Result, pack};
 use batch::{Device as BatchBuffers, Host};
 use optimizer::Parameters;
 
@@ -171,7 +172,8 @@ impl Trainer {
         let mut first = 0;
         for micro in batch::micro_batches(rows, self.plan.micro_batch_tokens) {
             let seed = |row: usize| self.hyper.row_seed(self.steps, first + row);
-            let batch = self.host.fill(micro, total, seed).write(&mut *self.model.device, &self.batch, &self.head);
+            let batch =
+                self.host.fill(micro, total, seed).write(&mut *self.model.device, &self.batch, &self.head);
             first += micro.len();
             self.forward(&batch, self.work);
             self.backward(&batch);
@@ -198,7 +200,8 @@ impl Trainer {
         let mut all = Vec::with_capacity(rows.len());
         let mut read = Vec::new();
         for micro in batch::micro_batches(rows, self.plan.micro_batch_tokens) {
-            let batch = self.host.fill(micro, 1.0, |_| 0).write(&mut *self.model.device, &self.batch, &self.head);
+            let batch =
+                self.host.fill(micro, 1.0, |_| 0).write(&mut *self.model.device, &self.batch, &self.head);
             self.forward(&batch, Work { dropout: None, ..self.work });
             let count = self.host.chosen();
             let last = (self.x[self.model.shape.layers], self.work.n, batch.rows);
@@ -208,7 +211,9 @@ impl Trainer {
             dev.read(self.head.log_probs.first(count), DataMut::F32(&mut read));
             let mut next = read.iter();
             for row in micro {
-                let of = |(i, &w): (usize, &f32)| if i == 0 || w == 0.0 { 0.0 } else { *next.next().unwrap_or(&0.0) };
+                let of = |(i, &w): (usize, &f32)| {
+                    if i == 0 || w == 0.0 { 0.0 } else { *next.next().unwrap_or(&0.0) }
+                };
                 all.push(row.weights.iter().enumerate().map(of).collect());
             }
         }
@@ -251,6 +256,34 @@ impl Trainer {
             (pack::read_matrix(dev, a, a_shape), pack::read_matrix(dev, b, b_shape))
         });
         Ok(Some(Adapter::of(shape, lora, pairs.collect())))
+    }
+
+    /// The gradients of the last step, before clipping, in f32: under Hugging Face's names, or PEFT's for an
+    /// adapter.
+    ///
+    /// # Errors
+    /// Reading back from the device failed.
+    pub fn gradients(&mut self) -> Result<Vec<NamedTensor>> {
+        let (dev, shape) = (&mut *self.model.device, &self.model.shape);
+        match &self.plan.method {
+            TrainMethod::Lora(lora) => {
+                let pairs = self.parameters.gradient_pairs(shape, lora).map(|(a, a_shape, b, b_shape)| {
+                    (pack::read_matrix(dev, a, a_shape), pack::read_matrix(dev, b, b_shape))
+                });
+                Ok(Adapter::of(shape, lora, pairs.collect()).tensors())
+            }
+            TrainMethod::Full => {
+                let all = shape.tensors().into_iter().zip(self.parameters.gradients_of_all());
+                let named = all.map(|(tensor, buf)| {
+                    let values = match tensor.shape[..] {
+                        [rows, columns] => pack::read_matrix(dev, buf, [rows, columns]),
+                        _ => pack::read_f32(dev, buf),
+                    };
+                    NamedTensor::of(&tensor.name, Dtype::F32, &tensor.shape, &values)
+                });
+                Ok(named.collect())
+            }
+        }
     }
 
     /// Begins from an adapter instead of a new one.
@@ -324,7 +357,10 @@ impl Trainer {
                 return refuse(format!("a row must have 2 to {longest} tokens (found {len})"));
             }
             if weights.len() != len {
-                return refuse(format!("`weights` must be as long as `tokens` ({len}; found {})", weights.len()));
+                return refuse(format!(
+                    "`weights` must be as long as `tokens` ({len}; found {})",
+                    weights.len()
+                ));
             }
             if let Some(token) = tokens.iter().find(|&&t| t as usize >= vocab) {
                 return refuse(format!("token {token} is outside the vocabulary of {vocab}"));

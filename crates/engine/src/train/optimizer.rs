@@ -158,6 +158,22 @@ impl Parameters {
         })
     }
 
+    /// The gradients of `A` and `B` of every pair, as [`Parameters::pairs`].
+    pub(super) fn gradient_pairs<'a>(
+        &'a self,
+        shape: &'a ModelShape,
+        lora: &'a LoraSpec,
+    ) -> impl Iterator<Item = (Buf, [usize; 2], Buf, [usize; 2])> + 'a {
+        self.pairs(shape, lora)
+            .zip(self.all.chunks_exact(2))
+            .map(|((_, a, _, b), pair)| (self.gradient(&pair[0].range), a, self.gradient(&pair[1].range), b))
+    }
+
+    /// The gradients of all parameters, in their order.
+    pub(super) fn gradients_of_all(&self) -> impl Iterator<Item = Buf> + '_ {
+        self.all.iter().map(|p| self.gradient(&p.range))
+    }
+
     /// The one adapter in training, as slot 0 of every block.
     pub(super) fn lora(&self, shape: &ModelShape, method: &TrainMethod) -> Vec<LayerLora> {
         let mut layers = vec![LayerLora::default(); shape.layers];

@@ -85,7 +85,8 @@ pub(super) fn forward(cpu: &Cpu, a: &Attention) {
             let at = |x: Cells<f32>| x.rows(row * a.heads + head..row * a.heads + head + 1, width);
             // SAFETY: this task owns these heads of this row of `out` and `lse`; the pages were checked.
             unsafe {
-                let (k, v) = (Head::of(k, a.kv_heads, kv_head, width), Head::of(v, a.kv_heads, kv_head, width));
+                let (k, v) =
+                    (Head::of(k, a.kv_heads, kv_head, width), Head::of(v, a.kv_heads, kv_head, width));
                 let norm = attend(level, at(q).ptr(), k, v, pages, scores, at(out).ptr_mut());
                 if let Some(lse) = lse {
                     lse.part(row * a.heads + head..row * a.heads + head + 1).write()[0] = norm;

@@ -81,8 +81,12 @@ impl Begin {
                 match self {
                     Begin::Keep => return,
                     Begin::Zero => y.part(at(&columns)).write().fill(0.0),
-                    Begin::Bias(b) => y.part(at(&columns)).write().copy_from_slice(b.part(columns.clone()).read()),
-                    Begin::Copy(c) => y.part(at(&columns)).write().copy_from_slice(c.part(at(&columns)).read()),
+                    Begin::Bias(b) => {
+                        y.part(at(&columns)).write().copy_from_slice(b.part(columns.clone()).read())
+                    }
+                    Begin::Copy(c) => {
+                        y.part(at(&columns)).write().copy_from_slice(c.part(at(&columns)).read())
+                    }
                 }
             }
         }
@@ -172,7 +176,15 @@ pub(super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Panels, y: Cells<f32>, e: Exte
     });
 }
 
-fn few(level: Level, x: Cells<f32>, w: Panels, y: Cells<f32>, e: Extent, rows: Range<usize>, columns: Range<usize>) {
+fn few(
+    level: Level,
+    x: Cells<f32>,
+    w: Panels,
+    y: Cells<f32>,
+    e: Extent,
+    rows: Range<usize>,
+    columns: Range<usize>,
+) {
     fn at<W>(b: *const W, x: Cells<f32>, y: Cells<f32>, e: Extent, row: usize, column: usize) -> Tile<W> {
         // SAFETY: `linear` checked that the row and the column exist.
         unsafe {
@@ -194,7 +206,9 @@ fn few(level: Level, x: Cells<f32>, w: Panels, y: Cells<f32>, e: Extent, rows: R
         let (first, count, width) = (rows.start, rows.len(), columns.len());
         match w {
             Panels::F32(w) => tile::few_f32(level, count, width, at(w.ptr(), x, y, e, first, columns.start)),
-            Panels::BF16(w) => tile::few_bf16(level, count, width, at(w.ptr(), x, y, e, first, columns.start)),
+            Panels::BF16(w) => {
+                tile::few_bf16(level, count, width, at(w.ptr(), x, y, e, first, columns.start))
+            }
         }
     }
 }
@@ -237,7 +251,15 @@ pub(super) fn input_grad(cpu: &Cpu, dy: Cells<f32>, w: Panels, dx: Cells<f32>, e
 }
 
 /// `b[o][i]` = weight of output `outputs.start + o` and input `first + i`, for 16 inputs (0 beyond `count`).
-fn turn(level: Level, w: Panels, inputs: usize, outputs: Range<usize>, first: usize, count: usize, b: Cells<f32>) {
+fn turn(
+    level: Level,
+    w: Panels,
+    inputs: usize,
+    outputs: Range<usize>,
+    first: usize,
+    count: usize,
+    b: Cells<f32>,
+) {
     for (block, panel) in (outputs.start / PANEL..outputs.end.div_ceil(PANEL)).enumerate() {
         let at = panel * inputs * PANEL + first * PANEL;
         let to = b.part(block * PANEL * PANEL..(block + 1) * PANEL * PANEL);
@@ -245,7 +267,9 @@ fn turn(level: Level, w: Panels, inputs: usize, outputs: Range<usize>, first: us
         unsafe {
             match w {
                 Panels::F32(w) if count == PANEL => tile::transpose_f32(level, w.ptr().add(at), to.ptr_mut()),
-                Panels::BF16(w) if count == PANEL => tile::transpose_bf16(level, w.ptr().add(at), to.ptr_mut()),
+                Panels::BF16(w) if count == PANEL => {
+                    tile::transpose_bf16(level, w.ptr().add(at), to.ptr_mut())
+                }
                 _ => {
                     let to = to.write();
                     to.fill(0.0);
@@ -315,7 +339,13 @@ unsafe fn pack_inputs(x: Cells<f32>, stride: usize, rows: Range<usize>, inputs: 
 }
 
 /// `b[row][16]`: the outputs of one panel, 0 beyond the last.
-unsafe fn pack_outputs(dy: Cells<f32>, stride: usize, rows: Range<usize>, outputs: Range<usize>, b: &mut [f32]) {
+unsafe fn pack_outputs(
+    dy: Cells<f32>,
+    stride: usize,
+    rows: Range<usize>,
+    outputs: Range<usize>,
+    b: &mut [f32],
+) {
     for (row, to) in rows.zip(b.chunks_exact_mut(PANEL)) {
         let at = row * stride;
         // SAFETY: nobody writes dy while the gradient is taken.
