@@ -25,12 +25,12 @@ pub struct Layout {
 
 impl Layout {
     /// # Errors
-    /// The name is not 1 to 20 lower-case letters, digits and dashes.
+    /// The name is not 1 to 40 lower-case letters, digits and dashes.
     pub fn new(name: &str, subnet: u8) -> Result<Self> {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         ensure!(
-            (1..=20).contains(&name.len()) && name.chars().all(allowed),
-            "a cluster's name has 1 to 20 lower-case letters, digits and dashes; {name:?} is none"
+            (1..=40).contains(&name.len()) && name.chars().all(allowed),
+            "a cluster's name has 1 to 40 lower-case letters, digits and dashes; {name:?} is none"
         );
         Ok(Self { name: name.to_owned(), folder: paths::cache()?.join("cluster").join(name), subnet })
     }
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn names_that_could_leave_the_folder_are_refused() {
-        for name in ["", "..", "a/b", "A", "a_b", &"a".repeat(21)] {
+        for name in ["", "..", "a/b", "A", "a_b", &"a".repeat(41)] {
             assert!(Layout::new(name, 201).is_err(), "{name:?}");
         }
         assert!(Layout::new("lathe-2", 201).is_ok());
