@@ -1,4 +1,5 @@
 //! Weights from files: honest ones, cut ones, lying ones, pickles.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::fs;

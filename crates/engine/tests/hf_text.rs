@@ -1,4 +1,5 @@
 //! Tokens and prompts against the Python packages: the same tokens, the same text, the same refusals.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
 //! Scores against those of sacreBLEU, rouge-score and PyTorch.
+#![allow(clippy::unwrap_used)]
 
 use lathe_worker::metrics::{Perplexity, corpus_bleu, mean_rouge};
 use serde_json::Value;

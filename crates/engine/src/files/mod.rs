@@ -3,24 +3,27 @@
 //!
 //! Everything here comes from strangers: sizes are checked before they are believed, numbers are bounded, no code from
 //! a model's repository is run, and pickle is refused by name and by content.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod atomic;
 mod config;
 mod error;
 mod fields;
+mod header;
 mod peft;
 mod safetensors;
 mod template;
 mod tokenizer;
 mod weights;
+mod write;
 
 pub use atomic::write_atomically;
 pub use config::{Family, ModelConfig};
 pub use error::FileError;
+pub use header::{Header, StoredDtype, TensorInfo};
 pub use peft::{AdapterConfig, read_adapter, write_adapter};
-pub use safetensors::{
-    Header, SafetensorsFile, StoredDtype, StoredTensor, TensorInfo, TensorLayout, write_safetensors,
-};
+pub use safetensors::{SafetensorsFile, StoredTensor};
 pub use template::{ChatTemplate, Message, Rendered};
 pub use tokenizer::{Encoded, TextStream, Tokenizer};
 pub use weights::{ModelWeights, refuse_pickle};
+pub use write::{TensorLayout, write_safetensors};

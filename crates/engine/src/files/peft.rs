@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use super::atomic::write_atomically;
 use super::error::{FileError, read_bounded};
 use super::fields::{Fields, parse_json};
-use super::safetensors::{SafetensorsFile, TensorLayout, write_safetensors};
+use super::safetensors::SafetensorsFile;
 use super::weights::refuse_pickle;
+use super::write::{TensorLayout, write_safetensors};
 use crate::{Adapter, NamedTensor};
 
 const CONFIG: &str = "adapter_config.json";
@@ -28,25 +29,26 @@ pub struct AdapterConfig {
     pub base: Option<String>,
 }
 
-/// Options of PEFT that change what an adapter computes and that this engine does not have. The last column is the
-/// value that means "not used", beside null and absence.
-const UNSUPPORTED: &[(&str, &str)] = &[
-    ("use_dora", "false"),
-    ("use_qalora", "false"),
-    ("use_bdlora", "false"),
-    ("lora_bias", "false"),
-    ("fan_in_fan_out", "false"),
-    ("rank_pattern", "{}"),
-    ("alpha_pattern", "{}"),
-    ("modules_to_save", "[]"),
-    ("layers_to_transform", "[]"),
-    ("layer_replication", "[]"),
-    ("exclude_modules", "[]"),
-    ("target_parameters", "[]"),
-    ("trainable_token_indices", "[]"),
-    ("alora_invocation_tokens", "[]"),
-    ("arrow_config", "{}"),
-    ("auto_mapping", "{}"),
+/// Options of PEFT that change what an adapter computes and that this engine does not have.
+const UNSUPPORTED: &[&str] = &[
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layers_to_transform",
+    "layer_replication",
+    "exclude_modules",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "auto_mapping",
+    "kasa_config",
+    "monteclora_config",
 ];
 
 impl AdapterConfig {
@@ -63,8 +65,8 @@ impl AdapterConfig {
         if fields.text("bias")?.is_some_and(|bias| bias != "none") {
             return Err(fields.unsupported("bias", "it must be \"none\""));
         }
-        for &(name, unused) in UNSUPPORTED {
-            if fields.get(name).is_some_and(|value| value.to_string() != unused) {
+        for name in UNSUPPORTED {
+            if fields.get(name).is_some_and(used) {
                 return Err(fields.unsupported(name, "leave it out when the adapter is made"));
             }
         }
@@ -96,6 +98,17 @@ impl AdapterConfig {
             "inference_mode": true,
         });
         format!("{value:#}\n")
+    }
+}
+
+/// PEFT writes every option; false, null and empty ones are off.
+fn used(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(on) => *on,
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::Number(_) | Value::String(_) => true,
     }
 }
 

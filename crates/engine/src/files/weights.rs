@@ -6,7 +6,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::error::{FileError, file_name, read_bounded};
-use super::safetensors::{SafetensorsFile, StoredTensor, UniqueKeys};
+use super::header::UniqueKeys;
+use super::safetensors::{SafetensorsFile, StoredTensor};
 use crate::{TensorView, WeightSource};
 
 const SINGLE: &str = "model.safetensors";
