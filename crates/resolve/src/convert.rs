@@ -1,0 +1,57 @@
+//! The API's types to the contract's and the plan's.
+use lathe_api::{Metric, Model, Schedule};
+use lathe_contract as contract;
+use lathe_plan::{ModelShape, RopeScaling};
+
+/// The shape that plans are made from; `None` for an adapter and before inspection.
+#[must_use]
+pub fn shape_of(model: &Model) -> Option<ModelShape> {
+    let status = model.status.as_ref()?;
+    let shape = status.shape.as_ref()?;
+    let size = |value: i64| usize::try_from(value).ok().filter(|v| *v > 0);
+    Some(ModelShape {
+        vocab: size(shape.vocab)?,
+        hidden: size(shape.hidden)?,
+        layers: size(shape.layers)?,
+        heads: size(shape.heads)?,
+        kv_heads: size(shape.kv_heads)?,
+        head_dim: size(shape.head_dim)?,
+        intermediate: size(shape.intermediate)?,
+        max_position: size(status.context_length.unwrap_or(0))?,
+        qkv_bias: shape.qkv_bias,
+        tie_embeddings: shape.tie_embeddings,
+        // Frequencies and epsilons change no buffer; the worker reads its own from config.json.
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
+        rms_eps: 1e-5,
+    })
+}
+
+/// The digest that a reader of this model must find: the one its owner pinned, or the one that was inspected.
+#[must_use]
+pub fn digest_of(model: &Model) -> Option<String> {
+    let inspected = model.status.as_ref().and_then(|s| s.digest.clone());
+    model.spec.source.digest.clone().or(inspected).filter(|d| !d.is_empty())
+}
+
+/// A metric of the API as the contract writes it.
+#[must_use]
+pub fn to_metric(metric: Metric) -> contract::Metric {
+    match metric {
+        Metric::Perplexity => contract::Metric::Perplexity,
+        Metric::BLEU => contract::Metric::BLEU,
+        Metric::ROUGE1 => contract::Metric::ROUGE1,
+        Metric::ROUGE2 => contract::Metric::ROUGE2,
+        Metric::ROUGEL => contract::Metric::ROUGEL,
+    }
+}
+
+/// A schedule of the API as the contract writes it.
+#[must_use]
+pub fn to_schedule(schedule: Schedule) -> contract::Schedule {
+    match schedule {
+        Schedule::Constant => contract::Schedule::Constant,
+        Schedule::Linear => contract::Schedule::Linear,
+        Schedule::Cosine => contract::Schedule::Cosine,
+    }
+}

@@ -1,0 +1,200 @@
+use lathe_api::{FineTuneJobSpec, ModelStatus};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn images() -> Images {
+    Images { cpu: "worker:1".to_owned(), cuda: None }
+}
+
+fn model(over: Value) -> Model {
+    let mut model = json!({
+        "apiVersion": "lathe.dev/v1alpha1", "kind": "Model", "metadata": {"name": "base", "namespace": "ns"},
+        "spec": {"source": {"uri": "pvc://models/base"}},
+        "status": {
+            "observedGeneration": 1, "architecture": "LlamaForCausalLM", "contextLength": 2048, "digest": format!("sha256:{}", "a".repeat(64)),
+            "weights": [{"precision": "BF16", "bytes": 2_200_000_000_i64}],
+            "shape": {"vocab": 32000, "hidden": 2048, "layers": 22, "heads": 32, "kvHeads": 4, "headDim": 64, "intermediate": 5632},
+        },
+    });
+    merge(&mut model, over);
+    serde_json::from_value(model).expect("a model")
+}
+
+fn spec(over: Value) -> FineTuneJobSpec {
+    let mut spec = json!({
+        "baseModelRef": {"name": "base"},
+        "dataset": {"train": {"uri": "pvc://data/train.jsonl"}},
+        "output": {"modelName": "tuned"},
+        "accelerator": {"profiles": ["cpu"], "count": 2},
+    });
+    merge(&mut spec, over);
+    serde_json::from_value(spec).expect("a spec")
+}
+
+/// RFC 7386.
+fn merge(into: &mut Value, over: Value) {
+    match (into, over) {
+        (Value::Object(into), Value::Object(over)) => {
+            for (key, value) in over {
+                if value.is_null() {
+                    into.remove(&key);
+                } else {
+                    merge(into.entry(key).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (into, over) => *into = over,
+    }
+}
+
+fn profiles() -> Vec<AcceleratorProfile> {
+    let profile = |name: &str, spec: Value| -> AcceleratorProfile {
+        serde_json::from_value(json!({
+            "apiVersion": "lathe.dev/v1alpha1", "kind": "AcceleratorProfile", "metadata": {"name": name}, "spec": spec
+        }))
+        .expect("a profile")
+    };
+    let card = |memory: &str, rate: &str, price: &str| {
+        json!({"resource": "nvidia.com/gpu", "runtime": "CUDA", "image": "cuda:1", "memory": memory, "computeBF16": rate,
+            "price": {"perHour": price}})
+    };
+    vec![
+        profile(
+            "cpu",
+            json!({"resource": "cpu", "runtime": "CPU", "devicesPerNode": 4, "computeBF16": "0.05"}),
+        ),
+        profile("small", card("8Gi", "100", "1.00")),
+        profile("large", card("80Gi", "900", "4.00")),
+        profile("bare", json!({"resource": "nvidia.com/gpu", "runtime": "CUDA", "memory": "80Gi"})),
+    ]
+}
+
+fn facts<'a>(base: &'a Model, profiles: &'a [AcceleratorProfile], images: &'a Images) -> TrainFacts<'a> {
+    TrainFacts {
+        name: "job",
+        attempt: 1,
+        base,
+        profiles,
+        images,
+        dataset: Some(Dataset { tokens: Some(1_000_000), digest: "sha256:d" }),
+    }
+}
+
+fn planned(base: Value, over: Value) -> Result<Training, Rejection> {
+    let (base, profiles, images) = (model(base), profiles(), images());
+    training(&spec(over), &facts(&base, &profiles, &images))
+}
+
+#[test]
+fn every_default_is_filled_in_and_every_location_mounted() {
+    let plan = planned(json!({}), json!({})).expect("fits");
+    let micro = plan.task.training.micro_batch_tokens;
+    let found = serde_json::to_value(&plan.task).expect("json");
+    let expected = json!({
+        "attempt": 1,
+        "base": {"name": "base", "source": {"uri": "pvc://models/base", "digest": format!("sha256:{}", "a".repeat(64))}},
+        "dataset": {"train": {"uri": "pvc://data/train.jsonl"}, "format": "Auto"},
+        "method": {"lora": {"rank": 16, "alpha": 32, "dropout": 0.0, "basePrecision": "BFloat16",
+            "targets": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}},
+        "training": {"epochs": 3.0, "learningRate": 2e-4, "schedule": "Cosine", "warmup": 0.03, "batchTokens": 16384,
+            "microBatchTokens": micro, "sequenceLength": 1024, "weightDecay": 0.0, "maxGradNorm": 1.0, "seed": 42},
+        "checkpoint": {"intervalSeconds": 300, "keep": 2, "destination": {"uri": "pvc://lathe-artifacts/checkpoints/job"}},
+        "evaluation": {"metrics": ["Perplexity"], "gates": []},
+        "output": {"modelName": "tuned", "destination": {"uri": "pvc://lathe-artifacts/models/tuned"}},
+    });
+    assert_eq!(found, expected);
+    assert_eq!(plan.mounts.claims().collect::<Vec<_>>(), ["data", "lathe-artifacts", "models"]);
+    assert_eq!((plan.cpu_millis, plan.count, plan.image.as_str()), (2000, 2, "worker:1"));
+    assert!(micro >= 1024);
+    let total = plan.plan.memory.iter().find(|row| row.name == "total").expect("a total");
+    assert!(total.value.ends_with("Mi") || total.value.ends_with("Gi"));
+    assert!(plan.plan.duration.is_some() && plan.plan.cost.is_none());
+}
+
+#[rstest]
+#[case::in_order(json!({"accelerator": {"profiles": ["large", "small"], "count": null}}), "large")]
+#[case::cheapest(json!({"accelerator": {"profiles": ["cpu", "large", "small"], "strategy": "Cheapest", "count": null}}), "large")]
+#[case::fastest(json!({"accelerator": {"profiles": ["cpu", "small", "large"], "strategy": "Fastest", "count": null}}), "large")]
+#[case::any_takes_the_cheapest_that_fits(json!({"accelerator": {"profiles": [], "count": null}}), "small")]
+#[case::what_has_no_worker_is_passed_over(json!({"accelerator": {"profiles": ["bare", "cpu"]}}), "cpu")]
+#[case::what_is_too_small_is_passed_over(
+    json!({"accelerator": {"profiles": ["small", "large"], "count": null}, "trainable": {"full": {}}}), "large")]
+fn the_strategy_chooses(#[case] over: Value, #[case] expected: &str) {
+    let plan = planned(json!({}), over).expect("fits");
+    assert_eq!(plan.plan.profile.as_deref(), Some(expected));
+}
+
+#[rstest]
+#[case::unknown_profile(json!({"accelerator": {"profiles": ["h900"]}}), json!({}), "ProfileNotFound", "h900: there is no such")]
+#[case::no_runtime(json!({"accelerator": {"profiles": ["bare"], "count": null}}), json!({}), "RuntimeUnavailable", "bare: there is no worker")]
+#[case::too_large(
+    json!({"accelerator": {"profiles": ["small"], "count": null}, "trainable": {"full": {}}}), json!({}),
+    "DoesNotFit", "the largest allowed is 1 x small with 7537Mi to use. Next: make a new FineTuneJob with `trainable.lora`")]
+#[case::a_larger_profile_is_named(
+    json!({"accelerator": {"profiles": ["small"], "count": null}, "training": {"sequenceLength": 2048, "batchTokens": 32768},
+        "trainable": {"lora": {"basePrecision": "Float32"}}}), json!({"status": {"shape": {"layers": 40}}}),
+    "DoesNotFit", "Next: add cpu to `spec.accelerator.profiles`")]
+#[case::pod_memory(json!({"pod": {"memory": "2Gi"}}), json!({}), "DoesNotFit", "`spec.pod.memory` allows 2048Mi. Next: set `spec.pod.memory` to ")]
+#[case::several_devices(json!({"accelerator": {"profiles": ["large"], "count": 2}}), json!({}), "CountUnsupported", "more than one device")]
+#[case::rows_beyond_the_context(json!({"training": {"sequenceLength": 4096}}), json!({}), "InvalidSettings", "2048 tokens")]
+#[case::unknown_target(json!({"trainable": {"lora": {"targets": ["wq"]}}}), json!({}), "UnknownTarget", "found wq")]
+#[case::adapter_as_base(json!({}), json!({"spec": {"adapterOf": {"name": "root"}}}), "AdapterBaseUnsupported", "`baseModelRef.name: root`")]
+#[case::not_inspected(json!({}), json!({"status": {"shape": null}}), "ModelNotReady", "kubectl describe model base")]
+#[case::no_price(json!({"budget": {"maxCost": "5"}}), json!({}), "PriceUnknown", "AcceleratorProfile cpu has no `price`")]
+#[case::bad_claim(json!({"dataset": {"train": {"uri": "pvc://../x"}}}), json!({}), "InvalidLocation", "`dataset.train`")]
+fn what_cannot_be_is_told_with_the_next_step(
+    #[case] over: Value,
+    #[case] base: Value,
+    #[case] reason: &str,
+    #[case] part: &str,
+) {
+    let rejection = planned(base, over).expect_err("must be rejected");
+    assert_eq!(rejection.reason, reason, "{rejection}");
+    assert!(rejection.message.contains(part), "{rejection}");
+    assert!(rejection.message.contains("Next: "), "{rejection}");
+}
+
+#[test]
+fn equal_inputs_have_equal_hashes_wherever_they_lie() {
+    let hash = |over: Value| planned(json!({}), over).expect("fits").inputs_hash.expect("known");
+    let same = hash(json!({}));
+    assert_eq!(
+        same,
+        hash(
+            json!({"dataset": {"train": {"uri": "https://host/train.jsonl"}}, "output": {"modelName": "other"}})
+        )
+    );
+    assert_eq!(same, hash(json!({"checkpoint": {"interval": "1m"}, "pod": {"cpu": "1"}})));
+    assert_ne!(same, hash(json!({"training": {"seed": 43}})));
+    assert_ne!(same, hash(json!({"trainable": {"lora": {"rank": 8}}})));
+}
+
+#[test]
+fn answers_that_are_measured_are_part_of_the_memory() {
+    let memory = |over: Value| planned(json!({}), over).expect("fits").memory;
+    let plain = memory(json!({}));
+    let measured = memory(json!({
+        "dataset": {"holdout": "0.1"}, "evaluation": {"metrics": ["BLEU"]},
+        "training": {"sequenceLength": 1024, "batchTokens": 1024},
+    }));
+    let small = memory(json!({"training": {"sequenceLength": 1024, "batchTokens": 1024}}));
+    assert!(plain >= small && measured >= small, "{plain} {measured} {small}");
+}
+
+#[test]
+fn the_check_reads_rows_and_model_and_writes_nothing() {
+    let found = checking(&spec(json!({})), &model(json!({}))).expect("plans");
+    assert_eq!(found.mounts.claims().collect::<Vec<_>>(), ["data", "models"]);
+    assert_eq!(found.task.sequence_length, 1024);
+}
+
+#[test]
+fn a_status_without_weights_is_no_panic() {
+    let mut bare = model(json!({}));
+    bare.status = Some(ModelStatus::default());
+    let (profiles, images) = (profiles(), images());
+    let rejection = training(&spec(json!({})), &facts(&bare, &profiles, &images)).expect_err("rejected");
+    assert_eq!(rejection.reason, "ModelNotReady");
+}

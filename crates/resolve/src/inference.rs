@@ -1,0 +1,244 @@
+//! An InferenceService to the task of its pods, with every choice that the spec leaves open.
+mod choose;
+
+use lathe_api::{AcceleratorProfile, InferenceServiceSpec, Model, PlanStatus, WeightPrecision};
+use lathe_contract::{
+    CONTRACT_VERSION, Contract, ModelInput, ObjectRef, Precision, ServeTask, ServedAdapter, Task, Trust,
+};
+use serde::Serialize;
+
+use crate::{
+    Rejection,
+    pod::{self, Mounts, Use},
+    shape_of,
+};
+use choose::Chosen;
+pub use choose::Images;
+
+/// Seconds for answers in flight after SIGTERM.
+pub const DRAIN_SECONDS: i64 = 60;
+/// Seconds that a worker needs beside them, to load nothing and say its last words.
+const GRACE_MARGIN: i64 = 15;
+/// Longest context that is taken where the spec names none.
+const DEFAULT_CONTEXT: i64 = 8192;
+/// Adapters are given room for in groups of so many, so that the next one needs no other pod.
+const SLOT_GROUP: usize = 4;
+
+/// What is known when a service is planned.
+#[derive(Clone, Debug)]
+pub struct ServeFacts<'a> {
+    /// The service.
+    pub object: ObjectRef,
+    /// Whose tokens its workers believe.
+    pub trust: Trust,
+    /// The Model of `modelRef`, inspected.
+    pub base: &'a Model,
+    /// The Models of `adapterRefs`, in their order.
+    pub adapters: &'a [&'a Model],
+    /// Every profile there is.
+    pub profiles: &'a [AcceleratorProfile],
+    /// Worker images.
+    pub images: &'a Images,
+    /// Adapters that the running pods have room for; `None`: there are none.
+    pub slots: Option<usize>,
+}
+
+/// How a service is carried out.
+#[derive(Clone, Debug)]
+pub struct Serving {
+    /// What the pods are told.
+    pub contract: Contract,
+    /// What they mount.
+    pub mounts: Mounts,
+    /// For the status.
+    pub plan: PlanStatus,
+    /// Where they run.
+    pub profile: AcceleratorProfile,
+    /// Devices of a pod; cores where the profile is a processor.
+    pub count: i32,
+    /// Image of the worker.
+    pub image: String,
+    /// Processor time of a pod, in thousandths of a core.
+    pub cpu_millis: i64,
+    /// Memory of a pod, in bytes.
+    pub memory: i64,
+    /// Room for downloads, in bytes.
+    pub cache: i64,
+    /// Seconds between SIGTERM and SIGKILL.
+    pub grace_seconds: i64,
+    /// Adapters that the pods have room for.
+    pub slots: usize,
+    /// Hash of all that needs a new pod when it changes. Adapters are not part of it: they are set over the control port.
+    pub checksum: String,
+}
+
+/// Plans a service.
+///
+/// # Errors
+/// A [`Rejection`] where the models do not belong together, or nothing that is allowed can hold them.
+pub fn serving(spec: &InferenceServiceSpec, facts: &ServeFacts<'_>) -> Result<Serving, Rejection> {
+    check_models(spec, facts)?;
+    let mut mounts = Mounts::default();
+    let base_name = name_of(facts.base);
+    let base = input(&mut mounts, facts.base)?;
+    let adapters = facts
+        .adapters
+        .iter()
+        .map(|&model| {
+            Ok(ServedAdapter { model_id: name_of(model).to_owned(), model: input(&mut mounts, model)? })
+        })
+        .collect::<Result<Vec<_>, Rejection>>()?;
+    let Some(shape) = shape_of(facts.base) else {
+        return Err(not_inspected(base_name));
+    };
+    let slots = slots(adapters.len(), facts.slots);
+    let context = context_length(spec, facts.base)?;
+    let chosen = choose::choose(spec, facts, &shape, context, slots)?;
+    let Chosen { profile, image, count, plan, cpu_millis, memory, status } = chosen;
+    let task = ServeTask {
+        model_id: facts.object.name.clone(),
+        model: base,
+        adapters,
+        weights: match spec.serving.weights {
+            WeightPrecision::BFloat16 => Precision::BFloat16,
+            WeightPrecision::Float32 => Precision::Float32,
+        },
+        context_length: plan.context as i64,
+        max_sequences: spec.serving.max_sequences,
+        // A few rounds of answers: who would wait longer is told so at once.
+        max_waiting: spec.serving.max_sequences.saturating_mul(4),
+        cache_tokens: (plan.cache_blocks * lathe_plan::BLOCK) as i64,
+        direct: true,
+        drain_seconds: DRAIN_SECONDS,
+    };
+    let cache = downloads(facts);
+    let contract = Contract {
+        version: CONTRACT_VERSION,
+        object: facts.object.clone(),
+        trust: facts.trust.clone(),
+        mounts: mounts.contract(),
+        task: Task::Serve(task),
+    };
+    Ok(Serving {
+        checksum: checksum(&contract, slots, profile.spec.image.as_deref()),
+        contract,
+        mounts,
+        plan: status,
+        profile: profile.clone(),
+        count,
+        image,
+        cpu_millis,
+        memory,
+        cache,
+        grace_seconds: DRAIN_SECONDS + GRACE_MARGIN,
+        slots,
+    })
+}
+
+/// Ids under which a service answers: its own name for the base, and each adapter's name.
+#[must_use]
+pub fn model_ids(service: &str, spec: &InferenceServiceSpec) -> Vec<String> {
+    let adapters = spec.adapter_refs.iter().map(|adapter| adapter.name.clone());
+    std::iter::once(service.to_owned()).chain(adapters).collect()
+}
+
+fn check_models(spec: &InferenceServiceSpec, facts: &ServeFacts<'_>) -> Result<(), Rejection> {
+    let base = name_of(facts.base);
+    if let Some(of) = &facts.base.spec.adapter_of {
+        let message = format!(
+            "Model {base} is an adapter of {of}. Next: set `spec.modelRef.name` to {of} and name {base} in `spec.adapterRefs`.",
+            of = of.name
+        );
+        return Err(Rejection::new("ModelIsAdapter", message));
+    }
+    for model in facts.adapters {
+        let name = name_of(model);
+        let of = model.spec.adapter_of.as_ref().map(|of| of.name.as_str());
+        if of != Some(spec.model_ref.name.as_str()) {
+            let is = of.map_or("no adapter".to_owned(), |of| format!("an adapter of {of}"));
+            let message = format!(
+                "Model {name} is {is}; this service's base is {base}. Next: remove {name} from `spec.adapterRefs`, or serve its own base."
+            );
+            return Err(Rejection::new("AdapterBaseMismatch", message));
+        }
+        if name == facts.object.name {
+            let message = format!(
+                "the service and its adapter would both answer to `{name}`. Next: give the service another name."
+            );
+            return Err(Rejection::new("ModelIdConflict", message));
+        }
+    }
+    Ok(())
+}
+
+fn not_inspected(model: &str) -> Rejection {
+    Rejection::new(
+        "ModelNotReady",
+        format!("Model {model} has not been inspected yet. Next: `kubectl describe model {model}` says why."),
+    )
+}
+
+fn name_of(model: &Model) -> &str {
+    model.metadata.name.as_deref().unwrap_or_default()
+}
+
+fn input(mounts: &mut Mounts, model: &Model) -> Result<ModelInput, Rejection> {
+    let name = name_of(model).to_owned();
+    let source = mounts.source(&model.spec.source, Use::Read).map_err(|error| {
+        Rejection::new("InvalidLocation", format!("Model {name}: {error}. Next: make a new Model."))
+    })?;
+    Ok(ModelInput { name, source })
+}
+
+/// Room for adapters: what running pods have, while that is enough.
+fn slots(adapters: usize, running: Option<usize>) -> usize {
+    running.filter(|&room| room >= adapters).unwrap_or(adapters.div_ceil(SLOT_GROUP).max(1) * SLOT_GROUP)
+}
+
+fn context_length(spec: &InferenceServiceSpec, base: &Model) -> Result<i64, Rejection> {
+    let own = base.status.as_ref().and_then(|status| status.context_length).unwrap_or_default();
+    match spec.serving.context_length.map(i64::from) {
+        None => Ok(own.min(DEFAULT_CONTEXT)),
+        Some(asked) if asked <= own => Ok(asked),
+        Some(asked) => {
+            let message = format!(
+                "`serving.contextLength` is {asked}; Model {} was made for at most {own} tokens. Next: lower it to {own}, or remove it.",
+                name_of(base)
+            );
+            Err(Rejection::new("ContextTooLong", message))
+        }
+    }
+}
+
+/// Bytes of all files that are not on a mounted volume, with room for adapters that are added later.
+fn downloads(facts: &ServeFacts<'_>) -> i64 {
+    const LEAST: i64 = 1 << 30;
+    let fetched = |model: &&Model| !model.spec.source.uri.starts_with("pvc://");
+    let bytes = |model: &Model| {
+        let weights = model.status.as_ref().map(|status| status.weights.as_slice()).unwrap_or_default();
+        weights.iter().map(|w| w.bytes.max(0)).fold(0_i64, i64::saturating_add)
+    };
+    let all = std::iter::once(facts.base).chain(facts.adapters.iter().copied());
+    let total = all.filter(fetched).map(bytes).fold(0, i64::saturating_add);
+    // A tenth for the tokenizer and for files that are fetched again.
+    total.saturating_add(total / 10).saturating_add(LEAST)
+}
+
+/// `image` is the profile's own: a new release of the operator, with its own new image, restarts no worker.
+fn checksum(contract: &Contract, slots: usize, image: Option<&str>) -> String {
+    #[derive(Serialize)]
+    struct Fixed<'a> {
+        contract: &'a Contract,
+        slots: usize,
+        image: Option<&'a str>,
+    }
+    let mut contract = contract.clone();
+    if let Task::Serve(task) = &mut contract.task {
+        task.adapters.clear();
+    }
+    // Only a number that is not finite cannot be written, and there is none.
+    pod::checksum(&Fixed { contract: &contract, slots, image }).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

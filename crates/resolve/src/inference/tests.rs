@@ -1,0 +1,199 @@
+use lathe_api::{InferenceServiceSpec, NameRef};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn model(name: &str, uri: &str, adapter_of: Option<&str>) -> Model {
+    let mut model =
+        Model::new(name, serde_json::from_value(json!({"source": {"uri": uri}})).expect("a spec"));
+    model.spec.adapter_of = adapter_of.map(|name| NameRef { name: name.to_owned() });
+    let shape = json!({
+        "vocab": 1000, "hidden": 64, "layers": 2, "heads": 4, "kvHeads": 2, "headDim": 16, "intermediate": 128
+    });
+    let status =
+        json!({"contextLength": 512, "shape": shape, "weights": [{"precision": "BF16", "bytes": 400_000}]});
+    model.status = Some(serde_json::from_value(status).expect("a status"));
+    model
+}
+
+fn profile(name: &str, spec: Value) -> AcceleratorProfile {
+    AcceleratorProfile::new(name, serde_json::from_value(spec).expect("a profile"))
+}
+
+fn profiles() -> Vec<AcceleratorProfile> {
+    vec![
+        profile(
+            "cpu",
+            json!({"resource": "cpu", "devicesPerNode": 64, "runtime": "CPU", "bandwidth": "8", "price": {"perHour": "0.04"}}),
+        ),
+        profile(
+            "gpu",
+            json!({"resource": "nvidia.com/gpu", "memory": "24Gi", "runtime": "CUDA", "price": {"perHour": "0.70"}}),
+        ),
+        profile(
+            "tiny",
+            json!({"resource": "nvidia.com/gpu", "memory": "2Mi", "runtime": "CUDA", "image": "own/worker:1"}),
+        ),
+    ]
+}
+
+fn spec(value: Value) -> InferenceServiceSpec {
+    let mut all = json!({"modelRef": {"name": "base"}, "access": "Direct"});
+    all.as_object_mut().expect("object").extend(value.as_object().expect("object").clone());
+    serde_json::from_value(all).expect("a spec")
+}
+
+fn object() -> ObjectRef {
+    ObjectRef { kind: "InferenceService".into(), namespace: "n".into(), name: "svc".into(), uid: "u".into() }
+}
+
+struct World {
+    base: Model,
+    adapters: Vec<Model>,
+    profiles: Vec<AcceleratorProfile>,
+    images: Images,
+    slots: Option<usize>,
+}
+
+impl World {
+    fn new(adapters: Vec<Model>) -> Self {
+        let images = Images { cpu: "lathe-worker:1".into(), cuda: None };
+        Self {
+            base: model("base", "pvc://models/base", None),
+            adapters,
+            profiles: profiles(),
+            images,
+            slots: None,
+        }
+    }
+
+    fn plan(&self, spec: &InferenceServiceSpec) -> Result<Serving, Rejection> {
+        let adapters: Vec<&Model> = self.adapters.iter().collect();
+        let facts = ServeFacts {
+            object: object(),
+            trust: Trust::default(),
+            base: &self.base,
+            adapters: &adapters,
+            profiles: &self.profiles,
+            images: &self.images,
+            slots: self.slots,
+        };
+        serving(spec, &facts)
+    }
+}
+
+#[test]
+fn the_whole_contract_and_what_a_pod_needs() {
+    let world = World::new(vec![model("tone", "pvc://results/tone", Some("base"))]);
+    let found = world.plan(&spec(json!({"adapterRefs": [{"name": "tone"}]}))).expect("a plan");
+    let contract = serde_json::to_value(&found.contract).expect("json");
+    assert_eq!(
+        contract,
+        json!({
+            "version": 1,
+            "object": {"kind": "InferenceService", "namespace": "n", "name": "svc", "uid": "u"},
+            "trust": {},
+            "mounts": {
+                "claims": {"models": "/lathe/volumes/models", "results": "/lathe/volumes/results"},
+                "cache": "/lathe/cache",
+            },
+            "task": {"serve": {
+                "modelId": "svc",
+                "model": {"name": "base", "source": {"uri": "pvc://models/base"}},
+                "adapters": [{"modelId": "tone", "model": {"name": "tone", "source": {"uri": "pvc://results/tone"}}}],
+                "weights": "BFloat16", "contextLength": 512, "maxSequences": 16, "maxWaiting": 64,
+                "cacheTokens": 2048, "direct": true, "drainSeconds": 60,
+            }},
+        })
+    );
+    assert_eq!(
+        (found.plan.profile.as_deref(), found.count, found.image.as_str()),
+        (Some("cpu"), 1, "lathe-worker:1")
+    );
+    assert_eq!((found.cpu_millis, found.slots), (1000, 4));
+    let line = |name: &str| found.plan.memory.iter().find(|l| l.name == name).map(|l| l.value.clone());
+    assert!(line("weights").is_some() && line("total").is_some());
+    assert!(found.memory > 192 << 20 && found.memory < 400 << 20, "{}", found.memory);
+}
+
+#[test]
+fn only_what_needs_another_pod_changes_the_checksum() {
+    let one = model("tone", "pvc://models/tone", Some("base"));
+    let two = model("other", "pvc://models/other", Some("base"));
+    let far = model("far", "pvc://elsewhere/far", Some("base"));
+    let checksum = |adapters: &[&Model], slots: Option<usize>, more: Value| {
+        let refs: Vec<_> = adapters.iter().map(|m| json!({"name": m.metadata.name})).collect();
+        let mut value = json!({"adapterRefs": refs});
+        value.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
+        let mut world = World::new(adapters.iter().map(|&m| m.clone()).collect());
+        world.slots = slots;
+        world.plan(&spec(value)).expect("a plan").checksum
+    };
+    let same = checksum(&[], None, json!({}));
+    assert_eq!(checksum(&[&one, &two], Some(4), json!({})), same);
+    assert_ne!(checksum(&[&far], Some(4), json!({})), same);
+    assert_ne!(checksum(&[], None, json!({"serving": {"contextLength": 256}})), same);
+    let many: Vec<Model> = (0..5).map(|i| model(&format!("a{i}"), "pvc://models/x", Some("base"))).collect();
+    let many: Vec<&Model> = many.iter().collect();
+    assert_ne!(checksum(&many, Some(4), json!({})), same);
+    assert_eq!(checksum(&many[..1], Some(8), json!({})), checksum(&many, Some(4), json!({})));
+}
+
+#[rstest]
+#[case::cheapest_with_a_worker(json!({}), "cpu", 1)]
+#[case::the_next_one_that_can_run(json!({"accelerator": {"profiles": ["gpu", "cpu"]}}), "cpu", 1)]
+#[case::cores_as_asked(json!({"accelerator": {"profiles": ["cpu"], "count": 3}}), "cpu", 3)]
+fn the_first_profile_that_fits(#[case] own: Value, #[case] profile: &str, #[case] count: i32) {
+    let found = World::new(Vec::new()).plan(&spec(own)).expect("a plan");
+    assert_eq!((found.plan.profile.as_deref(), found.count), (Some(profile), count));
+}
+
+#[test]
+fn a_device_holds_the_largest_cache_that_fits() {
+    let mut world = World::new(Vec::new());
+    world.images.cuda = Some("cuda-worker:1".into());
+    let found = world.plan(&spec(json!({"accelerator": {"profiles": ["gpu"]}}))).expect("a plan");
+    assert_eq!((found.image.as_str(), found.count, found.cpu_millis), ("cuda-worker:1", 1, 4000));
+    let Task::Serve(task) = &found.contract.task else { panic!("serve") };
+    assert_eq!(task.cache_tokens, 512 * 16);
+}
+
+#[rstest]
+#[case::unknown_profile(json!({"accelerator": {"profiles": ["none"]}}), "ProfileNotFound", "none: there is no such")]
+#[case::no_worker(json!({"accelerator": {"profiles": ["gpu"]}}), "RuntimeUnavailable", "`image`")]
+#[case::too_small(json!({"accelerator": {"profiles": ["tiny", "gpu"]}}), "DoesNotFit", "tiny: it needs")]
+#[case::too_many(json!({"accelerator": {"profiles": ["cpu"], "count": 65}}), "DoesNotFit", "a node has 64")]
+#[case::little_memory(json!({"accelerator": {"profiles": ["cpu"]}, "pod": {"memory": "100Mi"}}), "DoesNotFit", "`spec.pod.memory` allows 100Mi")]
+#[case::long_context(json!({"serving": {"contextLength": 513}}), "ContextTooLong", "lower it to 512")]
+fn what_cannot_be_is_told_with_the_next_step(#[case] own: Value, #[case] reason: &str, #[case] words: &str) {
+    let rejected = World::new(Vec::new()).plan(&spec(own)).expect_err("rejected");
+    assert_eq!(rejected.reason, reason, "{}", rejected.message);
+    assert!(rejected.message.contains(words) && rejected.message.contains("Next: "), "{}", rejected.message);
+}
+
+#[rstest]
+#[case::other_base(
+    model("tone", "pvc://m/t", Some("foreign")),
+    "AdapterBaseMismatch",
+    "an adapter of foreign"
+)]
+#[case::no_adapter(model("tone", "pvc://m/t", None), "AdapterBaseMismatch", "no adapter")]
+#[case::same_id(model("svc", "pvc://m/t", Some("base")), "ModelIdConflict", "`svc`")]
+#[case::odd_claim(model("tone", "pvc://../t", Some("base")), "InvalidLocation", "PersistentVolumeClaim")]
+fn adapters_must_belong_to_the_base(#[case] adapter: Model, #[case] reason: &str, #[case] words: &str) {
+    let refs = json!({"adapterRefs": [{"name": adapter.metadata.name}]});
+    let rejected = World::new(vec![adapter]).plan(&spec(refs)).expect_err("rejected");
+    assert_eq!(rejected.reason, reason, "{}", rejected.message);
+    assert!(rejected.message.contains(words), "{}", rejected.message);
+}
+
+#[test]
+fn a_base_that_is_an_adapter_or_unknown_cannot_be_served() {
+    let mut world = World::new(Vec::new());
+    world.base = model("base", "pvc://m/b", Some("root"));
+    assert_eq!(world.plan(&spec(json!({}))).expect_err("rejected").reason, "ModelIsAdapter");
+    world.base = model("base", "pvc://m/b", None);
+    world.base.status = None;
+    assert_eq!(world.plan(&spec(json!({}))).expect_err("rejected").reason, "ModelNotReady");
+}
