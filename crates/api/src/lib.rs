@@ -9,6 +9,7 @@ pub mod conditions;
 pub mod crds;
 mod finetune;
 mod inference;
+pub mod kstatus;
 mod model;
 pub mod names;
 mod pod;

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -24,23 +23,25 @@ pub fn run(_: &Args) -> Result<()> {
     let root = paths::repository();
     let folder = empty_folder(&paths::cache()?.join("demo-model"))?;
     let step = ui::step("corpus, tokenizer and random weights");
-    let mut make = cargo();
+    let mut make = command::cargo();
     make.args(["run", "--quiet", "--package", "lathe-worker", "--example", "demo_model", "--"]);
-    command::run(make.arg(&folder).current_dir(&root))?;
+    command::run(make.arg(&folder))?;
     step.done("");
 
     let step = ui::step("train from scratch");
     step.expect("about 5 minutes on 2 cores");
     let contract = folder.join("contract.json");
     fs::write(&contract, serde_json::to_vec_pretty(&task(&folder))?)?;
-    let mut train = cargo();
+    let mut train = command::cargo();
     train.args(["run", "--quiet", "--package", "lathe-worker", "--", "train", "--contract"]);
     train.arg(&contract).args(["--control-port", "0", "--summary"]).arg(folder.join("summary.json"));
-    let ran = train.current_dir(&root).status().context("cannot start cargo")?;
+    let ran = train.status().context("cannot start cargo")?;
     ensure!(ran.success(), "training ended with {ran}");
     step.done("");
 
-    let model = only_folder(&folder.join("out/shop-base"))?;
+    let summary: Value = serde_json::from_slice(&fs::read(folder.join("summary.json"))?)?;
+    let uri = summary["outcome"]["trained"]["uri"].as_str().context("the summary names no artefact")?;
+    let model = folder.join(uri.trim_start_matches("pvc://work/"));
     let wanted = [
         "config.json",
         "generation_config.json",
@@ -99,17 +100,4 @@ fn empty_folder(folder: &Path) -> Result<std::path::PathBuf> {
         _ => fs::create_dir_all(folder)?,
     }
     Ok(folder.to_path_buf())
-}
-
-fn only_folder(parent: &Path) -> Result<std::path::PathBuf> {
-    let mut folders: Vec<_> = fs::read_dir(parent)
-        .with_context(|| format!("training left nothing in {}", parent.display()))?
-        .filter_map(|entry| entry.ok().map(|e| e.path()).filter(|p| p.is_dir()))
-        .collect();
-    ensure!(folders.len() == 1, "{} must hold one folder (found {})", parent.display(), folders.len());
-    folders.pop().context("no folder")
-}
-
-fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }

@@ -1,11 +1,17 @@
 //! A model of random weights in Hugging Face layout, with a tokenizer trained on the corpus.
 use std::{collections::BTreeMap, fs, path::Path};
 
-use lathe_engine::files::{Dtype, TensorLayout, write_safetensors};
+use lathe_engine::{
+    Dtype,
+    files::{TensorLayout, write_safetensors},
+};
 use tokenizers::{
     AddedToken, Tokenizer,
     decoders::byte_level::ByteLevel,
-    models::bpe::{BPE, BpeTrainer},
+    models::{
+        TrainerWrapper,
+        bpe::{BPE, BpeTrainer},
+    },
 };
 
 use crate::{Result, shop::Turn};
@@ -54,19 +60,21 @@ pub fn random_model<'a>(folder: &Path, text: impl Iterator<Item = &'a Turn>) -> 
 }
 
 fn tokenizer<'a>(folder: &Path, text: impl Iterator<Item = &'a Turn>) -> Result<()> {
-    let mut trainer = BpeTrainer::builder()
+    let mut trainer: TrainerWrapper = BpeTrainer::builder()
         .vocab_size(VOCAB)
         .show_progress(false)
         .special_tokens(SPECIAL.map(|token| AddedToken::from(token, true)).to_vec())
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build()
         .into();
-    let mut tokenizer = Tokenizer::new(BPE::default().into());
+    let mut tokenizer = Tokenizer::new(BPE::default());
     tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
     tokenizer.with_decoder(Some(ByteLevel::default()));
     let lines = text.flat_map(|turn| [turn.question.as_str(), turn.answer.as_str()]).collect::<Vec<_>>();
     tokenizer.train(&mut trainer, lines.into_iter()).map_err(|e| e.to_string())?;
-    tokenizer.add_special_tokens(SPECIAL.map(|token| AddedToken::from(token, true))).map_err(|e| e.to_string())?;
+    tokenizer
+        .add_special_tokens(SPECIAL.map(|token| AddedToken::from(token, true)))
+        .map_err(|e| e.to_string())?;
     tokenizer.save(folder.join("tokenizer.json"), true).map_err(|e| e.to_string())?;
     Ok(())
 }
@@ -99,7 +107,9 @@ fn weights(path: &Path) -> Result<()> {
     write_safetensors(path, &tensors, &BTreeMap::new(), |tensor| {
         let norm = tensor.shape.len() == 1;
         let count = tensor.shape.iter().product::<usize>();
-        Ok((0..count).flat_map(|_| (if norm { 1.0 } else { normal(&mut state) as f32 }).to_le_bytes()).collect())
+        Ok((0..count)
+            .flat_map(|_| (if norm { 1.0 } else { normal(&mut state) as f32 }).to_le_bytes())
+            .collect())
     })?;
     Ok(())
 }
