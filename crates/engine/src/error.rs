@@ -79,6 +79,9 @@ pub enum Error {
         /// Its gradient norm.
         grad_norm: f64,
     },
+    /// Whoever asked for a step asked to stop it; it was not applied.
+    #[error("the step was interrupted and not applied")]
+    Interrupted,
     /// A checkpoint is damaged or belongs to another run.
     #[error("the training state cannot be used: {what}")]
     State {

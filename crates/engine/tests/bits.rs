@@ -123,6 +123,25 @@ fn a_step_that_is_not_finite_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn an_interrupted_step_changes_nothing() {
+    let shape = llama();
+    let request = TrainRequest { micro_batch_tokens: Some(40), ..request(&TrainMethod::Full, Precision::F32) };
+    let expected = trained(&shape, &request, 2).1;
+    let (mut trainer, before) = trained(&shape, &request, 1);
+    let rows = rows(&shape, &LENGTHS);
+    let asked = std::cell::Cell::new(0);
+    let second_pass = || {
+        asked.set(asked.get() + 1);
+        asked.get() == 2
+    };
+    let error = trainer.step_unless(&rows, &second_pass).unwrap_err();
+    assert!(matches!(error, Error::Interrupted), "{error}");
+    assert!(state(&mut trainer) == before);
+    trainer.step(&rows).unwrap();
+    assert!(state(&mut trainer) == expected);
+}
+
+#[test]
 fn levels_agree_within_rounding() {
     let shape = llama();
     let losses = [Level::Portable, Level::detect()].map(|level| {

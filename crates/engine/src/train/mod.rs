@@ -158,6 +158,15 @@ impl Trainer {
     /// # Errors
     /// [`Error::Row`], or [`Error::NotFinite`] (the weights are then unchanged).
     pub fn step(&mut self, rows: &[Row]) -> Result<StepStats> {
+        self.step_unless(rows, &|| false)
+    }
+
+    /// As [`Trainer::step`], but asks `stop` before each micro-batch: a large step takes minutes, and whoever must
+    /// save before it is killed has seconds.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`], and [`Error::Interrupted`] (the weights are then unchanged).
+    pub fn step_unless(&mut self, rows: &[Row], stop: &dyn Fn() -> bool) -> Result<StepStats> {
         self.check(rows)?;
         let total: f64 = rows.iter().flat_map(|row| &row.weights[1..]).map(|&w| f64::from(w)).sum();
         if total <= 0.0 {
@@ -171,6 +180,9 @@ impl Trainer {
         self.model.device.enqueue(Op::Zero { x: self.head.loss });
         let mut first = 0;
         for micro in batch::micro_batches(rows, self.plan.micro_batch_tokens) {
+            if stop() {
+                return Err(Error::Interrupted);
+            }
             let seed = |row: usize| self.hyper.row_seed(self.steps, first + row);
             let batch =
                 self.host.fill(micro, total, seed).write(&mut *self.model.device, &self.batch, &self.head);
