@@ -1,2 +1,110 @@
-//! The Lathe operator.
-fn main() {}
+//! The Lathe operator: reconciles Models, FineTuneJobs and InferenceServices, and applies the profile catalogue.
+mod apply;
+mod channel;
+mod context;
+mod drift;
+mod error;
+mod finetune;
+mod inference;
+mod job;
+mod keys;
+mod lease;
+mod metrics;
+mod model;
+mod options;
+mod pods;
+mod profiles;
+mod runtime;
+mod server;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use futures::future::BoxFuture;
+use kube::Client;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use context::{Context, Scope};
+use options::Options;
+use runtime::{Stop, stopped};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    options.start_logging()?;
+    // One provider for every TLS connection; an error only says that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client =
+        Client::try_default().await.context("no Kubernetes API: run inside a cluster, or set KUBECONFIG")?;
+    let health = server::Health::new(Arc::default());
+    let stop = stop_signal()?;
+    let server = tokio::spawn(server::run(options.listen, health.clone(), stop.clone()));
+    let version = client.apiserver_version().await.context("the Kubernetes API does not answer")?;
+    tracing::info!(kubernetes = %version.git_version, "started");
+    health.set_ready();
+    tokio::select! {
+        done = work(&options, client, &health, stop) => done?,
+        failed = server => failed.context("the HTTP server ended in a bug")?.context("cannot serve HTTP")?,
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Works while this replica is the leader. Losing the lease ends the process: another replica may already be working.
+async fn work(options: &Options, client: Client, health: &server::Health, stop: Stop) -> anyhow::Result<()> {
+    if !options.leader_elect {
+        return lead(options, client, health, stop).await;
+    }
+    let mut lease = lease::Lease::new(client.clone(), &options.release_namespace, options.identity());
+    tokio::select! {
+        () = lease.acquire() => {}
+        () = stopped(stop.clone()) => return Ok(()),
+    }
+    tracing::info!("holds the lease");
+    tokio::select! {
+        done = lead(options, client, health, stop) => done?,
+        () = lease.keep() => anyhow::bail!("the lease is lost"),
+    }
+    lease.release().await;
+    Ok(())
+}
+
+/// Everything that only one replica does.
+async fn lead(options: &Options, client: Client, health: &server::Health, stop: Stop) -> anyhow::Result<()> {
+    let keys = keys::ensure(&client, &options.release_namespace).await?;
+    let channel = channel::Channel::new(keys.signer)?;
+    let context = Context::new(client, options.config(), channel, keys.trust, health.metrics.clone());
+    let context = Arc::new(context);
+    health.metrics.lead();
+    profiles::apply(&context.client).await;
+    let scopes = context.config.scopes();
+    futures::future::join_all(scopes.iter().flat_map(|scope| controllers(&context, scope, &stop))).await;
+    Ok(())
+}
+
+/// The controllers of one scope; each ends when `stop` says so and its rounds are finished.
+fn controllers(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> Vec<BoxFuture<'static, ()>> {
+    vec![
+        model::controller(context, scope, stop),
+        finetune::controller(context, scope, stop),
+        inference::controller(context, scope, stop.clone()),
+    ]
+}
+
+/// True after SIGTERM or Ctrl-C.
+fn stop_signal() -> std::io::Result<Stop> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (sender, receiver) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: rounds under way are finished");
+        // An error means that nobody listens any more.
+        let _ = sender.send(true);
+    });
+    Ok(receiver)
+}

@@ -1,0 +1,216 @@
+//! The control channel to a worker: its report, and the adapters that it should hold.
+//!
+//! A worker is spoken to by its pod's IP, over plain HTTP, with a token made for this one object and call. It may be
+//! anything: its answer is bounded in time and size and read by the contract's own parser; redirects and proxies of the
+//! environment are never followed.
+use std::{net::IpAddr, time::Duration};
+
+use lathe_contract::{AdapterStatus, CONTROL_PORT, DesiredAdapters, MAX_REPORT_BYTES, Report, Scope, Signer};
+use reqwest::{Client, Method, redirect};
+
+/// The client, with the operator's key.
+pub struct Channel {
+    client: Client,
+    signer: Signer,
+    port: u16,
+}
+
+/// Why a worker did not answer as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The client cannot be made.
+    #[error("the HTTP client cannot be set up: {0}")]
+    Setup(reqwest::Error),
+    /// The pod's IP is none: never a name, which could lead elsewhere.
+    #[error("the pod's address must be an IP (found {0:?})")]
+    Address(String),
+    /// No answer.
+    #[error("no answer from {0}: {1}")]
+    Network(IpAddr, reqwest::Error),
+    /// An answer that refuses.
+    #[error("{0} answered {1}")]
+    Refused(IpAddr, u16),
+    /// More bytes than a worker may send.
+    #[error("{0} sent more than {MAX_REPORT_BYTES} bytes")]
+    TooLong(IpAddr),
+    /// Not what was agreed.
+    #[error("{0} sent something else than the contract says: {1}")]
+    Malformed(IpAddr, String),
+}
+
+impl Channel {
+    /// A channel that signs with `signer`.
+    ///
+    /// # Errors
+    /// [`ChannelError::Setup`]
+    pub fn new(signer: Signer) -> Result<Self, ChannelError> {
+        Self::on_port(signer, CONTROL_PORT)
+    }
+
+    fn on_port(signer: Signer, port: u16) -> Result<Self, ChannelError> {
+        // A second call is no error: both are ring.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = Client::builder()
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(Duration::from_secs(2))
+            .timeout(Duration::from_secs(5))
+            .pool_idle_timeout(Duration::from_secs(30))
+            .build()
+            .map_err(ChannelError::Setup)?;
+        Ok(Self { client, signer, port })
+    }
+
+    /// What the worker of object `uid` says of its work.
+    ///
+    /// # Errors
+    /// [`ChannelError`]; a worker that is starting or gone is no reason to fail a reconcile.
+    pub async fn report(&self, ip: &str, uid: &str) -> Result<Report, ChannelError> {
+        let ip = address(ip)?;
+        let bytes = self.call(Method::GET, ip, "/v1/report", uid, Scope::Report, None).await?;
+        Report::parse(&bytes).map_err(|e| ChannelError::Malformed(ip, e.to_string()))
+    }
+
+    /// Sets the whole set of adapters that a serving worker should hold, and reads where each stands.
+    ///
+    /// # Errors
+    /// As [`Channel::report`].
+    pub async fn put_adapters(
+        &self,
+        ip: &str,
+        uid: &str,
+        wanted: &DesiredAdapters,
+    ) -> Result<AdapterStatus, ChannelError> {
+        let ip = address(ip)?;
+        let body = serde_json::to_vec(wanted).map_err(|e| ChannelError::Malformed(ip, e.to_string()))?;
+        let bytes = self.call(Method::PUT, ip, "/v1/adapters", uid, Scope::Adapters, Some(body)).await?;
+        // Within a report, so that the same bounds hold.
+        let report = [br#"{"adapters":"#.as_slice(), &bytes, b"}"].concat();
+        let report = Report::parse(&report).map_err(|e| ChannelError::Malformed(ip, e.to_string()))?;
+        Ok(report.adapters)
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        ip: IpAddr,
+        path: &str,
+        uid: &str,
+        scope: Scope,
+        body: Option<Vec<u8>>,
+    ) -> Result<Vec<u8>, ChannelError> {
+        let token = self.signer.sign(uid, scope, jiff::Timestamp::now().as_second());
+        let host = std::net::SocketAddr::new(ip, self.port);
+        let mut request = self.client.request(method, format!("http://{host}{path}")).bearer_auth(token);
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body);
+        }
+        let failed = |error: reqwest::Error| ChannelError::Network(ip, error.without_url());
+        let mut answer = request.send().await.map_err(failed)?;
+        if !answer.status().is_success() {
+            return Err(ChannelError::Refused(ip, answer.status().as_u16()));
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(failed)? {
+            if bytes.len() + chunk.len() > MAX_REPORT_BYTES {
+                return Err(ChannelError::TooLong(ip));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    }
+}
+
+/// An address that a pod can have: never loopback or link-local, where the operator's own neighbours listen.
+fn address(ip: &str) -> Result<IpAddr, ChannelError> {
+    let wrong = || ChannelError::Address(ip.chars().take(64).collect());
+    let parsed: IpAddr = ip.parse().map_err(|_| wrong())?;
+    let refused = parsed.is_unspecified()
+        || parsed.is_multicast()
+        || match parsed {
+            IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast() || (v4.is_loopback() && !cfg!(test)),
+            IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_loopback() || v6.to_ipv4_mapped().is_some(),
+        };
+    if refused { Err(wrong()) } else { Ok(parsed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::{
+        Router,
+        body::Bytes,
+        http::{HeaderMap, StatusCode, header},
+        response::{IntoResponse, Redirect},
+        routing::{get, put},
+    };
+    use lathe_contract::{AdapterState, Verifier};
+    use rstest::rstest;
+
+    use super::*;
+
+    async fn channel(router: Router) -> Channel {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Channel::on_port(Signer::from_seed(&[7; 32]), port).unwrap()
+    }
+
+    fn verifier() -> Arc<Verifier> {
+        Arc::new(Verifier::from_pem(&Signer::from_seed(&[7; 32]).public_pem().unwrap()).unwrap())
+    }
+
+    fn token(headers: &HeaderMap) -> String {
+        headers[header::AUTHORIZATION].to_str().unwrap().strip_prefix("Bearer ").unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn each_call_carries_a_token_for_it_and_the_answer_is_read() {
+        let verify = verifier();
+        let report = move |headers: HeaderMap| async move {
+            let now = jiff::Timestamp::now().as_second();
+            match verify.verify(&token(&headers), "uid-1", Scope::Report, now) {
+                Ok(()) => r#"{"phase":"Serving","message":"a\nb"}"#.into_response(),
+                Err(_) => StatusCode::FORBIDDEN.into_response(),
+            }
+        };
+        let verify = verifier();
+        let adapters = move |headers: HeaderMap, body: Bytes| async move {
+            let now = jiff::Timestamp::now().as_second();
+            verify.verify(&token(&headers), "uid-1", Scope::Adapters, now).unwrap();
+            assert_eq!(&body[..], br#"{"adapters":[]}"#);
+            r#"{"adapters":[{"modelId":"a","state":"Loading"}]}"#
+        };
+        let router = Router::new().route("/v1/report", get(report)).route("/v1/adapters", put(adapters));
+        let channel = channel(router).await;
+        let found = channel.report("127.0.0.1", "uid-1").await.unwrap();
+        assert_eq!(found.message, "a b");
+        assert!(matches!(channel.report("127.0.0.1", "uid-2").await, Err(ChannelError::Refused(_, 403))));
+        let wanted = DesiredAdapters { adapters: Vec::new() };
+        let status = channel.put_adapters("127.0.0.1", "uid-1", &wanted).await.unwrap();
+        assert_eq!(status.adapters[0].state, AdapterState::Loading);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_long_or_leads_elsewhere_is_not_followed() {
+        let long = channel(Router::new().route("/v1/report", get(|| async { "x".repeat(1 << 20) }))).await;
+        assert!(matches!(long.report("127.0.0.1", "u").await, Err(ChannelError::TooLong(_))));
+        let elsewhere = get(|| async { Redirect::temporary("http://127.0.0.1:1/secret") });
+        let away = channel(Router::new().route("/v1/report", elsewhere)).await;
+        assert!(matches!(away.report("127.0.0.1", "u").await, Err(ChannelError::Refused(_, 307))));
+    }
+
+    #[rstest]
+    #[case("worker.svc")]
+    #[case("169.254.169.254")]
+    #[case("::1")]
+    #[case("0.0.0.0")]
+    #[case("::ffff:10.0.0.1")]
+    #[case("10.0.0.1:80")]
+    #[case("10.0.0.1/..")]
+    #[case("")]
+    fn only_an_ip_is_an_address(#[case] ip: &str) {
+        assert!(matches!(address(ip), Err(ChannelError::Address(_))));
+    }
+}

@@ -1,0 +1,95 @@
+//! What every controller shares.
+use std::sync::Arc;
+
+use kube::{Api, Client, Resource};
+use lathe_contract::Trust;
+use lathe_resolve::inference::Images;
+
+use crate::{apply::Writer, channel::Channel, metrics::Metrics};
+
+/// What every controller shares.
+pub struct Context {
+    /// The Kubernetes API; writes go through `writer`.
+    pub client: Client,
+    /// How this installation is set up.
+    pub config: Config,
+    /// The only way to write.
+    pub writer: Writer,
+    /// How workers are asked.
+    pub channel: Channel,
+    /// Whose tokens workers believe; written into each contract.
+    pub trust: Trust,
+    /// Counters of reconciles.
+    pub metrics: Arc<Metrics>,
+}
+
+/// How this installation is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Namespace of the Lease and the key Secret.
+    pub release_namespace: String,
+    /// Namespaces to look after; empty: all.
+    pub namespaces: Vec<String>,
+    /// Worker images.
+    pub images: Images,
+    /// `imagePullPolicy` of workers.
+    pub pull_policy: Option<String>,
+    /// The volume that a namespace gets on first need.
+    pub artifacts: ArtifactVolume,
+}
+
+/// The PersistentVolumeClaim `lathe-artifacts`.
+#[derive(Clone, Debug)]
+pub struct ArtifactVolume {
+    /// Requested size.
+    pub size: String,
+    /// Storage class; `None`: the cluster's default.
+    pub storage_class: Option<String>,
+    /// Access mode.
+    pub access_mode: String,
+}
+
+/// One namespace, or all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every namespace.
+    All,
+    /// This one.
+    Namespace(String),
+}
+
+impl Config {
+    /// Each scope has its own watches.
+    pub fn scopes(&self) -> Vec<Scope> {
+        if self.namespaces.is_empty() {
+            return vec![Scope::All];
+        }
+        self.namespaces.iter().cloned().map(Scope::Namespace).collect()
+    }
+}
+
+impl Scope {
+    /// The API for a namespaced kind in this scope.
+    pub fn api<K>(&self, client: &Client) -> Api<K>
+    where
+        K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        match self {
+            Scope::All => Api::all(client.clone()),
+            Scope::Namespace(namespace) => Api::namespaced(client.clone(), namespace),
+        }
+    }
+}
+
+impl Context {
+    /// Everything that is shared.
+    pub fn new(
+        client: Client,
+        config: Config,
+        channel: Channel,
+        trust: Trust,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { writer: Writer::new(client.clone()), client, config, channel, trust, metrics }
+    }
+}

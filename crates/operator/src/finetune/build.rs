@@ -1,0 +1,225 @@
+//! The objects of a job.
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        batch::v1::Job,
+        core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements},
+    },
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+};
+use kube::ResourceExt as _;
+use lathe_api::{DerivedFrom, FineTuneJob, Location, Model, ModelSpec, NameRef, ReclaimPolicy, names};
+use lathe_contract::{InspectTask, Task};
+use lathe_resolve::{
+    finetune::{self, Checking, Training},
+    pod::{self, Mounts, Placement, PodRequest, Use},
+};
+
+use super::{
+    KIND,
+    plan::{Trained, is_queued},
+};
+use crate::{
+    context::{ArtifactVolume, Context},
+    error::Error,
+    job::{self, JobRequest, Owner},
+};
+
+/// Annotation of an attempt's Job: its profile.
+pub const PROFILE: &str = "lathe.dev/profile";
+/// Annotation of an attempt's Job: hash of everything that decides the result.
+pub const INPUTS: &str = "lathe.dev/inputs-hash";
+/// Label by which Kueue queues a Job.
+pub const QUEUE: &str = "kueue.x-k8s.io/queue-name";
+
+/// Room for a checkpoint to be written after SIGTERM.
+const GRACE_SECONDS: i64 = 120;
+/// Pods that hold nothing that would have to be saved.
+const SHORT_GRACE_SECONDS: i64 = 5;
+/// A check reads rows and a tokenizer.
+const CHECK_MILLIS: i64 = 500;
+const CHECK_MEMORY: i64 = 1 << 30;
+/// A summary is a few kilobytes.
+const SUMMARY_MILLIS: i64 = 100;
+const SUMMARY_MEMORY: i64 = 256 << 20;
+const SUMMARY_CACHE: i64 = 1 << 30;
+
+/// What differs between the Jobs of an object.
+struct Needs<'a> {
+    name: String,
+    task: Task,
+    mounts: &'a Mounts,
+    image: &'a str,
+    cpu_millis: i64,
+    memory: i64,
+    cache: i64,
+    placement: Option<Placement<'a>>,
+    grace_seconds: i64,
+    /// The user's words on pods hold for the training alone where they speak of its size.
+    sized_by_user: bool,
+    annotations: BTreeMap<String, String>,
+    queued: bool,
+}
+
+/// The check of the dataset, with its contract.
+pub fn check(job: &FineTuneJob, context: &Context, checking: &Checking) -> Result<(ConfigMap, Job), Error> {
+    let needs = Needs {
+        name: names::check_job(&job.name_any()),
+        task: Task::CheckData(checking.task.clone()),
+        mounts: &checking.mounts,
+        image: &context.config.images.cpu,
+        cpu_millis: CHECK_MILLIS,
+        memory: CHECK_MEMORY,
+        cache: checking.cache,
+        placement: None,
+        grace_seconds: SHORT_GRACE_SECONDS,
+        sized_by_user: false,
+        annotations: BTreeMap::new(),
+        queued: false,
+    };
+    objects(job, context, needs)
+}
+
+/// An attempt, with its contract.
+pub fn train(
+    job: &FineTuneJob,
+    context: &Context,
+    attempt: i32,
+    training: &Training,
+) -> Result<(ConfigMap, Job), Error> {
+    let profile = training.profile.metadata.name.clone().unwrap_or_default();
+    let mut annotations = BTreeMap::from([(PROFILE.to_owned(), profile)]);
+    annotations.extend(training.inputs_hash.clone().map(|hash| (INPUTS.to_owned(), hash)));
+    let needs = Needs {
+        name: names::train_job(&job.name_any(), attempt),
+        task: Task::Train(Box::new(training.task.clone())),
+        mounts: &training.mounts,
+        image: &training.image,
+        cpu_millis: training.cpu_millis,
+        memory: training.memory,
+        cache: training.cache,
+        placement: Some(Placement {
+            profile: &training.profile.spec,
+            count: training.count,
+            capacity: job.spec.accelerator.capacity_type,
+        }),
+        grace_seconds: GRACE_SECONDS,
+        sized_by_user: true,
+        annotations,
+        queued: is_queued(job),
+    };
+    objects(job, context, needs)
+}
+
+/// The pod that repeats lost last words from the report beside the artefact, with its contract.
+pub fn summary(job: &FineTuneJob, context: &Context) -> Result<(ConfigMap, Job), Error> {
+    let mut mounts = Mounts::default();
+    let location = finetune::destination(&job.spec);
+    // The location was mounted by the training before.
+    let source = mounts
+        .source(&location, Use::Read)
+        .map_err(|error| Error::Build { what: "contract", source: serde::ser::Error::custom(error) })?;
+    let needs = Needs {
+        name: names::summary_job(&job.name_any()),
+        task: Task::Inspect(InspectTask { source, summary_of: job.uid() }),
+        mounts: &mounts,
+        image: &context.config.images.cpu,
+        cpu_millis: SUMMARY_MILLIS,
+        memory: SUMMARY_MEMORY,
+        cache: SUMMARY_CACHE,
+        placement: None,
+        grace_seconds: SHORT_GRACE_SECONDS,
+        sized_by_user: false,
+        annotations: BTreeMap::new(),
+        queued: false,
+    };
+    objects(job, context, needs)
+}
+
+fn objects(job: &FineTuneJob, context: &Context, needs: Needs<'_>) -> Result<(ConfigMap, Job), Error> {
+    let owner = Owner::of(job);
+    let mut labels = pod::labels(KIND, &job.name_any(), Some(pod::task_name(&needs.task)));
+    let contract = owner.contract(&context.trust, needs.mounts.contract(), needs.task);
+    let checksum = pod::checksum(&contract).map_err(|source| Error::Build { what: "contract", source })?;
+    let map = job::contract_map(&owner, &needs.name, labels.clone(), &contract)?;
+    let mut overrides = job.spec.pod.clone();
+    if let Some(pod) = overrides.as_mut().filter(|_| !needs.sized_by_user) {
+        (pod.cpu, pod.memory) = (None, None);
+    }
+    let template = pod::template(&PodRequest {
+        labels: labels.clone(),
+        image: needs.image,
+        pull_policy: context.config.pull_policy.as_deref(),
+        task: &contract.task,
+        contract: &names::contract(&needs.name),
+        checksum: &checksum,
+        mounts: needs.mounts,
+        cpu_millis: needs.cpu_millis,
+        memory: needs.memory,
+        cache: needs.cache,
+        placement: needs.placement,
+        overrides: overrides.as_ref(),
+        grace_seconds: needs.grace_seconds,
+        restart_policy: "Never",
+    });
+    if needs.queued {
+        let queue = job.labels().get(QUEUE).cloned();
+        labels.extend(queue.map(|queue| (QUEUE.to_owned(), queue)));
+    }
+    let request = JobRequest {
+        name: needs.name,
+        owner,
+        labels,
+        annotations: needs.annotations,
+        template,
+        suspended: needs.queued,
+    };
+    Ok((map, job::build(request)))
+}
+
+/// The artefact volume of the job's namespace. It belongs to nobody, so that results outlive every job.
+pub fn claim(job: &FineTuneJob, volume: &ArtifactVolume) -> PersistentVolumeClaim {
+    let requests = BTreeMap::from([("storage".to_owned(), Quantity(volume.size.clone()))]);
+    PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(names::ARTIFACTS_CLAIM.to_owned()),
+            namespace: job.namespace(),
+            labels: Some(BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "lathe".to_owned())])),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec![volume.access_mode.clone()]),
+            storage_class_name: volume.storage_class.clone(),
+            resources: Some(VolumeResourceRequirements { requests: Some(requests), limits: None }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// The Model of the result, pinned to its digest. Deleting the job keeps it: no owner.
+pub fn model(job: &FineTuneJob, trained: &Trained) -> Model {
+    let destination = finetune::destination(&job.spec);
+    let base = job.spec.base_model_ref.clone();
+    let spec = ModelSpec {
+        source: Location {
+            uri: trained.uri.clone(),
+            digest: Some(trained.digest.clone()),
+            revision: None,
+            secret_ref: destination.secret_ref,
+        },
+        license: trained.license.clone(),
+        adapter_of: trained.adapter.then(|| NameRef { name: base.name.clone() }),
+        derived_from: Some(DerivedFrom {
+            job: job.name_any(),
+            base: base.name,
+            dataset_digest: (trained.dataset_digest.len() == 71).then(|| trained.dataset_digest.clone()),
+            inputs_hash: trained.inputs_hash.clone(),
+        }),
+        reclaim_policy: ReclaimPolicy::Retain,
+    };
+    let mut model = Model::new(&job.spec.output.model_name, spec);
+    model.metadata.namespace = job.namespace();
+    model
+}

@@ -1,0 +1,178 @@
+//! `FineTuneJob`: check the dataset, run the worker, record what it made.
+//!
+//! observe (what is there) -> plan (what stage that is, and the writes it needs) -> build (the objects) -> apply -> status.
+//! A stage is decided from what is there now, so a round that was cut anywhere is taken up by the next one.
+mod build;
+mod capacity;
+mod observe;
+mod plan;
+mod status;
+mod usage;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use jiff::Timestamp;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use kube::{
+    ResourceExt as _,
+    runtime::{controller::Action, reflector::Store, watcher},
+};
+use lathe_api::{AcceleratorProfile, FineTuneJob, FineTuneJobStatus, Model, conditions, names};
+use serde_json::json;
+
+use crate::{
+    apply::Happened,
+    context::{Context, Scope},
+    error::Error,
+    runtime::{Guard, Reconcile, Stop, Watches, labelled_owner},
+};
+use plan::{Plan, Write};
+
+/// Value of the label `lathe.dev/kind`.
+const KIND: &str = "finetunejob";
+/// Progress alone is written this often, at most.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(10);
+
+/// The controller of FineTuneJobs.
+struct FineTuneJobs {
+    context: Arc<Context>,
+    jobs: Store<Job>,
+    pods: Store<Pod>,
+    models: Store<Guard<Model>>,
+    profiles: Store<Guard<AcceleratorProfile>>,
+    /// When the status of each object (by UID) was last written.
+    written: Mutex<HashMap<String, Instant>>,
+}
+
+/// Looks after the FineTuneJobs of `scope` until `stop`.
+pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFuture<'static, ()> {
+    let client = &context.client;
+    let mut watches = Watches::new(scope.api::<Guard<FineTuneJob>>(client));
+    let ours = watcher::Config::default().labels(&format!("{}={KIND}", names::LABEL_KIND));
+    let all = watcher::Config::default();
+    let jobs = FineTuneJobs {
+        context: context.clone(),
+        jobs: watches.also(scope.api(client), ours.clone(), |job: &Job, _| labelled_owner(job)),
+        pods: watches.also(scope.api(client), ours, |pod: &Pod, _| labelled_owner(pod)),
+        models: watches.also(scope.api(client), all.clone(), observe::woken_by_model),
+        profiles: watches.also(kube::Api::all(client.clone()), all, observe::woken_by_profile),
+        written: Mutex::default(),
+    };
+    watches.run(jobs, stop.clone()).boxed()
+}
+
+impl Reconcile for FineTuneJobs {
+    type Object = FineTuneJob;
+    const NAME: &'static str = "FineTuneJob";
+
+    fn context(&self) -> &Context {
+        &self.context
+    }
+
+    async fn reconcile(&self, job: &FineTuneJob) -> Result<Action, Error> {
+        let observed = observe::observe(self, job, Timestamp::now()).await?;
+        let plan = plan::plan(job, &observed, &self.context.config.images);
+        let refused = match self.apply(job, &plan).await {
+            Ok(()) => None,
+            // A quota, an admission rule: it is the user's to know, and tried again with growing pauses.
+            Err(error) => match error.refusal() {
+                Some(words) => Some((words, error)),
+                None => return Err(error),
+            },
+        };
+        let words = refused.as_ref().map(|(words, _)| words.as_str());
+        let fresh = status::status(job, &observed, &plan, words);
+        self.record(job, &fresh).await?;
+        match refused {
+            Some((_, error)) => Err(error),
+            None => Ok(plan.next.map_or_else(Action::await_change, Action::requeue)),
+        }
+    }
+}
+
+impl FineTuneJobs {
+    /// The writes of a plan, in their order.
+    async fn apply(&self, job: &FineTuneJob, plan: &Plan) -> Result<(), Error> {
+        let writer = &self.context.writer;
+        for write in &plan.writes {
+            match write {
+                Write::Check(checking) => {
+                    let (contract, check) = build::check(job, &self.context, checking)?;
+                    writer.apply(&contract).await?;
+                    writer.create_once(&check).await?;
+                }
+                Write::Claim => {
+                    drop(writer.create_once(&build::claim(job, &self.context.config.artifacts)).await?)
+                }
+                Write::Start { attempt, training } => {
+                    let (contract, train) = build::train(job, &self.context, *attempt, training)?;
+                    writer.apply(&contract).await?;
+                    writer.create_once(&train).await?;
+                    self.tell(job, true, "AttemptStarted", &format!("made Job {}", train.name_any())).await;
+                }
+                Write::Suspend(attempt, suspend) => {
+                    writer.merge(&**attempt, &json!({"spec": {"suspend": suspend}})).await?;
+                    let (reason, verb) =
+                        if *suspend { ("Suspended", "suspended") } else { ("Resumed", "resumed") };
+                    self.tell(job, true, reason, &format!("{verb} Job {}", attempt.name_any())).await;
+                }
+                Write::Delete(gone) => writer.delete(&**gone).await?,
+                Write::Summarise => {
+                    let (contract, summary) = build::summary(job, &self.context)?;
+                    writer.apply(&contract).await?;
+                    writer.create_once(&summary).await?;
+                }
+                Write::MakeModel(trained, scores) => {
+                    let made = writer.create_once(&build::model(job, trained)).await?;
+                    if !scores.is_empty() {
+                        writer.merge_status(&made, &json!({"status": {"scores": scores}})).await?;
+                    }
+                    self.tell(job, true, "ModelMade", &format!("made Model {}", made.name_any())).await;
+                }
+                Write::Scores(model, scores) => {
+                    writer.merge_status(&**model, &json!({"status": {"scores": scores}})).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, job: &FineTuneJob, good: bool, reason: &str, message: &str) {
+        self.context.writer.event(job, &Happened { good, reason, action: "Reconcile", message }).await;
+    }
+
+    /// Writes the status; progress alone only now and then. An end is told as an event too.
+    async fn record(&self, job: &FineTuneJob, fresh: &FineTuneJobStatus) -> Result<(), Error> {
+        let uid = job.uid().unwrap_or_default();
+        let old = job.status.as_ref();
+        if old.is_some_and(|old| status::only_progress(old, fresh)) {
+            let last = self.written.lock().unwrap_or_else(PoisonError::into_inner).get(&uid).copied();
+            if last.is_some_and(|last| last.elapsed() < PROGRESS_PERIOD) {
+                return Ok(());
+            }
+        }
+        if !self.context.writer.status(job, old, fresh).await? {
+            return Ok(());
+        }
+        let ended = fresh.completion_time.is_some();
+        {
+            let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+            if ended {
+                written.remove(&uid);
+            } else {
+                written.insert(uid, Instant::now());
+            }
+        }
+        if ended && old.is_none_or(|old| old.completion_time.is_none()) {
+            if let Some(end) = conditions::find(&fresh.conditions, conditions::SUCCEEDED) {
+                self.tell(job, end.status == "True", &end.reason, &end.message).await;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,316 @@
+//! The conditions of each stage.
+use kube::ResourceExt as _;
+use lathe_api::{
+    FineTuneJob, FineTuneJobStatus,
+    conditions::{RECONCILING, STALLED, SUCCEEDED, State},
+};
+use lathe_contract::{CheckDataReport, Phase};
+
+use super::super::{
+    capacity,
+    observe::Observed,
+    plan::{Hold, Plan, Stage},
+};
+use crate::pods::{Trouble, UNSCHEDULABLE};
+
+/// What one condition says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub state: State,
+    pub reason: String,
+    pub message: String,
+}
+
+/// What nobody has looked at yet.
+pub fn unknown() -> Line {
+    Line { state: State::Unknown, reason: "NotStarted".to_owned(), message: "not looked at yet".to_owned() }
+}
+
+pub fn state(text: &str) -> State {
+    match text {
+        "True" => State::True,
+        "False" => State::False,
+        _ => State::Unknown,
+    }
+}
+
+fn line(state: State, reason: impl Into<String>, message: impl Into<String>) -> Option<Line> {
+    Some(Line { state, reason: reason.into(), message: message.into() })
+}
+
+/// Whether anything more will happen by itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drive {
+    GoesOn,
+    NeedsAPerson,
+    Done,
+}
+
+/// Every condition, in the order in which people read them; `None` keeps what it says.
+pub fn lines(
+    job: &FineTuneJob,
+    fresh: &FineTuneJobStatus,
+    observed: &Observed,
+    plan: &Plan,
+    refused: Option<&str>,
+) -> Vec<(&'static str, Option<Line>)> {
+    let mut known = vec![
+        ("Planned", planned(plan, fresh)),
+        ("DatasetValid", dataset(plan)),
+        ("Scheduled", scheduled(observed, plan)),
+        ("Training", training(observed, plan)),
+        ("Evaluated", evaluated(job, plan)),
+    ];
+    let (headline, drive) = match refused {
+        Some(words) => {
+            let message = format!("{words}. Next: have that allowed; it is tried again.");
+            (line(State::Unknown, "WriteRefused", message), Drive::NeedsAPerson)
+        }
+        None => headline(job, fresh, observed, plan),
+    };
+    let cause = headline.clone();
+    let kept = |on: bool| cause.clone().map(|cause| Line { state: State::from(on), ..cause });
+    // Over: what was said of the end stands.
+    let over = plan.stage == Stage::Over;
+    known.push((SUCCEEDED, headline));
+    known.push((RECONCILING, if over { None } else { kept(drive == Drive::GoesOn) }));
+    known.push((STALLED, if over { None } else { kept(drive == Drive::NeedsAPerson) }));
+    known
+}
+
+fn planned(plan: &Plan, fresh: &FineTuneJobStatus) -> Option<Line> {
+    match &plan.stage {
+        Stage::Waiting(why) | Stage::Rejected(why) => line(State::False, why.reason, why.message.clone()),
+        _ => {
+            plan.training.as_ref()?;
+            let plan = fresh.plan.as_ref()?;
+            let profile = plan.profile.as_deref().unwrap_or_default();
+            let total =
+                plan.memory.iter().find(|row| row.name == "total").map_or("", |row| row.value.as_str());
+            let time = plan.duration.as_ref().map_or(String::new(), |d| format!(", about {d}"));
+            let message = format!("{} x {profile}, {total} of memory{time}", plan.count.unwrap_or(1));
+            line(State::True, "Planned", message)
+        }
+    }
+}
+
+fn dataset(plan: &Plan) -> Option<Line> {
+    if let Some(report) = &plan.checked {
+        return line(State::True, "Checked", rows(report));
+    }
+    match &plan.stage {
+        Stage::Checking(None) => line(State::Unknown, "Checking", "a pod reads the dataset"),
+        Stage::Checking(Some(trouble)) => line(State::Unknown, &trouble.reason, &trouble.message),
+        Stage::BadData(trouble) => line(State::False, &trouble.reason, &trouble.message),
+        _ => None,
+    }
+}
+
+/// "5000 rows (Chat), 1200000 tokens, 250 held out; 3 rows are cut".
+fn rows(report: &CheckDataReport) -> String {
+    let mut text = format!("{} rows ({}), {} tokens", report.rows, report.format, report.tokens);
+    for (count, words) in [
+        (report.evaluation_rows, "held out"),
+        (report.over_long_rows, "cut, since they are longer than `training.sequenceLength`"),
+        (report.duplicate_rows, "stand more than once"),
+        (report.leaked_rows, "held out and trained on too"),
+    ] {
+        if count > 0 {
+            text.push_str(&format!(", {count} {words}"));
+        }
+    }
+    text
+}
+
+fn scheduled(observed: &Observed, plan: &Plan) -> Option<Line> {
+    match &plan.stage {
+        Stage::Pending(Some(trouble)) if trouble.reason == UNSCHEDULABLE => unschedulable(observed, trouble),
+        Stage::Pending(Some(trouble)) if trouble.reason == "VolumeNotFound" => {
+            line(State::False, &trouble.reason, &trouble.message)
+        }
+        Stage::Pending(_) => line(State::Unknown, "Pending", "its pod is on its way"),
+        Stage::Queued => {
+            line(State::False, "Queued", "a queue holds the Job; it starts when the queue lets it")
+        }
+        Stage::Held(Hold::User) => line(State::False, "Suspended", "`spec.suspend` is true"),
+        Stage::Held(Hold::Budget(why)) => line(State::False, "BudgetExceeded", format!("stopped {why}.")),
+        Stage::Running => {
+            let pod = observed.attempt.as_ref().and_then(|a| a.run.working());
+            let node = pod.and_then(|p| p.spec.as_ref()).and_then(|s| s.node_name.clone());
+            line(State::True, "Scheduled", format!("on node {}", node.unwrap_or_default()))
+        }
+        _ => None,
+    }
+}
+
+/// The scheduler's words, or better ones where the cause is the device.
+fn unschedulable(observed: &Observed, trouble: &Trouble) -> Option<Line> {
+    let words = &trouble.message;
+    if words.contains("PersistentVolumeClaim") || words.contains("persistentvolumeclaim") {
+        let next = "Next: check the claims (`kubectl get pvc`) and the storage class.";
+        return line(State::False, "VolumeNotBound", format!("{words}. {next}"));
+    }
+    let attempt = observed.attempt.as_ref()?;
+    let profile = attempt.run.annotation(super::super::build::PROFILE).unwrap_or_default();
+    let device = observed.profiles.iter().any(|p| p.name_any() == profile && p.spec.resource != "cpu");
+    let since = attempt.run.pods.first().and_then(|pod| pod.metadata.creation_timestamp.as_ref());
+    let since = since.map_or(String::new(), |t| format!("; waiting since {} UTC", t.0.strftime("%H:%M")));
+    let next = "Next: free one, or allow another profile in `spec.accelerator.profiles`.";
+    if device {
+        let free = capacity::words(observed.capacity.as_ref(), profile);
+        return line(State::False, "AcceleratorUnavailable", format!("{free}{since}. {next}"));
+    }
+    let next =
+        "Next: free a node, or ask for less (`spec.accelerator.count`, `spec.pod`) in a new FineTuneJob.";
+    line(State::False, "AcceleratorUnavailable", format!("no node has room: {words}{since}. {next}"))
+}
+
+fn training(observed: &Observed, plan: &Plan) -> Option<Line> {
+    match &plan.stage {
+        Stage::Running => {
+            let report = observed.report.as_ref();
+            let phase = report.map_or("Starting".to_owned(), |r| format!("{:?}", r.phase));
+            let said = report.map(|r| r.message.clone()).filter(|m| !m.is_empty());
+            let trains = report.is_some_and(|r| r.phase == Phase::Training);
+            let state = if trains { State::True } else { State::Unknown };
+            line(state, phase, said.unwrap_or_else(|| "the worker is at it".to_owned()))
+        }
+        Stage::Pending(Some(trouble)) if !is_placing(trouble) => {
+            line(State::False, &trouble.reason, &trouble.message)
+        }
+        Stage::Pending(_) => line(State::Unknown, "Pending", "the worker has not started"),
+        Stage::Held(_) => line(State::False, "Suspended", "no pod runs; the last checkpoint is kept"),
+        Stage::Failed(trouble) => line(State::False, &trouble.reason, &trouble.message),
+        Stage::Lost(_) | Stage::Finished { adopted: false, .. } => {
+            line(State::False, "Finished", "training is done")
+        }
+        Stage::Finished { adopted: true, .. } => {
+            line(State::False, "NotNeeded", "an equal job had made the model")
+        }
+        _ => None,
+    }
+}
+
+/// Trouble that `Scheduled` tells.
+fn is_placing(trouble: &Trouble) -> bool {
+    trouble.reason == UNSCHEDULABLE || trouble.reason == "VolumeNotFound"
+}
+
+fn evaluated(job: &FineTuneJob, plan: &Plan) -> Option<Line> {
+    let Stage::Finished { scores, .. } = &plan.stage else { return None };
+    if scores.is_empty() {
+        let message = "nothing was measured: the dataset has no held-out rows (`dataset.evaluation` or `dataset.holdout`)";
+        return line(State::False, "NotMeasured", message);
+    }
+    let failed = failed_gates(job, scores);
+    if !failed.is_empty() {
+        return line(State::False, "GateFailed", failed.join("; "));
+    }
+    let text = |v: &Option<lathe_api::Decimal>| v.as_ref().map_or("unknown", |d| d.0.as_str()).to_owned();
+    let told: Vec<String> =
+        scores.iter().map(|s| format!("{:?} {} -> {}", s.metric, text(&s.before), text(&s.after))).collect();
+    line(State::True, "Evaluated", told.join(", "))
+}
+
+/// Gates that do not hold, in words.
+fn failed_gates(job: &FineTuneJob, scores: &[lathe_api::ScoreStatus]) -> Vec<String> {
+    let check = |gate: &lathe_api::Gate| {
+        let score = scores.iter().find(|s| s.metric == gate.metric);
+        let number = |v: Option<&lathe_api::Decimal>| v.and_then(lathe_api::Decimal::value);
+        let Some(after) = number(score.and_then(|s| s.after.as_ref())) else {
+            return Some(format!("{:?} was not measured", gate.metric));
+        };
+        if let Some(least) = number(gate.at_least.as_ref()).filter(|least| after < *least) {
+            return Some(format!("{:?} is {after}, below {least}", gate.metric));
+        }
+        if let Some(most) = number(gate.at_most.as_ref()).filter(|most| after > *most) {
+            return Some(format!("{:?} is {after}, above {most}", gate.metric));
+        }
+        let wanted = number(gate.min_improvement.as_ref())?;
+        let Some(before) = number(score.and_then(|s| s.before.as_ref())) else {
+            return Some(format!("{:?} of the base was not measured", gate.metric));
+        };
+        let lower = lathe_resolve::to_metric(gate.metric).lower_is_better();
+        let gained = if lower { before - after } else { after - before };
+        // From nothing, every gain is one.
+        let share = if before > 0.0 {
+            gained / before
+        } else if gained > 0.0 {
+            f64::INFINITY
+        } else {
+            0.0
+        };
+        (share < wanted).then(|| {
+            format!("{:?} improved by {:.1} %, less than {:.1} %", gate.metric, share * 100.0, wanted * 100.0)
+        })
+    };
+    job.spec.evaluation.gates.iter().filter_map(check).collect()
+}
+
+/// `Succeeded`, and who must act next.
+fn headline(
+    job: &FineTuneJob,
+    fresh: &FineTuneJobStatus,
+    observed: &Observed,
+    plan: &Plan,
+) -> (Option<Line>, Drive) {
+    let unknown = |reason: &str, message: &str| line(State::Unknown, reason, message);
+    let troubled = |trouble: &Trouble| {
+        let drive = if trouble.stalled { Drive::NeedsAPerson } else { Drive::GoesOn };
+        (unknown(&trouble.reason, &trouble.message), drive)
+    };
+    match &plan.stage {
+        Stage::Waiting(why) => (unknown(why.reason, &why.message), Drive::GoesOn),
+        Stage::Rejected(why) => (unknown(why.reason, &why.message), Drive::NeedsAPerson),
+        Stage::Checking(None) => (unknown("CheckingDataset", "a pod reads the dataset"), Drive::GoesOn),
+        Stage::BadData(trouble) => (unknown(&trouble.reason, &trouble.message), Drive::NeedsAPerson),
+        Stage::Taken(message) => (unknown("OutputExists", message), Drive::NeedsAPerson),
+        Stage::Held(Hold::User) => {
+            (unknown("Suspended", "`spec.suspend` is true. Next: set it to false."), Drive::GoesOn)
+        }
+        Stage::Held(Hold::Budget(why)) => {
+            let at = fresh
+                .progress
+                .as_ref()
+                .map_or(String::new(), |p| format!("at step {} of {} ", p.step, p.steps));
+            (unknown("BudgetExceeded", &format!("stopped {at}{why}.")), Drive::NeedsAPerson)
+        }
+        Stage::Queued => (unknown("Queued", "a queue holds the Job"), Drive::GoesOn),
+        Stage::Pending(Some(trouble)) if trouble.reason == UNSCHEDULABLE => {
+            (unschedulable(observed, trouble).map(|l| Line { state: State::Unknown, ..l }), Drive::GoesOn)
+        }
+        Stage::Pending(Some(trouble)) | Stage::Checking(Some(trouble)) | Stage::Lost(Some(trouble)) => {
+            troubled(trouble)
+        }
+        Stage::Pending(None) => (unknown("Pending", "its pod is on its way"), Drive::GoesOn),
+        Stage::Running => {
+            let at = training(observed, plan);
+            (at.map(|l| Line { state: State::Unknown, ..l }), Drive::GoesOn)
+        }
+        Stage::Lost(None) => {
+            (unknown("ReportLost", "the pod is gone; another one repeats its report"), Drive::GoesOn)
+        }
+        Stage::Failed(trouble) => {
+            (line(State::False, &trouble.reason, &trouble.message), Drive::NeedsAPerson)
+        }
+        Stage::Finished { scores, adopted, .. } => {
+            let failed = if scores.is_empty() && job.spec.evaluation.gates.is_empty() {
+                Vec::new()
+            } else {
+                failed_gates(job, scores)
+            };
+            let name = &job.spec.output.model_name;
+            if !failed.is_empty() {
+                let message = format!(
+                    "{}. Model {name} is kept. Next: tune longer or on more rows in a new FineTuneJob.",
+                    failed.join("; ")
+                );
+                return (line(State::False, "GateFailed", message), Drive::NeedsAPerson);
+            }
+            let (reason, words) =
+                if *adopted { ("Adopted", "was there from an equal job") } else { ("Tuned", "is made") };
+            (line(State::True, reason, format!("Model {name} {words}")), Drive::Done)
+        }
+        Stage::Over => (None, Drive::Done),
+    }
+}

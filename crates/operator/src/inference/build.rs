@@ -1,0 +1,281 @@
+//! Pure: every object of a service.
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
+        core::v1::{
+            ConfigMap, Container, HTTPGetAction, PodTemplateSpec, Probe, Service, ServicePort, ServiceSpec,
+        },
+        networking::v1::{
+            NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+        },
+        policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
+    },
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
+};
+use kube::ResourceExt as _;
+use lathe_api::{CapacityType, InferenceService};
+use lathe_contract::{CONTROL_PORT, SERVE_PORT};
+use lathe_resolve::{
+    inference::Serving,
+    pod::{self, Placement, PodRequest},
+};
+
+use super::{CHANGE_CAUSE, KIND, Names, OPERATOR_LABEL, SCALED, SLOTS};
+use crate::{drift::stamp, job::Owner};
+
+/// How long a roll-out may be without progress; large models are fetched in it.
+const PROGRESS_SECONDS: i32 = 3600;
+
+/// All objects, in the order in which they are applied: pods see their contract and stand behind their policy from the start.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub contract: ConfigMap,
+    pub policy: NetworkPolicy,
+    pub endpoint: Service,
+    pub budget: PodDisruptionBudget,
+    pub deployment: Deployment,
+}
+
+/// What the installation says beside the service.
+#[derive(Clone, Copy, Debug)]
+pub struct Installation<'a> {
+    /// The operator's namespace.
+    pub namespace: &'a str,
+    /// `imagePullPolicy` of workers.
+    pub pull_policy: Option<&'a str>,
+}
+
+/// Builds all objects. `live` is the Deployment as it is.
+///
+/// # Errors
+/// An object cannot be written as JSON.
+pub fn build(
+    service: &InferenceService,
+    serving: &Serving,
+    live: Option<&Deployment>,
+    installation: Installation<'_>,
+) -> Result<Wanted, serde_json::Error> {
+    let names = Names::of(service);
+    let contract = ConfigMap {
+        metadata: meta(service, &names.contract),
+        data: Some(pod::contract_data(&serving.contract)?),
+        ..ConfigMap::default()
+    };
+    Ok(Wanted {
+        contract: stamp(contract)?,
+        policy: stamp(policy(service, &names, installation.namespace))?,
+        endpoint: stamp(endpoint(service, &names))?,
+        budget: stamp(budget(service, &names))?,
+        deployment: stamp(deployment(service, serving, &names, live, installation))?,
+    })
+}
+
+/// Labels that tell a service's pods from all others; they never change.
+pub fn selector(service: &InferenceService) -> BTreeMap<String, String> {
+    let mut labels = pod::labels(KIND, &service.name_any(), None);
+    labels.retain(|key, _| key.starts_with("lathe.dev/"));
+    labels
+}
+
+fn meta(service: &InferenceService, name: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: service.namespace(),
+        labels: Some(pod::labels(KIND, &service.name_any(), None)),
+        owner_references: Some(vec![Owner::of(service).reference]),
+        ..ObjectMeta::default()
+    }
+}
+
+fn label_selector(service: &InferenceService) -> LabelSelector {
+    LabelSelector { match_labels: Some(selector(service)), match_expressions: None }
+}
+
+/// Everyone reaches the endpoint, the operator alone the control port.
+fn policy(service: &InferenceService, names: &Names, operator_namespace: &str) -> NetworkPolicy {
+    let port = |number: u16| {
+        vec![NetworkPolicyPort {
+            port: Some(IntOrString::Int(number.into())),
+            protocol: Some("TCP".to_owned()),
+            end_port: None,
+        }]
+    };
+    let label = |key: &str, value: &str| LabelSelector {
+        match_labels: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
+        match_expressions: None,
+    };
+    let operator = NetworkPolicyPeer {
+        namespace_selector: Some(label("kubernetes.io/metadata.name", operator_namespace)),
+        pod_selector: Some(label(OPERATOR_LABEL.0, OPERATOR_LABEL.1)),
+        ip_block: None,
+    };
+    NetworkPolicy {
+        metadata: meta(service, &names.serve),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(label_selector(service)),
+            policy_types: Some(vec!["Ingress".to_owned()]),
+            ingress: Some(vec![
+                NetworkPolicyIngressRule { ports: Some(port(SERVE_PORT)), from: None },
+                NetworkPolicyIngressRule { ports: Some(port(CONTROL_PORT)), from: Some(vec![operator]) },
+            ]),
+            egress: None,
+        }),
+    }
+}
+
+fn endpoint(service: &InferenceService, names: &Names) -> Service {
+    Service {
+        metadata: meta(service, &names.endpoint),
+        spec: Some(ServiceSpec {
+            selector: Some(selector(service)),
+            ports: Some(vec![ServicePort {
+                name: Some("http".to_owned()),
+                app_protocol: Some("http".to_owned()),
+                port: SERVE_PORT.into(),
+                target_port: Some(IntOrString::String("http".to_owned())),
+                protocol: Some("TCP".to_owned()),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// One replica at a time may be taken away by a drain; a service of one replica does not hold up its node.
+fn budget(service: &InferenceService, names: &Names) -> PodDisruptionBudget {
+    PodDisruptionBudget {
+        metadata: meta(service, &names.serve),
+        spec: Some(PodDisruptionBudgetSpec {
+            max_unavailable: Some(IntOrString::Int(1)),
+            selector: Some(label_selector(service)),
+            // A replica that is not ready serves nobody.
+            unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
+            min_available: None,
+        }),
+        status: None,
+    }
+}
+
+fn deployment(
+    service: &InferenceService,
+    serving: &Serving,
+    names: &Names,
+    live: Option<&Deployment>,
+    installation: Installation<'_>,
+) -> Deployment {
+    let mut metadata = meta(service, &names.serve);
+    let mut annotations = BTreeMap::from([(SLOTS.to_owned(), serving.slots.to_string())]);
+    annotations.extend(change_cause(serving, live).map(|cause| (CHANGE_CAUSE.to_owned(), cause)));
+    metadata.annotations = Some(annotations);
+    // Until the scaler has the field, leaving it out would set it to 1.
+    let scaled = live.is_some_and(|live| live.annotations().contains_key(SCALED));
+    Deployment {
+        metadata,
+        spec: Some(DeploymentSpec {
+            replicas: (!scaled).then_some(service.spec.replicas),
+            selector: label_selector(service),
+            strategy: Some(DeploymentStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                rolling_update: Some(RollingUpdateDeployment {
+                    max_surge: Some(IntOrString::Int(1)),
+                    max_unavailable: Some(IntOrString::Int(0)),
+                }),
+            }),
+            progress_deadline_seconds: Some(PROGRESS_SECONDS),
+            revision_history_limit: Some(3),
+            template: template(service, serving, names, live, installation),
+            ..DeploymentSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn template(
+    service: &InferenceService,
+    serving: &Serving,
+    names: &Names,
+    live: Option<&Deployment>,
+    installation: Installation<'_>,
+) -> PodTemplateSpec {
+    let task = &serving.contract.task;
+    // A new release of the operator restarts no worker: its image comes with the next roll-out.
+    let running = live.filter(|live| revision(live) == Some(&serving.checksum)).and_then(image);
+    let mut template = pod::template(&PodRequest {
+        labels: pod::labels(KIND, &service.name_any(), Some(pod::task_name(task))),
+        image: running.unwrap_or(&serving.image),
+        pull_policy: installation.pull_policy,
+        task,
+        contract: &names.contract,
+        checksum: &serving.checksum,
+        mounts: &serving.mounts,
+        cpu_millis: serving.cpu_millis,
+        memory: serving.memory,
+        cache: serving.cache,
+        placement: Some(Placement {
+            profile: &serving.profile.spec,
+            count: serving.count,
+            capacity: CapacityType::Any,
+        }),
+        overrides: service.spec.pod.as_ref(),
+        grace_seconds: serving.grace_seconds,
+        restart_policy: "Always",
+    });
+    template.spec.iter_mut().flat_map(|spec| &mut spec.containers).for_each(probed);
+    template
+}
+
+/// `/healthz` answers from the first second on, `/readyz` once a token was produced: reading a large model kills no pod.
+fn probed(container: &mut Container) {
+    let probe = |path: &str, period: i32, failures: i32| Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String("control".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        failure_threshold: Some(failures),
+        timeout_seconds: Some(5),
+        ..Probe::default()
+    };
+    container.startup_probe = Some(probe("/healthz", 1, 120));
+    container.liveness_probe = Some(probe("/healthz", 10, 6));
+    container.readiness_probe = Some(probe("/readyz", 2, 2));
+}
+
+/// Why the next revision is made; while it is being rolled out, why it was.
+fn change_cause(serving: &Serving, live: Option<&Deployment>) -> Option<String> {
+    let live = live?;
+    let template = &live.spec.as_ref()?.template;
+    if revision(live) == Some(&serving.checksum) {
+        return live.annotations().get(CHANGE_CAUSE).cloned();
+    }
+    let volumes = template.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let mounted: Vec<&str> =
+        volumes.filter_map(|v| Some(v.persistent_volume_claim.as_ref()?.claim_name.as_str())).collect();
+    let more: Vec<&str> = serving.mounts.claims().filter(|claim| !mounted.contains(claim)).collect();
+    Some(if !more.is_empty() {
+        format!("the running pods do not mount {}, where a model's files lie", more.join(", "))
+    } else if live.annotations().get(SLOTS).is_some_and(|slots| *slots != serving.slots.to_string()) {
+        format!("the running pods have no room for more adapters (now {})", serving.slots)
+    } else {
+        "the spec changed".to_owned()
+    })
+}
+
+/// The hash of the contract that a Deployment's pods are made for.
+pub fn revision(deployment: &Deployment) -> Option<&str> {
+    crate::pods::checksum(deployment.spec.as_ref()?.template.metadata.as_ref())
+}
+
+fn image(deployment: &Deployment) -> Option<&str> {
+    deployment.spec.as_ref()?.template.spec.as_ref()?.containers.first()?.image.as_deref()
+}
+
+#[cfg(test)]
+mod tests;

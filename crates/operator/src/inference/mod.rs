@@ -1,0 +1,282 @@
+//! InferenceService: a Deployment of workers behind a Service.
+//!
+//! A round is five steps: [`observe`] reads everything, [`plan`] decides, [`build`] makes the objects, the context's writer
+//! applies what differs, [`status`] says what came of it. Between the last two the running workers are told their adapters
+//! ([`adapters`]), which needs no new pod.
+//!
+//! **Invariants.** Where the service cannot be planned, what runs goes on running. `spec.replicas` of the Deployment belongs to
+//! the field manager [`SCALER`] alone. `replicas: 0` is a service that does what its spec asks for: `Ready=True Stopped`,
+//! `Available=False`, so that those who wait for the object to settle do not wait for ever.
+mod adapters;
+mod build;
+#[cfg(test)]
+mod fixtures;
+mod observe;
+mod plan;
+mod status;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{
+    Api, Resource, ResourceExt as _,
+    core::NamespaceResourceScope,
+    runtime::{controller::Action, reflector::Store, watcher},
+};
+use lathe_api::{InferenceService, conditions, names};
+use lathe_contract::{AdapterState, AdapterStatus};
+use lathe_resolve::inference::Serving;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::{
+    apply::{Happened, Written},
+    context::{Context, Scope},
+    drift::differs,
+    error::Error,
+    runtime::{Guard, Reconcile, Stop, Watches, readable},
+};
+use adapters::Told;
+use build::{Installation, Wanted};
+use observe::{Children, Observed, Stores};
+use status::Facts;
+
+/// Value of the label `lathe.dev/kind`.
+const KIND: &str = "inferenceservice";
+/// Field manager of a Deployment's `spec.replicas`.
+const SCALER: &str = "lathe-scaler";
+/// Annotation of a Deployment: the replicas that the scaler set last; absent until it has the field.
+const SCALED: &str = "lathe.dev/replicas";
+/// Annotation of a Deployment: adapters that its pods have room for.
+const SLOTS: &str = "lathe.dev/adapter-slots";
+/// Annotation of a Deployment whose value `kubectl rollout history` shows.
+const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
+/// Label of the operator's own pods.
+const OPERATOR_LABEL: (&str, &str) = ("app.kubernetes.io/name", "lathe-operator");
+
+/// Pause between two looks at what flows; throughput is written no more often.
+const LOOK: Duration = Duration::from_secs(10);
+/// Pause while adapters are on their way.
+const SOON: Duration = Duration::from_secs(2);
+/// Pause while something else must happen first.
+const LATER: Duration = Duration::from_secs(60);
+
+/// Names of a service's objects.
+struct Names {
+    /// The Service, by which users reach it.
+    endpoint: String,
+    /// Deployment, PodDisruptionBudget and NetworkPolicy.
+    serve: String,
+    /// ConfigMap.
+    contract: String,
+}
+
+impl Names {
+    fn of(service: &InferenceService) -> Self {
+        let serve = names::serve(&service.name_any());
+        Self { endpoint: service.name_any(), contract: names::contract(&serve), serve }
+    }
+}
+
+/// Reconciles the services of one scope.
+struct Services {
+    context: Arc<Context>,
+    stores: Stores,
+    told: Told,
+}
+
+/// The controller of one scope; ends when `stop` says so.
+pub fn controller(context: &Arc<Context>, scope: &Scope, stop: Stop) -> BoxFuture<'static, ()> {
+    let client = &context.client;
+    let mut watches = Watches::<InferenceService>::new(scope.api(client));
+    let stores = Stores {
+        services: watches.objects(),
+        models: watches.also(scope.api(client), watcher::Config::default(), model_users),
+        profiles: watches
+            .also(Api::all(client.clone()), watcher::Config::default(), |_: &Guard<_>, all| everyone(all)),
+        deployments: children(&mut watches, scope.api(client)),
+        endpoints: children(&mut watches, scope.api(client)),
+        contracts: children(&mut watches, scope.api(client)),
+        budgets: children(&mut watches, scope.api(client)),
+        policies: children(&mut watches, scope.api(client)),
+        pods: children(&mut watches, scope.api(client)),
+    };
+    let services = Services { context: context.clone(), stores, told: Told::default() };
+    watches.run(services, stop).boxed()
+}
+
+/// Watches objects that carry a service's labels; each wakes its service.
+fn children<K>(watches: &mut Watches<InferenceService>, api: Api<K>) -> Store<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let config = watcher::Config::default().labels(&format!("{}={KIND}", names::LABEL_KIND));
+    watches.also(api, config, |child: &K, _| {
+        let owner = child.labels().get(names::LABEL_NAME).cloned();
+        owner.into_iter().map(|owner| (child.namespace().unwrap_or_default(), owner)).collect()
+    })
+}
+
+/// Services that serve a Model.
+fn model_users(
+    model: &Guard<lathe_api::Model>,
+    services: &Store<Guard<InferenceService>>,
+) -> Vec<(String, String)> {
+    let (namespace, name) = (model.namespace(), model.name_any());
+    let uses = |service: &InferenceService| {
+        let spec = &service.spec;
+        service.namespace() == namespace
+            && (spec.model_ref.name == name || spec.adapter_refs.iter().any(|adapter| adapter.name == name))
+    };
+    readable(services).iter().filter(|service| uses(service)).map(key).collect()
+}
+
+fn everyone(services: &Store<Guard<InferenceService>>) -> Vec<(String, String)> {
+    readable(services).iter().map(key).collect()
+}
+
+fn key(service: &InferenceService) -> (String, String) {
+    (service.namespace().unwrap_or_default(), service.name_any())
+}
+
+impl Reconcile for Services {
+    type Object = InferenceService;
+    const NAME: &'static str = KIND;
+
+    fn context(&self) -> &Context {
+        &self.context
+    }
+
+    async fn reconcile(&self, service: &InferenceService) -> Result<Action, Error> {
+        let context = &self.context;
+        let seen = observe::observe(service, &self.stores, &context.client, &context.channel).await?;
+        let plan = plan::plan(service, &seen, &context.trust, &context.config.images);
+        let (deployment, refused) = match self.apply(service, plan.as_ref().ok(), &seen.children).await {
+            Ok(deployment) => (deployment, None),
+            Err(error) => match error.refusal() {
+                Some(refusal) => (seen.children.deployment.clone(), Some(refusal)),
+                None => return Err(error),
+            },
+        };
+        let adapters = self.told.tell(service, plan.as_ref().ok(), &seen, &context.channel).await;
+        let facts = Facts {
+            service,
+            plan: plan.as_ref(),
+            deployment: deployment.as_ref(),
+            pods: &seen.pods,
+            reports: &seen.reports,
+            adapters: &adapters,
+            nodes: seen.nodes.as_deref(),
+            refused: refused.as_deref(),
+            may_write_throughput: self.told.throughput_is_due(service, LOOK),
+            now: Timestamp::now(),
+        };
+        self.write_status(service, &facts).await?;
+        Ok(Action::requeue(next_look(plan.is_err() || refused.is_some(), &adapters, &seen)))
+    }
+}
+
+impl Services {
+    /// All writes of a round; gives back the Deployment as it then is. Without a plan only the replicas are kept.
+    async fn apply(
+        &self,
+        service: &InferenceService,
+        serving: Option<&Serving>,
+        children: &Children,
+    ) -> Result<Option<Deployment>, Error> {
+        let mut deployment = children.deployment.clone();
+        if let Some(serving) = serving {
+            let config = &self.context.config;
+            let installation = Installation {
+                namespace: &config.release_namespace,
+                pull_policy: config.pull_policy.as_deref(),
+            };
+            let wanted = build::build(service, serving, deployment.as_ref(), installation)
+                .map_err(|source| Error::Build { what: "a service's objects", source })?;
+            let Wanted { contract, policy, endpoint, budget, deployment: wanted_deployment } = wanted;
+            let Children {
+                contract: l_contract,
+                policy: l_policy,
+                endpoint: l_endpoint,
+                budget: l_budget,
+                ..
+            } = children;
+            self.keep(&contract, l_contract.as_ref()).await?;
+            self.keep(&policy, l_policy.as_ref()).await?;
+            self.keep(&endpoint, l_endpoint.as_ref()).await?;
+            self.keep(&budget, l_budget.as_ref()).await?;
+            deployment = self.keep(&wanted_deployment, deployment.as_ref()).await?.or(deployment);
+        }
+        let Some(deployment) = deployment else { return Ok(None) };
+        self.scale(service, deployment).await.map(Some)
+    }
+
+    /// Applies an object unless it is so already.
+    async fn keep<K: Written>(&self, wanted: &K, live: Option<&K>) -> Result<Option<K>, Error> {
+        if differs(wanted, live) { self.context.writer.apply(wanted).await.map(Some) } else { Ok(None) }
+    }
+
+    /// Sets the replicas as the scaler, who alone owns them from then on.
+    async fn scale(&self, service: &InferenceService, deployment: Deployment) -> Result<Deployment, Error> {
+        let wanted = service.spec.replicas;
+        let is = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+        if is == Some(wanted)
+            && deployment.annotations().get(SCALED).is_some_and(|set| *set == wanted.to_string())
+        {
+            return Ok(deployment);
+        }
+        let fields = json!({
+            "metadata": {"annotations": {SCALED: wanted.to_string()}},
+            "spec": {"replicas": wanted},
+        });
+        self.context.writer.apply_fields(SCALER, &deployment, fields).await
+    }
+
+    async fn write_status(&self, service: &InferenceService, facts: &Facts<'_>) -> Result<(), Error> {
+        let fresh = status::status(facts);
+        let writer = &self.context.writer;
+        if !writer.status(service, service.status.as_ref(), &fresh).await? {
+            return Ok(());
+        }
+        if fresh.throughput != service.status.as_ref().and_then(|old| old.throughput.clone()) {
+            self.told.throughput_was_written(service);
+        }
+        let was =
+            service.status.as_ref().and_then(|old| conditions::find(&old.conditions, conditions::READY));
+        let Some(is) = status::summary(&fresh) else { return Ok(()) };
+        if was.map(|was| (&was.status, &was.reason)) != Some((&is.status, &is.reason)) {
+            let stalled = conditions::is_true(&fresh.conditions, conditions::STALLED);
+            let good = is.status == "True" || !stalled;
+            let happened = Happened { good, reason: &is.reason, action: "Reconcile", message: &is.message };
+            writer.event(service, &happened).await;
+        }
+        Ok(())
+    }
+}
+
+fn next_look(
+    blocked: bool,
+    adapters: &std::collections::BTreeMap<String, AdapterStatus>,
+    seen: &Observed,
+) -> Duration {
+    let on_the_way =
+        |status: &AdapterStatus| status.adapters.iter().any(|a| a.state == AdapterState::Loading);
+    if adapters.values().any(on_the_way) {
+        SOON
+    } else if !blocked || !seen.reports.is_empty() {
+        LOOK
+    } else {
+        LATER
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! Pure: what the service needs, or the one reason why that cannot be said.
+use kube::ResourceExt as _;
+use lathe_api::{InferenceService, Model, conditions};
+use lathe_contract::{ObjectRef, Trust};
+use lathe_resolve::{
+    Rejection,
+    inference::{Images, ServeFacts, Serving, model_ids, serving},
+};
+
+use super::{SLOTS, observe::Observed};
+
+/// Why there is no plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// The cause and the next step.
+    pub why: Rejection,
+    /// False: something that is under way will end it; true: only a person can.
+    pub stalled: bool,
+}
+
+/// Checks before anything is computed, in this order; the first that holds is the cause.
+const CHECKS: [fn(&InferenceService, &Observed) -> Option<Blocked>; 4] =
+    [name_taken, id_taken, model_missing, model_not_ready];
+
+/// Plans the service.
+///
+/// # Errors
+/// The first reason why it cannot be.
+pub fn plan(
+    service: &InferenceService,
+    seen: &Observed,
+    trust: &Trust,
+    images: &Images,
+) -> Result<Serving, Blocked> {
+    if let Some(blocked) = CHECKS.iter().find_map(|check| check(service, seen)) {
+        return Err(blocked);
+    }
+    let (Some(base), Some(adapters)) =
+        (&seen.base, seen.adapters.iter().map(Option::as_ref).collect::<Option<Vec<_>>>())
+    else {
+        return Err(waits("ModelNotFound", "a Model is missing.".to_owned()));
+    };
+    let facts = ServeFacts {
+        object: ObjectRef {
+            kind: "InferenceService".to_owned(),
+            namespace: service.namespace().unwrap_or_default(),
+            name: service.name_any(),
+            uid: service.uid().unwrap_or_default(),
+        },
+        trust: trust.clone(),
+        base,
+        adapters: &adapters,
+        profiles: &seen.profiles,
+        images,
+        slots: running_slots(seen),
+    };
+    serving(&service.spec, &facts).map_err(|why| Blocked { why, stalled: true })
+}
+
+/// Adapters that the running pods have room for.
+fn running_slots(seen: &Observed) -> Option<usize> {
+    seen.children.deployment.as_ref()?.annotations().get(SLOTS)?.parse().ok()
+}
+
+fn name_taken(_: &InferenceService, seen: &Observed) -> Option<Blocked> {
+    let taken = seen.taken.as_ref()?;
+    let (kind, name) = (&taken.kind, &taken.name);
+    if taken.leaving {
+        return Some(waits(
+            "NameTaken",
+            format!("{kind} {name} belongs to an earlier service, which is going away."),
+        ));
+    }
+    let next = format!("Next: delete {kind} {name}, or give the service another name.");
+    Some(stalls("NameTaken", format!("{kind} {name} exists and is not of this service. {next}")))
+}
+
+/// The older service keeps an id; of two that are equally old, the first by name.
+fn id_taken(service: &InferenceService, seen: &Observed) -> Option<Blocked> {
+    let own = model_ids(&service.name_any(), &service.spec);
+    let age = (service.metadata.creation_timestamp.as_ref().map(|time| time.0), service.name_any());
+    let older = seen.rivals.iter().filter(|rival| (rival.created, rival.name.clone()) < age);
+    let (rival, id) =
+        older.filter_map(|r| Some((r, own.iter().find(|id| r.model_ids.contains(id))?))).next()?;
+    let next = format!("Next: remove {id} from one of the two, or rename the service.");
+    let message = format!(
+        "InferenceService {} is older and already answers to the model id `{id}`. {next}",
+        rival.name
+    );
+    Some(stalls("ModelIdConflict", message))
+}
+
+fn model_missing(service: &InferenceService, seen: &Observed) -> Option<Blocked> {
+    let spec = &service.spec;
+    let adapters = spec.adapter_refs.iter().zip(&seen.adapters);
+    let mut all = std::iter::once((&spec.model_ref, &seen.base)).chain(adapters);
+    let (missing, _) = all.find(|(_, found)| found.is_none())?;
+    let next = "Next: apply it, or correct the name.";
+    Some(waits("ModelNotFound", format!("Model {} does not exist in this namespace. {next}", missing.name)))
+}
+
+fn model_not_ready(_: &InferenceService, seen: &Observed) -> Option<Blocked> {
+    let all = seen.base.iter().chain(seen.adapters.iter().flatten());
+    let model = all.into_iter().find(|model| !is_ready(model))?;
+    let name = model.name_any();
+    let status = model.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let said = conditions::find(status, conditions::READY)
+        .filter(|ready| !ready.message.is_empty())
+        .map_or_else(|| "it has not been looked at yet.".to_owned(), |ready| ready.message.clone());
+    let stalled = conditions::is_true(status, conditions::STALLED);
+    let why = Rejection::new("ModelNotReady", format!("Model {name} is not ready: {said}"));
+    Some(Blocked { why, stalled })
+}
+
+fn is_ready(model: &Model) -> bool {
+    model.status.as_ref().is_some_and(|status| conditions::is_true(&status.conditions, conditions::READY))
+}
+
+fn waits(reason: &'static str, message: String) -> Blocked {
+    Blocked { why: Rejection::new(reason, message), stalled: false }
+}
+
+fn stalls(reason: &'static str, message: String) -> Blocked {
+    Blocked { why: Rejection::new(reason, message), stalled: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::inference::{
+        fixtures::{condition, images, read, seen, service, trust},
+        observe::{Rival, Taken},
+    };
+
+    fn rejected(spec: Value, change: impl FnOnce(&mut Observed)) -> Blocked {
+        let service = service(spec);
+        let mut seen = seen(&service);
+        change(&mut seen);
+        plan(&service, &seen, &trust(), &images()).unwrap_err()
+    }
+
+    fn taken(leaving: bool) -> impl FnOnce(&mut Observed) {
+        move |seen| seen.taken = Some(Taken { kind: "Service".into(), name: "svc".into(), leaving })
+    }
+
+    #[rstest]
+    #[case::of_somebody_else(false, true, "delete Service svc")]
+    #[case::of_an_earlier_service(true, false, "going away")]
+    fn an_object_in_the_way(#[case] leaving: bool, #[case] stalled: bool, #[case] words: &str) {
+        let blocked = rejected(json!({}), taken(leaving));
+        assert_eq!((blocked.why.reason, blocked.stalled), ("NameTaken", stalled));
+        assert!(blocked.why.message.contains(words), "{}", blocked.why.message);
+    }
+
+    #[rstest]
+    #[case::older("2026-01-01T00:00:00Z", "z", true)]
+    #[case::equally_old_and_first_by_name("2026-01-02T00:00:00Z", "a", true)]
+    #[case::equally_old_and_second("2026-01-02T00:00:00Z", "z", false)]
+    #[case::younger("2026-01-03T00:00:00Z", "a", false)]
+    fn the_older_service_keeps_an_id(#[case] created: &str, #[case] name: &str, #[case] conflict: bool) {
+        let service = service(json!({"adapterRefs": [{"name": "tone"}]}));
+        let mut seen = seen(&service);
+        let model_ids = vec![name.to_owned(), "tone".to_owned()];
+        seen.rivals = vec![Rival { name: name.into(), created: Some(created.parse().unwrap()), model_ids }];
+        match plan(&service, &seen, &trust(), &images()) {
+            Ok(_) => assert!(!conflict),
+            Err(blocked) => {
+                assert!(conflict && blocked.stalled, "{blocked:?}");
+                assert_eq!(blocked.why.reason, "ModelIdConflict");
+                assert!(blocked.why.message.contains(&format!("InferenceService {name} is older")));
+            }
+        }
+    }
+
+    #[test]
+    fn models_that_are_not_there_or_not_ready_are_waited_for_unless_they_are_stuck() {
+        let blocked = rejected(json!({"adapterRefs": [{"name": "none"}]}), |_| {});
+        assert_eq!((blocked.why.reason, blocked.stalled), ("ModelNotFound", false));
+        assert!(blocked.why.message.starts_with("Model none does not exist"));
+
+        let unready = |stalled: &str| {
+            let conditions = [
+                condition("Ready", "False", "X", "the source is empty."),
+                condition("Stalled", stalled, "X", ""),
+            ];
+            let status: lathe_api::ModelStatus =
+                read(json!({"observedGeneration": 1, "conditions": conditions}));
+            move |seen: &mut Observed| seen.base.as_mut().unwrap().status = Some(status)
+        };
+        let blocked = rejected(json!({}), unready("False"));
+        assert_eq!((blocked.why.reason, blocked.stalled), ("ModelNotReady", false));
+        assert_eq!(blocked.why.message, "Model base is not ready: the source is empty.");
+        assert!(rejected(json!({}), unready("True")).stalled);
+    }
+}

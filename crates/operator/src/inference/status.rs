@@ -1,0 +1,423 @@
+//! Pure: what the service's status says.
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        core::v1::{Node, Pod},
+    },
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
+use kube::ResourceExt as _;
+use lathe_api::{
+    InferenceService, InferenceServiceStatus, ThroughputStatus,
+    conditions::{READY, RECONCILING, STALLED, State, set},
+};
+use lathe_contract::{AdapterState, AdapterStatus, Report, SERVE_PORT, Task};
+use lathe_resolve::{
+    inference::Serving,
+    pod::{matches, node_selector_terms},
+};
+
+use super::{
+    CHANGE_CAUSE,
+    build::{revision, selector},
+    plan::Blocked,
+};
+use crate::pods::{self, Trouble};
+
+const PLANNED: &str = "Planned";
+const AVAILABLE: &str = "Available";
+const ROLLED_OUT: &str = "RolledOut";
+const SCALING_ACTIVE: &str = "ScalingActive";
+
+/// A rate that moved by less than this share is not written again.
+const CHANGED_ENOUGH: f64 = 0.1;
+
+/// What the status is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    pub service: &'a InferenceService,
+    pub plan: Result<&'a Serving, &'a Blocked>,
+    /// As it is after this round's writes.
+    pub deployment: Option<&'a Deployment>,
+    /// Pods that are not going away.
+    pub pods: &'a [Pod],
+    /// What ready pods said, by their names.
+    pub reports: &'a BTreeMap<String, Report>,
+    /// What ready pods said of their adapters, by their names.
+    pub adapters: &'a BTreeMap<String, AdapterStatus>,
+    pub nodes: Option<&'a [Node]>,
+    /// What the API server refuses to take, whatever we do.
+    pub refused: Option<&'a str>,
+    /// True where throughput may be written again.
+    pub may_write_throughput: bool,
+    pub now: Timestamp,
+}
+
+/// One observation: its value, one word and one sentence.
+struct Said {
+    state: State,
+    reason: String,
+    message: String,
+}
+
+impl Said {
+    fn new(state: impl Into<State>, reason: &str, message: impl Into<String>) -> Self {
+        Self { state: state.into(), reason: reason.to_owned(), message: message.into() }
+    }
+}
+
+/// Counts over the pods.
+struct Counts {
+    wanted: i32,
+    /// Ready pods of any revision.
+    ready: i32,
+    /// Ready pods of the revision that is wanted.
+    current: i32,
+    /// Pods of earlier revisions.
+    old: i32,
+}
+
+/// Makes the status.
+#[must_use]
+pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
+    let service = facts.service;
+    let old = service.status.clone().unwrap_or_default();
+    let counts = counts(facts);
+    let trouble = trouble(facts);
+    let planned = planned(facts);
+    let available = available(facts, &counts, trouble.as_ref());
+    let rolled_out = rolled_out(facts, &counts, trouble.as_ref());
+    let stalled = stalled(facts, trouble.as_ref());
+    let ready = ready(facts, &planned, &available, &rolled_out, trouble.as_ref());
+    let reconciling = reconciling(&ready, &rolled_out, &counts, &stalled);
+    let scaling = Said::new(false, "Manual", "`spec.replicas` alone decides how many replicas there are.");
+
+    let mut conditions = old.conditions.clone();
+    let all = [
+        (READY, ready),
+        (PLANNED, planned),
+        (AVAILABLE, available),
+        (ROLLED_OUT, rolled_out),
+        (SCALING_ACTIVE, scaling),
+        (RECONCILING, reconciling),
+        (STALLED, stalled),
+    ];
+    let generation = service.metadata.generation.unwrap_or_default();
+    for (type_, said) in all {
+        set(&mut conditions, type_, said.state, &said.reason, &said.message, generation, facts.now);
+    }
+    InferenceServiceStatus {
+        observed_generation: generation,
+        conditions,
+        url: facts.deployment.map(|_| url(service)),
+        model_ids: model_ids(facts, &counts),
+        replicas: counts.ready,
+        selector: Some(selector_text(service)),
+        throughput: throughput(facts, old.throughput.as_ref()),
+        plan: facts.plan.ok().map(|serving| serving.plan.clone()).or(old.plan),
+    }
+}
+
+/// The condition that sums the others up.
+#[must_use]
+pub fn summary(status: &InferenceServiceStatus) -> Option<&Condition> {
+    lathe_api::conditions::find(&status.conditions, READY)
+}
+
+fn counts(facts: &Facts<'_>) -> Counts {
+    let wanted_revision = facts.deployment.and_then(revision);
+    let of = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == wanted_revision;
+    let ready: Vec<&Pod> = facts.pods.iter().filter(|pod| pods::is_ready(pod)).collect();
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    Counts {
+        wanted: facts.service.spec.replicas,
+        ready: count(ready.len()),
+        current: count(ready.iter().copied().filter(of).count()),
+        old: count(facts.pods.iter().filter(|pod| !of(pod)).count()),
+    }
+}
+
+/// What is wrong with the pods of the revision that is wanted, the worst first.
+fn trouble(facts: &Facts<'_>) -> Option<Trouble> {
+    let wanted = facts.deployment.and_then(revision);
+    let current = facts.pods.iter().filter(|pod| pods::checksum(Some(&pod.metadata)) == wanted);
+    let mut all: Vec<Trouble> = current.filter_map(pods::trouble).collect();
+    all.sort_by_key(|trouble| (!trouble.stalled, trouble.reason != pods::UNSCHEDULABLE));
+    let first = all.into_iter().next()?;
+    Some(if first.reason == pods::UNSCHEDULABLE { placed_nowhere(facts, first) } else { first })
+}
+
+/// The scheduler's words, with what is known of the nodes.
+fn placed_nowhere(facts: &Facts<'_>, trouble: Trouble) -> Trouble {
+    let Ok(serving) = facts.plan else { return trouble };
+    let profile = &serving.profile;
+    let terms = node_selector_terms(&profile.spec, lathe_api::CapacityType::Any);
+    let of_kind = facts.nodes.map(|nodes| {
+        let fits = nodes.iter().filter(|node| matches(&terms, node.labels()));
+        format!(" {} of {} nodes are of this kind;", fits.count(), nodes.len())
+    });
+    let device = profile.spec.resource != "cpu";
+    let reason = if device { "AcceleratorUnavailable" } else { pods::UNSCHEDULABLE };
+    let what = format!("{} {}", serving.count, if device { profile.spec.resource.as_str() } else { "cores" });
+    let next = "Next: free some, add nodes, or allow another profile in `spec.accelerator.profiles`.";
+    let message = format!(
+        "no node has room for {what} (profile {});{} the scheduler says: {}. {next}",
+        profile.name_any(),
+        of_kind.unwrap_or_default(),
+        trouble.message
+    );
+    Trouble { reason: reason.to_owned(), message, stalled: false }
+}
+
+fn planned(facts: &Facts<'_>) -> Said {
+    match facts.plan {
+        Err(blocked) => Said::new(false, blocked.why.reason, &*blocked.why.message),
+        Ok(serving) => {
+            let total = serving.plan.memory.iter().find(|line| line.name == "total");
+            let total = total.map_or(String::new(), |line| format!(", {} in each replica", line.value));
+            let count = serving.count;
+            Said::new(true, "Planned", format!("{count} x {}{total}.", serving.profile.name_any()))
+        }
+    }
+}
+
+fn available(facts: &Facts<'_>, counts: &Counts, trouble: Option<&Trouble>) -> Said {
+    let Counts { wanted, ready, .. } = *counts;
+    if ready > 0 {
+        return Said::new(true, "Answering", format!("{ready} of {wanted} replicas answer."));
+    }
+    if wanted == 0 {
+        return Said::new(false, "Stopped", "`spec.replicas` is 0. Next: raise it to start the service.");
+    }
+    match (trouble, facts.plan) {
+        (Some(trouble), _) => Said::new(false, &trouble.reason, &*trouble.message),
+        (None, Err(blocked)) if facts.deployment.is_none() => {
+            Said::new(false, blocked.why.reason, &*blocked.why.message)
+        }
+        (None, _) => Said::new(false, "Starting", starting(facts)),
+    }
+}
+
+/// What pods do before they are ready.
+fn starting(facts: &Facts<'_>) -> String {
+    match facts.pods.len() {
+        0 => "waiting for pods.".to_owned(),
+        n => format!(
+            "{n} pods are starting: they fetch the model and produce a first token before they answer."
+        ),
+    }
+}
+
+fn rolled_out(facts: &Facts<'_>, counts: &Counts, trouble: Option<&Trouble>) -> Said {
+    let serving = match facts.plan {
+        Err(blocked) => {
+            let kept = if facts.deployment.is_some() { " What ran before goes on." } else { "" };
+            return Said::new(false, blocked.why.reason, format!("{}{kept}", blocked.why.message));
+        }
+        Ok(serving) => serving,
+    };
+    if let Some(refused) = facts.refused {
+        return Said::new(
+            false,
+            "WriteRefused",
+            format!("{refused}. Next: ask the cluster's administrator."),
+        );
+    }
+    let Some(deployment) = facts.deployment else {
+        return Said::new(State::Unknown, "Pending", "nothing is made yet.");
+    };
+    let cause = deployment.annotations().get(CHANGE_CAUSE).map(|cause| format!(" (new pods, since {cause})"));
+    let cause = cause.unwrap_or_default();
+    let Counts { wanted, current, old, .. } = *counts;
+    let settled = observed(deployment) && revision(deployment) == Some(&serving.checksum);
+    if wanted == 0 && facts.pods.is_empty() {
+        return Said::new(true, "Stopped", "`spec.replicas` is 0.");
+    }
+    if !settled || current < wanted || old > 0 || count_of(facts) > wanted {
+        let progress = format!("{current} of {wanted} replicas are as the spec says{cause}");
+        return match trouble {
+            Some(trouble) => Said::new(false, &trouble.reason, format!("{progress}: {}", trouble.message)),
+            None => Said::new(false, "RollingOut", format!("{progress}.")),
+        };
+    }
+    adapters(facts, serving)
+}
+
+fn count_of(facts: &Facts<'_>) -> i32 {
+    i32::try_from(facts.pods.len()).unwrap_or(i32::MAX)
+}
+
+/// True where the Deployment's controller has seen the newest spec.
+fn observed(deployment: &Deployment) -> bool {
+    let seen = deployment.status.as_ref().and_then(|status| status.observed_generation);
+    seen.is_some() && seen >= deployment.metadata.generation
+}
+
+/// Adapters are set in running pods; each must have arrived in every one of them.
+fn adapters(facts: &Facts<'_>, serving: &Serving) -> Said {
+    let ids = adapter_ids(serving);
+    for id in &ids {
+        let entries = facts.adapters.values().flat_map(|status| &status.adapters);
+        let failed =
+            entries.filter(|entry| entry.model_id == *id).find(|entry| entry.state == AdapterState::Failed);
+        if let Some(entry) = failed {
+            let why = entry.message.as_deref().map(pods::shown).unwrap_or_default();
+            return Said::new(false, "AdapterFailed", format!("adapter {id} cannot be loaded: {why}."));
+        }
+    }
+    let missing: Vec<&str> = ids.into_iter().filter(|id| !everywhere(facts, id)).collect();
+    if missing.is_empty() {
+        return Said::new(true, "RolledOut", "every replica is as the spec says.");
+    }
+    let message = format!("{} being added to the running pods, without a restart.", are(&missing));
+    Said::new(false, "AddingAdapters", message)
+}
+
+fn are(names: &[&str]) -> String {
+    let verb = if names.len() == 1 { "is" } else { "are" };
+    format!("{} {verb}", names.join(", "))
+}
+
+fn adapter_ids(serving: &Serving) -> Vec<&str> {
+    match &serving.contract.task {
+        Task::Serve(task) => task.adapters.iter().map(|adapter| adapter.model_id.as_str()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// True where every ready pod answers to an adapter's id.
+fn everywhere(facts: &Facts<'_>, id: &str) -> bool {
+    let answers = |pod: &Pod| {
+        let status = facts.adapters.get(&pod.name_any());
+        status.is_some_and(|s| s.adapters.iter().any(|e| e.model_id == id && e.state == AdapterState::Ready))
+    };
+    let mut ready = facts.pods.iter().filter(|pod| pods::is_ready(pod)).peekable();
+    ready.peek().is_some() && ready.all(answers)
+}
+
+/// Whether the service does what its spec asks for. One that was stopped does.
+fn ready(
+    facts: &Facts<'_>,
+    planned: &Said,
+    available: &Said,
+    rolled_out: &Said,
+    trouble: Option<&Trouble>,
+) -> Said {
+    if facts.plan.is_err() {
+        return Said::new(false, &planned.reason, format!("{}{}", planned.message, goes_on(available)));
+    }
+    if facts.refused.is_some() {
+        return Said::new(false, &rolled_out.reason, format!("{}{}", rolled_out.message, goes_on(available)));
+    }
+    if facts.service.spec.replicas == 0 {
+        return Said::new(
+            true,
+            "Stopped",
+            "stopped, as `spec.replicas: 0` asks. Next: raise it to start the service.",
+        );
+    }
+    if available.state != State::True {
+        return Said::new(false, &available.reason, &*available.message);
+    }
+    if let Some(trouble) = trouble {
+        return Said::new(false, &trouble.reason, format!("{}{}", trouble.message, goes_on(available)));
+    }
+    if rolled_out.reason == "AdapterFailed" {
+        return Said::new(false, &rolled_out.reason, format!("{}{}", rolled_out.message, goes_on(available)));
+    }
+    Said::new(true, "Answering", &*available.message)
+}
+
+fn goes_on(available: &Said) -> &'static str {
+    if available.state == State::True { " What ran before goes on answering." } else { "" }
+}
+
+fn stalled(facts: &Facts<'_>, trouble: Option<&Trouble>) -> Said {
+    if let Err(blocked) = facts.plan
+        && blocked.stalled
+    {
+        return Said::new(true, blocked.why.reason, &*blocked.why.message);
+    }
+    if let Some(refused) = facts.refused {
+        return Said::new(true, "WriteRefused", refused);
+    }
+    match trouble {
+        Some(trouble) if trouble.stalled => Said::new(true, &trouble.reason, &*trouble.message),
+        _ => Said::new(false, "Progressing", "nothing waits for a person."),
+    }
+}
+
+fn reconciling(ready: &Said, rolled_out: &Said, counts: &Counts, stalled: &Said) -> Said {
+    if stalled.state == State::True {
+        return Said::new(false, &stalled.reason, "a person must act; `Stalled` says what to do.");
+    }
+    let settled = ready.state == State::True
+        && rolled_out.state == State::True
+        && (counts.wanted == 0 || counts.current >= counts.wanted);
+    if settled {
+        return Said::new(false, "Settled", "nothing is under way.");
+    }
+    let cause = if ready.state == State::True { rolled_out } else { ready };
+    Said::new(true, &cause.reason, &*cause.message)
+}
+
+/// Ids that every ready replica answers to.
+fn model_ids(facts: &Facts<'_>, counts: &Counts) -> Vec<String> {
+    if counts.ready == 0 {
+        return Vec::new();
+    }
+    let adapters = facts.plan.map(adapter_ids).unwrap_or_default();
+    let answering = adapters.into_iter().filter(|id| everywhere(facts, id)).map(str::to_owned);
+    std::iter::once(facts.service.name_any()).chain(answering).collect()
+}
+
+/// Address of the endpoint inside the cluster.
+fn url(service: &InferenceService) -> String {
+    let namespace = service.namespace().unwrap_or_default();
+    format!("http://{}.{namespace}.svc:{SERVE_PORT}", service.name_any())
+}
+
+fn selector_text(service: &InferenceService) -> String {
+    selector(service).iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// What flows, summed over the replicas; the old figures while nothing changed much or the last ones are fresh.
+fn throughput(facts: &Facts<'_>, old: Option<&ThroughputStatus>) -> Option<ThroughputStatus> {
+    let loads: Vec<_> = facts.reports.values().filter_map(|report| report.load.as_ref()).collect();
+    if loads.is_empty() && facts.pods.iter().any(pods::is_ready) {
+        // Ready pods that said nothing this time are no reason to forget what they said.
+        return old.cloned();
+    }
+    let sum = |rate: fn(&lathe_contract::Load) -> f64| -> f64 {
+        loads
+            .iter()
+            .map(|load| rate(load))
+            .filter(|rate| rate.is_finite() && *rate > 0.0)
+            .fold(0.0, |a, b| a + b)
+    };
+    let (prompt, generation) = (sum(|l| l.prompt_tokens_per_second), sum(|l| l.generation_tokens_per_second));
+    let waiting = loads.iter().map(|load| load.waiting.clamp(0, 1_000_000)).sum::<i64>().min(1_000_000_000);
+    let fresh = ThroughputStatus { prompt: rate(prompt), generation: rate(generation), waiting };
+    let Some(old) = old else {
+        // Figures appear with the first pod that has some.
+        return (!loads.is_empty()).then_some(fresh);
+    };
+    let moved = |old: &str, new: f64| {
+        let old: f64 = old.parse().unwrap_or(0.0);
+        (old - new).abs() > CHANGED_ENOUGH * old.max(new) && rate(old) != rate(new)
+    };
+    let changed = moved(&old.prompt, prompt) || moved(&old.generation, generation) || old.waiting != waiting;
+    Some(if changed && facts.may_write_throughput { fresh } else { old.clone() })
+}
+
+/// Tokens a second, for people.
+fn rate(value: f64) -> String {
+    let value = value.min(1e12);
+    if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") }
+}
+
+#[cfg(test)]
+mod tests;

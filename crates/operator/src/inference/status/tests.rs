@@ -1,0 +1,277 @@
+use k8s_openapi::api::core::v1::Node;
+use lathe_api::{
+    conditions::find,
+    kstatus::{Kstatus, kstatus},
+};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::inference::{
+    fixtures::{deployment, images, pod, read, ready, seen, service, trust},
+    observe::Observed,
+    plan::plan,
+};
+
+/// What a case changes; the service asks for one replica, has a plan and a Deployment of that plan.
+struct World {
+    service: InferenceService,
+    seen: Observed,
+    deployment: bool,
+    checksum: Option<&'static str>,
+    pods: Vec<Pod>,
+    adapters: BTreeMap<String, AdapterStatus>,
+    reports: BTreeMap<String, Report>,
+    nodes: Option<Vec<Node>>,
+    refused: Option<&'static str>,
+    may_write_throughput: bool,
+}
+
+impl World {
+    fn new(spec: Value) -> Self {
+        let service = service(spec);
+        Self {
+            seen: seen(&service),
+            service,
+            deployment: true,
+            checksum: None,
+            pods: Vec::new(),
+            adapters: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            nodes: None,
+            refused: None,
+            may_write_throughput: true,
+        }
+    }
+
+    /// With pods of the wanted revision.
+    fn pods(mut self, statuses: &[Value]) -> Self {
+        let checksum = self.checksum();
+        self.pods =
+            statuses.iter().enumerate().map(|(i, s)| pod(&format!("p{i}"), &checksum, s.clone())).collect();
+        self
+    }
+
+    /// One ready pod that says this of its adapters.
+    fn adapter(mut self, state: &str, message: Option<&str>) -> Self {
+        self = self.pods(&[ready()]);
+        let entry = json!({"adapters": [{"modelId": "tone", "state": state, "message": message}]});
+        self.adapters.insert("p0".to_owned(), read(entry));
+        self
+    }
+
+    fn checksum(&self) -> String {
+        plan(&self.service, &self.seen, &trust(), &images())
+            .map_or("none".to_owned(), |serving| serving.checksum)
+    }
+
+    fn status(&self) -> InferenceServiceStatus {
+        let plan = plan(&self.service, &self.seen, &trust(), &images());
+        let checksum = self.checksum.map_or_else(|| self.checksum(), str::to_owned);
+        let deployment =
+            self.deployment.then(|| deployment(&checksum, json!({"kubernetes.io/change-cause": "a volume"})));
+        status(&Facts {
+            service: &self.service,
+            plan: plan.as_ref(),
+            deployment: deployment.as_ref(),
+            pods: &self.pods,
+            reports: &self.reports,
+            adapters: &self.adapters,
+            nodes: self.nodes.as_deref(),
+            refused: self.refused,
+            may_write_throughput: self.may_write_throughput,
+            now: Timestamp::from_second(1_790_000_000).unwrap(),
+        })
+    }
+}
+
+fn refuse(mut world: World) -> World {
+    world.refused = Some("the API server refuses to apply Deployment svc-serve: exceeded quota");
+    world
+}
+
+fn nothing_made(mut world: World) -> World {
+    world.deployment = false;
+    world
+}
+
+fn worker(state: Value) -> Value {
+    json!({"containerStatuses": [{
+        "name": "worker", "image": "i", "imageID": "", "ready": false, "restartCount": 2, "lastState": state,
+    }]})
+}
+
+fn unschedulable() -> Value {
+    json!({"conditions": [{
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+        "message": "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
+    }]})
+}
+
+fn no_gpu() -> World {
+    let mut world = World::new(json!({"accelerator": {"profiles": ["gpu"]}})).pods(&[unschedulable()]);
+    let node = |gpu: &str| read(json!({"metadata": {"labels": {"gpu": gpu}}}));
+    world.nodes = Some(vec![node("L4"), node("T4")]);
+    world
+}
+
+fn foreign() -> World {
+    nothing_made(World::new(json!({"adapterRefs": [{"name": "foreign"}]})))
+}
+
+fn missing() -> World {
+    let mut world = nothing_made(World::new(json!({})));
+    world.seen.base = None;
+    world
+}
+
+fn missing_later() -> World {
+    let mut world = World::new(json!({})).pods(&[ready()]);
+    world.seen.base = None;
+    world
+}
+
+fn old_revision() -> World {
+    let mut world = World::new(json!({}));
+    world.pods = vec![pod("old", "before", ready())];
+    world
+}
+
+fn failed_beside_old() -> World {
+    let mut world = World::new(json!({}))
+        .pods(&[worker(json!({"terminated": {"reason": "OOMKilled", "exitCode": 137}}))]);
+    world.pods.push(pod("old", "before", ready()));
+    world
+}
+
+const TONE: &str = "tone";
+
+fn with_tone() -> World {
+    World::new(json!({"adapterRefs": [{"name": TONE}]}))
+}
+
+/// (Ready, Available, RolledOut, Reconciling, Stalled), the reason of Ready and words of its message, and what Flux makes of it.
+#[rstest]
+#[case::first_visit(nothing_made(World::new(json!({}))), "FFUTF", "Starting", "waiting for pods", Kstatus::InProgress)]
+#[case::pods_start(World::new(json!({})).pods(&[json!({})]), "FFFTF", "Starting", "1 pods are starting", Kstatus::InProgress)]
+#[case::answers(World::new(json!({})).pods(&[ready()]), "TTTFF", "Answering", "1 of 1 replicas answer", Kstatus::Current)]
+#[case::one_of_two(World::new(json!({"replicas": 2})).pods(&[ready()]), "TTFTF", "Answering", "1 of 2", Kstatus::InProgress)]
+#[case::one_too_many(World::new(json!({})).pods(&[ready(), ready()]), "TTFTF", "Answering", "2 of 1", Kstatus::InProgress)]
+#[case::old_ones_answer(old_revision(), "TTFTF", "Answering", "1 of 1", Kstatus::InProgress)]
+#[case::new_ones_fail(
+    failed_beside_old(),
+    "FTFFT",
+    "OutOfMemory",
+    "What ran before goes on answering",
+    Kstatus::Failed
+)]
+#[case::stopped(World::new(json!({"replicas": 0})), "TFTFF", "Stopped", "raise it to start", Kstatus::Current)]
+#[case::stopping(World::new(json!({"replicas": 0})).pods(&[ready()]), "TTFTF", "Stopped", "raise it", Kstatus::InProgress)]
+#[case::no_device(
+    no_gpu(),
+    "FFFTF",
+    "AcceleratorUnavailable",
+    "profile gpu); 1 of 2 nodes are of this kind; the scheduler says: 0/2 nodes",
+    Kstatus::InProgress
+)]
+#[case::out_of_memory(
+    World::new(json!({})).pods(&[worker(json!({"terminated": {"reason": "OOMKilled", "exitCode": 137}}))]),
+    "FFFFT", "OutOfMemory", "raise `spec.pod.memory`", Kstatus::Failed
+)]
+#[case::own_words(
+    World::new(json!({})).pods(&[worker(json!({"terminated": {"exitCode": 64, "message":
+        r#"{"outcome":{"failed":{"reason":"UnknownArchitecture","message":"no. Next: x.","userError":true}}}"#}}))]),
+    "FFFFT", "UnknownArchitecture", "no. Next: x.", Kstatus::Failed
+)]
+#[case::crashes(
+    World::new(json!({})).pods(&[worker(json!({"terminated": {"exitCode": 1}}))]),
+    "FFFTF", "CrashLoop", "kubectl logs p0 --previous", Kstatus::InProgress
+)]
+#[case::image(
+    World::new(json!({})).pods(&[json!({"containerStatuses": [{"name": "worker", "image": "i:1", "imageID": "", "ready": false,
+        "restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "denied"}}}]})]),
+    "FFFFT", "ImagePullFailed", "image i:1: denied", Kstatus::Failed
+)]
+#[case::foreign_adapter(foreign(), "FFFFT", "AdapterBaseMismatch", "an adapter of other", Kstatus::Failed)]
+#[case::no_model_yet(missing(), "FFFTF", "ModelNotFound", "Model base does not exist", Kstatus::InProgress)]
+#[case::no_model_any_more(
+    missing_later(),
+    "FTFTF",
+    "ModelNotFound",
+    "What ran before goes on answering",
+    Kstatus::InProgress
+)]
+#[case::refused(refuse(nothing_made(World::new(json!({})))), "FFFFT", "WriteRefused", "exceeded quota", Kstatus::Failed)]
+#[case::adapter_on_its_way(with_tone().adapter("Loading", None), "TTFTF", "Answering", "1 of 1", Kstatus::InProgress)]
+#[case::adapter_unknown(with_tone().pods(&[ready()]), "TTFTF", "Answering", "1 of 1", Kstatus::InProgress)]
+#[case::adapter_there(with_tone().adapter("Ready", None), "TTTFF", "Answering", "1 of 1", Kstatus::Current)]
+#[case::adapter_fails(with_tone().adapter("Failed", Some("rank 64")), "FTFTF", "AdapterFailed", "tone cannot be loaded: rank 64", Kstatus::InProgress)]
+fn one_true_cause(
+    #[case] world: World,
+    #[case] states: &str,
+    #[case] reason: &str,
+    #[case] words: &str,
+    #[case] settled: Kstatus,
+) {
+    let status = world.status();
+    let found: String = [READY, AVAILABLE, ROLLED_OUT, RECONCILING, STALLED]
+        .iter()
+        .map(|type_| find(&status.conditions, type_).unwrap().status.chars().next().unwrap())
+        .collect();
+    let summary = summary(&status).unwrap();
+    assert_eq!((found.as_str(), summary.reason.as_str()), (states, reason), "{:#?}", status.conditions);
+    assert!(summary.message.contains(words), "{}", summary.message);
+    // Every known condition from the first visit on, each with a reason that the schema takes.
+    assert_eq!(status.conditions.len(), 7);
+    assert!(status.conditions.iter().all(|c| c.observed_generation == Some(1) && !c.reason.is_empty()));
+    let mut object = world.service.clone();
+    object.status = Some(status);
+    assert_eq!(kstatus(&serde_json::to_value(&object).unwrap()), settled);
+}
+
+#[test]
+fn a_roll_out_for_an_adapter_says_so() {
+    let mut world = World::new(json!({"adapterRefs": [{"name": "far"}]}));
+    world.pods = vec![pod("old", "before", ready())];
+    let status = world.status();
+    let rolled_out = find(&status.conditions, ROLLED_OUT).unwrap();
+    assert_eq!(rolled_out.message, "0 of 1 replicas are as the spec says (new pods, since a volume).");
+    let world = with_tone().adapter("Loading", None);
+    let status = world.status();
+    let rolled_out = find(&status.conditions, ROLLED_OUT).unwrap();
+    assert_eq!(rolled_out.message, "tone is being added to the running pods, without a restart.");
+}
+
+#[test]
+fn ids_are_those_that_answer() {
+    assert_eq!(with_tone().pods(&[json!({})]).status().model_ids, Vec::<String>::new());
+    assert_eq!(with_tone().adapter("Loading", None).status().model_ids, ["svc"]);
+    let status = with_tone().adapter("Ready", None).status();
+    assert_eq!(status.model_ids, ["svc", "tone"]);
+    assert_eq!(status.url.as_deref(), Some("http://svc.n.svc:8080"));
+    assert_eq!(status.selector.as_deref(), Some("lathe.dev/kind=inferenceservice,lathe.dev/name=svc"));
+    assert_eq!(status.replicas, 1);
+    assert_eq!(status.plan.unwrap().profile.as_deref(), Some("cpu"));
+}
+
+#[rstest]
+#[case::first(None, 12.0, true, Some("12"))]
+#[case::moved(Some("10"), 12.0, true, Some("12"))]
+#[case::moved_too_soon(Some("10"), 12.0, false, Some("10"))]
+#[case::hardly_moved(Some("100"), 105.0, true, Some("100"))]
+#[case::fell_silent(Some("100"), 0.0, true, Some("0.0"))]
+#[case::odd(Some("10"), f64::NAN, true, Some("0.0"))]
+fn throughput_is_written_when_it_moved(
+    #[case] old: Option<&str>,
+    #[case] generated: f64,
+    #[case] due: bool,
+    #[case] expected: Option<&str>,
+) {
+    let mut world = World::new(json!({})).pods(&[ready()]);
+    world.may_write_throughput = due;
+    let load = lathe_contract::Load { generation_tokens_per_second: generated, ..Default::default() };
+    world.reports.insert("p0".to_owned(), Report { load: Some(load), ..Default::default() });
+    let old = old.map(|rate| ThroughputStatus { prompt: "0.0".into(), generation: rate.into(), waiting: 0 });
+    world.service.status = Some(InferenceServiceStatus { throughput: old, ..Default::default() });
+    assert_eq!(world.status().throughput.map(|t| t.generation).as_deref(), expected);
+}

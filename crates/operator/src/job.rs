@@ -1,0 +1,279 @@
+//! Jobs and their contracts: how they are built, and where one stands, read from the Job and its pods.
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{
+    api::{
+        batch::v1::{
+            Job, JobCondition, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement,
+            PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
+        },
+        core::v1::{ConfigMap, Pod, PodTemplateSpec},
+    },
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+use kube::{Resource, ResourceExt as _};
+use lathe_api::names;
+use lathe_contract::{
+    CONTRACT_VERSION, Contract, Failure, Mounts, ObjectRef, Outcome, Summary, Task, Trust, exit,
+};
+use lathe_resolve::pod;
+
+use crate::{
+    error::Error,
+    pods::{self, Trouble},
+};
+
+/// A pod that failed is replaced so often.
+const RETRIES: i32 = 3;
+
+/// A Job that is made once and never changed.
+pub struct JobRequest {
+    /// Its name; its contract's ConfigMap is named after it.
+    pub name: String,
+    /// The object that it works for.
+    pub owner: Owner,
+    /// Of the Job.
+    pub labels: BTreeMap<String, String>,
+    /// Of the Job.
+    pub annotations: BTreeMap<String, String>,
+    /// Its pods.
+    pub template: PodTemplateSpec,
+    /// Somebody else (Kueue) lets it start.
+    pub suspended: bool,
+}
+
+/// The object that children belong to.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// Its namespace, which is the children's.
+    pub namespace: String,
+    /// For the children's metadata: garbage collection removes them with it.
+    pub reference: OwnerReference,
+}
+
+impl Owner {
+    /// The children's owner. Without `blockOwnerDeletion`: that would need a right on finalizers.
+    pub fn of<K: Resource<DynamicType = ()>>(object: &K) -> Self {
+        let reference = OwnerReference {
+            api_version: K::api_version(&()).into_owned(),
+            kind: K::kind(&()).into_owned(),
+            name: object.name_any(),
+            uid: object.uid().unwrap_or_default(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        };
+        Self { namespace: object.namespace().unwrap_or_default(), reference }
+    }
+
+    /// True where `child` belongs to this object and not to an earlier one of the same name.
+    pub fn controls<K: Resource>(&self, child: &K) -> bool {
+        child.owner_references().iter().any(|o| o.controller == Some(true) && o.uid == self.reference.uid)
+    }
+
+    /// The object in contracts.
+    pub fn object_ref(&self) -> ObjectRef {
+        ObjectRef {
+            kind: self.reference.kind.clone(),
+            namespace: self.namespace.clone(),
+            name: self.reference.name.clone(),
+            uid: self.reference.uid.clone(),
+        }
+    }
+
+    /// What a worker is told.
+    pub fn contract(&self, trust: &Trust, mounts: Mounts, task: Task) -> Contract {
+        Contract { version: CONTRACT_VERSION, object: self.object_ref(), trust: trust.clone(), mounts, task }
+    }
+
+    fn meta(&self, name: String, labels: BTreeMap<String, String>) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(name),
+            namespace: Some(self.namespace.clone()),
+            labels: Some(labels),
+            owner_references: Some(vec![self.reference.clone()]),
+            ..ObjectMeta::default()
+        }
+    }
+}
+
+/// The ConfigMap with a contract, for the pods of the Job `name`.
+pub fn contract_map(
+    owner: &Owner,
+    name: &str,
+    labels: BTreeMap<String, String>,
+    contract: &Contract,
+) -> Result<ConfigMap, Error> {
+    let data = pod::contract_data(contract).map_err(|source| Error::Build { what: "contract", source })?;
+    Ok(ConfigMap {
+        metadata: owner.meta(names::contract(name), labels),
+        data: Some(data),
+        ..ConfigMap::default()
+    })
+}
+
+/// The Job.
+pub fn build(request: JobRequest) -> Job {
+    let JobRequest { name, owner, labels, annotations, template, suspended } = request;
+    let mut metadata = owner.meta(name, labels);
+    metadata.annotations = (!annotations.is_empty()).then_some(annotations);
+    Job {
+        metadata,
+        spec: Some(JobSpec {
+            backoff_limit: Some(RETRIES),
+            completions: Some(1),
+            parallelism: Some(1),
+            pod_failure_policy: Some(failure_policy()),
+            // Two pods never write one checkpoint.
+            pod_replacement_policy: Some("Failed".to_owned()),
+            suspend: Some(suspended),
+            template,
+            ..JobSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// The first rule that matches counts.
+fn failure_policy() -> PodFailurePolicy {
+    let codes = |code: i32| PodFailurePolicyOnExitCodesRequirement {
+        container_name: Some(pod::CONTAINER.to_owned()),
+        operator: "In".to_owned(),
+        values: vec![code],
+    };
+    let rule =
+        |action: &str| PodFailurePolicyRule { action: action.to_owned(), ..PodFailurePolicyRule::default() };
+    let disrupted = PodFailurePolicyOnPodConditionsPattern {
+        type_: "DisruptionTarget".to_owned(),
+        status: "True".to_owned(),
+    };
+    PodFailurePolicy {
+        rules: vec![
+            // Eviction, preemption, a drained or lost node: nobody's failure.
+            PodFailurePolicyRule { on_pod_conditions: Some(vec![disrupted]), ..rule("Ignore") },
+            // State was saved after SIGTERM: the next pod goes on.
+            PodFailurePolicyRule { on_exit_codes: Some(codes(exit::STOPPED)), ..rule("Ignore") },
+            // The user's input is wrong: trying again cannot help.
+            PodFailurePolicyRule { on_exit_codes: Some(codes(exit::USER)), ..rule("FailJob") },
+        ],
+    }
+}
+
+/// A Job and its pods, as they are.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    /// The Job.
+    pub job: Option<Arc<Job>>,
+    /// Its pods, the newest first.
+    pub pods: Vec<Arc<Pod>>,
+}
+
+/// Where a Job stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    /// There is none.
+    Absent,
+    /// It is held back; no pod runs.
+    Suspended,
+    /// No pod works yet; the trouble is what keeps the newest one, or ended the one before.
+    Waiting(Option<Trouble>),
+    /// A pod works.
+    Running,
+    /// It is done, with the worker's last words where they are still known.
+    Complete(Option<Box<Outcome>>),
+    /// It failed for good.
+    Failed(Trouble),
+}
+
+impl Run {
+    /// The Job `name` of `owner` among those that are known, with its pods.
+    pub fn find(owner: &Owner, name: &str, jobs: &[Arc<Job>], pods: &[Arc<Pod>]) -> Self {
+        let job = jobs.iter().find(|job| job.name_any() == name && owner.controls(&***job)).cloned();
+        job.map_or_else(Self::default, |job| Self::of(job, pods))
+    }
+
+    /// A Job with its pods.
+    pub fn of(job: Arc<Job>, pods: &[Arc<Pod>]) -> Self {
+        let uid = job.uid();
+        let own = |pod: &&Arc<Pod>| pod.owner_references().iter().any(|o| Some(&o.uid) == uid.as_ref());
+        let mut pods: Vec<_> = pods.iter().filter(own).cloned().collect();
+        pods.sort_by_key(|pod| std::cmp::Reverse((pod.metadata.creation_timestamp.clone(), pod.name_any())));
+        Self { job: Some(job), pods }
+    }
+
+    /// The pod that works now.
+    pub fn working(&self) -> Option<&Pod> {
+        let works = |pod: &&Arc<Pod>| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
+        self.pods.iter().find(works).map(|pod| &**pod)
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> State {
+        let Some(job) = &self.job else { return State::Absent };
+        if condition(job, "Complete").is_some() {
+            return State::Complete(self.last_words().map(Box::new));
+        }
+        if let Some(failed) = condition(job, "Failed") {
+            return State::Failed(self.cause(failed));
+        }
+        if self.working().is_some() {
+            return State::Running;
+        }
+        if job.spec.as_ref().and_then(|spec| spec.suspend) == Some(true) {
+            return State::Suspended;
+        }
+        State::Waiting(self.trouble())
+    }
+
+    /// When it ended, well or not.
+    pub fn ended(&self) -> Option<Timestamp> {
+        let job = self.job.as_ref()?;
+        let end = condition(job, "Complete").or_else(|| condition(job, "Failed"))?;
+        end.last_transition_time.as_ref().map(|time| time.0)
+    }
+
+    /// An annotation of the Job.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.job.as_ref()?.annotations().get(key).map(String::as_str)
+    }
+
+    /// The newest pod that has said something; one that was only stopped says nothing of the end.
+    fn last_words(&self) -> Option<Outcome> {
+        let said = self.pods.iter().filter_map(|pod| pods::summary(pod)).map(|Summary { outcome }| outcome);
+        said.into_iter().find(|outcome| !matches!(outcome, Outcome::Stopped { .. }))
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        let stopped =
+            |pod: &Pod| matches!(pods::summary(pod), Some(Summary { outcome: Outcome::Stopped { .. } }));
+        self.pods.iter().filter(|pod| !stopped(pod)).find_map(|pod| pods::trouble(pod))
+    }
+
+    fn cause(&self, failed: &JobCondition) -> Trouble {
+        if let Some(Outcome::Failed(Failure { reason, message, .. })) = self.last_words() {
+            return Trouble { reason, message, stalled: true };
+        }
+        if let Some(trouble) = self.trouble() {
+            return Trouble { stalled: true, ..trouble };
+        }
+        let said = failed.message.as_deref().unwrap_or("the Job failed");
+        let next = "Next: `kubectl describe job` has the cluster's words; then make the object again.";
+        let message = format!("{} and no pod is left to say why. {next}", said.trim_end_matches('.'));
+        Trouble { reason: "WorkerFailed".to_owned(), message, stalled: true }
+    }
+}
+
+fn condition<'a>(job: &'a Job, type_: &str) -> Option<&'a JobCondition> {
+    job.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == type_ && c.status == "True")
+}
+
+/// What a failed look at a user's files is repeated after: they may be put there any minute. A quarter of the time that the
+/// object has been failing, between ten seconds and ten minutes, so nothing needs to be remembered.
+pub fn again_at(created: Option<Timestamp>, failed: Timestamp) -> Timestamp {
+    let failing = created.map_or(SignedDuration::ZERO, |created| failed.duration_since(created));
+    let pause = (failing / 4).clamp(SignedDuration::from_secs(10), SignedDuration::from_mins(10));
+    failed.checked_add(pause).unwrap_or(failed)
+}
+
+#[cfg(test)]
+mod tests;

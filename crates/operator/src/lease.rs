@@ -1,0 +1,187 @@
+//! Leader election by a Lease, as client-go does it: clocks of different machines are never compared, and every write
+//! names the version that it read, so that two replicas cannot both take it.
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease as Object, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::{Api, Client, api::PostParams};
+use tokio::time::{Instant, sleep};
+
+/// A holder that was silent for so long has lost it.
+const DURATION: Duration = Duration::from_secs(15);
+/// A holder that could not renew for so long stops working, well before others begin.
+const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+/// Time between two looks.
+const PERIOD: Duration = Duration::from_secs(2);
+const NAME: &str = "lathe-operator";
+
+/// This replica's view of the Lease.
+pub struct Lease {
+    api: Api<Object>,
+    namespace: String,
+    identity: String,
+    seen: Option<Seen>,
+}
+
+/// The last version that was read, and when this process saw it first.
+struct Seen {
+    object: Object,
+    since: Instant,
+}
+
+/// What to do about the Lease.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// There is none.
+    Create,
+    /// It is ours.
+    Renew,
+    /// Nobody holds it, or its holder is silent.
+    Take,
+    /// Somebody else holds it.
+    Wait,
+}
+
+impl Lease {
+    /// Nothing is read yet.
+    pub fn new(client: Client, namespace: &str, identity: String) -> Self {
+        Self {
+            api: Api::namespaced(client, namespace),
+            namespace: namespace.to_owned(),
+            identity,
+            seen: None,
+        }
+    }
+
+    /// Resolves when this replica holds it.
+    pub async fn acquire(&mut self) {
+        loop {
+            match self.look().await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "the lease could not be read or taken"),
+            }
+            sleep(PERIOD).await;
+        }
+    }
+
+    /// Renews it; resolves when it is lost.
+    pub async fn keep(&mut self) {
+        let mut renewed = Instant::now();
+        while renewed.elapsed() < RENEW_DEADLINE {
+            sleep(PERIOD).await;
+            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
+            match tokio::time::timeout(left, self.look()).await {
+                Ok(Ok(true)) => renewed = Instant::now(),
+                Ok(Ok(false)) => return,
+                Ok(Err(error)) => tracing::warn!(%error, "the lease could not be renewed"),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Gives it to whoever waits, at once.
+    pub async fn release(&mut self) {
+        let Some(Seen { object, .. }) = self.seen.take() else { return };
+        let mut free = object;
+        if let Some(spec) = &mut free.spec {
+            spec.holder_identity = None;
+            spec.lease_duration_seconds = Some(1);
+        }
+        if let Err(error) = self.api.replace(NAME, &PostParams::default(), &free).await {
+            tracing::warn!(%error, "the lease was not released; it runs out by itself");
+        }
+    }
+
+    /// Reads it and does what is to be done; true while it is ours.
+    async fn look(&mut self) -> Result<bool, kube::Error> {
+        let found = self.api.get_opt(NAME).await?;
+        let now = Instant::now();
+        self.seen = found.map(|object| match self.seen.take() {
+            Some(seen) if seen.object.metadata.resource_version == object.metadata.resource_version => seen,
+            _ => Seen { object, since: now },
+        });
+        let current = self.seen.as_ref().and_then(|seen| seen.object.spec.as_ref());
+        let silent = self.seen.as_ref().map_or(Duration::ZERO, |seen| now - seen.since);
+        let step = if self.seen.is_none() { Step::Create } else { step(current, &self.identity, silent) };
+        if step == Step::Wait {
+            return Ok(false);
+        }
+        let wanted = self.wanted(&step, Timestamp::now());
+        let params = PostParams::default();
+        let written = match step {
+            Step::Create => self.api.create(&params, &wanted).await,
+            _ => self.api.replace(NAME, &params, &wanted).await,
+        };
+        match written {
+            Ok(object) => {
+                self.seen = Some(Seen { object, since: Instant::now() });
+                Ok(true)
+            }
+            // Another replica was faster: look again.
+            Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn wanted(&self, step: &Step, now: Timestamp) -> Object {
+        let old = self.seen.as_ref().map(|seen| &seen.object);
+        let spec = old.and_then(|o| o.spec.clone()).unwrap_or_default();
+        let took = *step != Step::Renew;
+        Object {
+            metadata: ObjectMeta {
+                name: Some(NAME.to_owned()),
+                namespace: Some(self.namespace.clone()),
+                resource_version: old.and_then(|o| o.metadata.resource_version.clone()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(LeaseSpec {
+                holder_identity: Some(self.identity.clone()),
+                lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+                acquire_time: if took { Some(MicroTime(now)) } else { spec.acquire_time },
+                renew_time: Some(MicroTime(now)),
+                lease_transitions: Some(spec.lease_transitions.unwrap_or(0) + i32::from(*step == Step::Take)),
+                ..LeaseSpec::default()
+            }),
+        }
+    }
+}
+
+/// `silent`: how long this process has seen the same version.
+fn step(current: Option<&LeaseSpec>, identity: &str, silent: Duration) -> Step {
+    let holder = current.and_then(|spec| spec.holder_identity.as_deref()).filter(|h| !h.is_empty());
+    let promised = current.and_then(|spec| spec.lease_duration_seconds).and_then(|s| u64::try_from(s).ok());
+    match holder {
+        Some(holder) if holder == identity => Step::Renew,
+        Some(_) if silent < promised.map_or(DURATION, Duration::from_secs) => Step::Wait,
+        _ => Step::Take,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::ours(Some("me"), 0, Step::Renew)]
+    #[case::ours_after_a_pause(Some("me"), 99, Step::Renew)]
+    #[case::held(Some("other"), 14, Step::Wait)]
+    #[case::silent(Some("other"), 15, Step::Take)]
+    #[case::released(Some(""), 0, Step::Take)]
+    #[case::free(None, 0, Step::Take)]
+    fn a_lease_is_taken_only_from_nobody_or_a_silent_holder(
+        #[case] holder: Option<&str>,
+        #[case] silent: u64,
+        #[case] expected: Step,
+    ) {
+        let spec = LeaseSpec {
+            holder_identity: holder.map(str::to_owned),
+            lease_duration_seconds: Some(15),
+            ..LeaseSpec::default()
+        };
+        assert_eq!(step(Some(&spec), "me", Duration::from_secs(silent)), expected);
+    }
+}

@@ -1,0 +1,90 @@
+//! Counters of reconciles, for Prometheus.
+use std::time::Instant;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+/// Counters of reconciles.
+pub struct Metrics {
+    registry: Registry,
+    reconciles: Family<Kind, Counter>,
+    failures: Family<Failure, Counter>,
+    seconds: Family<Kind, Histogram>,
+    leader: Gauge,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Failure {
+    kind: &'static str,
+    reason: &'static str,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("lathe_operator");
+        let (reconciles, failures, leader) = (Family::default(), Family::default(), Gauge::default());
+        let histogram: fn() -> Histogram =
+            || Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]);
+        let seconds = Family::new_with_constructor(histogram);
+        registry.register("reconciles", "Reconciles that were started", reconciles.clone());
+        registry.register(
+            "reconcile_failures",
+            "Reconciles that failed and are tried again",
+            failures.clone(),
+        );
+        registry.register("reconcile_duration_seconds", "Duration of reconciles", seconds.clone());
+        registry.register(
+            "leader",
+            "1 while this replica works, 0 while it waits for the lease",
+            leader.clone(),
+        );
+        Self { registry, reconciles, failures, seconds, leader }
+    }
+}
+
+impl Metrics {
+    /// Counts a reconcile; its duration is known when the timer is dropped.
+    pub fn reconcile(&self, kind: &'static str) -> Timer<'_> {
+        self.reconciles.get_or_create(&Kind { kind }).inc();
+        Timer { metrics: self, kind, started: Instant::now() }
+    }
+
+    /// Counts a failure.
+    pub fn failed(&self, kind: &'static str, reason: &'static str) {
+        self.failures.get_or_create(&Failure { kind, reason }).inc();
+    }
+
+    /// This replica works from now on.
+    pub fn lead(&self) {
+        self.leader.set(1);
+    }
+
+    /// In the OpenMetrics text format.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Measures until it is dropped.
+pub struct Timer<'a> {
+    metrics: &'a Metrics,
+    kind: &'static str,
+    started: Instant,
+}
+
+impl Drop for Timer<'_> {
+    fn drop(&mut self) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.metrics.seconds.get_or_create(&Kind { kind: self.kind }).observe(seconds);
+    }
+}

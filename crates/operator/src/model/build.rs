@@ -1,0 +1,56 @@
+//! The objects of an inspection.
+use k8s_openapi::api::{batch::v1::Job, core::v1::ConfigMap};
+use kube::ResourceExt as _;
+use lathe_api::{Model, names};
+use lathe_contract::{InspectTask, SourceRef, Task};
+use lathe_resolve::pod::{self, Mounts, PodRequest};
+
+use super::KIND;
+use crate::{
+    context::Context,
+    error::Error,
+    job::{self, JobRequest, Owner},
+};
+
+/// Half a core: a model on a volume is hashed as a whole.
+const CPU_MILLIS: i64 = 500;
+/// Headers and the tokenizer; files are read in pieces.
+const MEMORY: i64 = 512 << 20;
+/// Small files alone.
+const CACHE: i64 = 1 << 30;
+/// An inspection holds nothing that would have to be saved.
+const GRACE_SECONDS: i64 = 5;
+
+/// The ConfigMap with the contract, and the Job.
+pub fn inspection(
+    model: &Model,
+    context: &Context,
+    (mounts, source): &(Mounts, SourceRef),
+) -> Result<(ConfigMap, Job), Error> {
+    let task = Task::Inspect(InspectTask { source: source.clone(), summary_of: None });
+    let owner = Owner::of(model);
+    let name = names::inspect_job(&model.name_any());
+    let labels = pod::labels(KIND, &model.name_any(), Some(pod::task_name(&task)));
+    let contract = owner.contract(&context.trust, mounts.contract(), task);
+    let checksum = pod::checksum(&contract).map_err(|source| Error::Build { what: "contract", source })?;
+    let map = job::contract_map(&owner, &name, labels.clone(), &contract)?;
+    let template = pod::template(&PodRequest {
+        labels: labels.clone(),
+        image: &context.config.images.cpu,
+        pull_policy: context.config.pull_policy.as_deref(),
+        task: &contract.task,
+        contract: &names::contract(&name),
+        checksum: &checksum,
+        mounts,
+        cpu_millis: CPU_MILLIS,
+        memory: MEMORY,
+        cache: CACHE,
+        placement: None,
+        overrides: None,
+        grace_seconds: GRACE_SECONDS,
+        restart_policy: "Never",
+    });
+    let request =
+        JobRequest { name, owner, labels, annotations: Default::default(), template, suspended: false };
+    Ok((map, job::build(request)))
+}

@@ -1,0 +1,84 @@
+//! `Model`: a pod reads the headers of its source; what it found becomes the status.
+//!
+//! observe (what is there) -> plan (what is missing) -> build (the objects for it) -> apply -> status.
+mod build;
+mod observe;
+mod plan;
+mod status;
+
+use std::sync::Arc;
+
+use futures::{FutureExt as _, future::BoxFuture};
+use jiff::Timestamp;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use kube::{
+    ResourceExt as _,
+    runtime::{controller::Action, reflector::Store, watcher},
+};
+use lathe_api::{Model, names};
+
+use crate::{
+    context::{Context, Scope},
+    error::Error,
+    runtime::{Guard, Reconcile, Stop, Watches},
+};
+use plan::Write;
+
+/// Value of the label `lathe.dev/kind`.
+const KIND: &str = "model";
+
+/// The controller of Models.
+struct Models {
+    context: Arc<Context>,
+    models: Store<Guard<Model>>,
+    jobs: Store<Job>,
+    pods: Store<Pod>,
+}
+
+/// Looks after the Models of `scope` until `stop`.
+pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFuture<'static, ()> {
+    let client = &context.client;
+    let mut watches = Watches::new(scope.api::<Guard<Model>>(client));
+    let ours = watcher::Config::default().labels(&format!("{}={KIND}", names::LABEL_KIND));
+    let models = Models {
+        context: context.clone(),
+        models: watches.objects(),
+        jobs: watches
+            .also(scope.api(client), ours.clone(), |job: &Job, _| crate::runtime::labelled_owner(job)),
+        pods: watches.also(scope.api(client), ours, |pod: &Pod, _| crate::runtime::labelled_owner(pod)),
+    };
+    watches.run(models, stop.clone()).boxed()
+}
+
+impl Reconcile for Models {
+    type Object = Model;
+    const NAME: &'static str = "Model";
+
+    fn context(&self) -> &Context {
+        &self.context
+    }
+
+    async fn reconcile(&self, model: &Model) -> Result<Action, Error> {
+        let writer = &self.context.writer;
+        let observed = observe::observe(self, model, Timestamp::now());
+        let plan = plan::plan(model, &observed);
+        match &plan.write {
+            Write::Nothing => {}
+            Write::Inspect(seen) => {
+                let (contract, job) = build::inspection(model, &self.context, seen)?;
+                writer.apply(&contract).await?;
+                writer.create_once(&job).await?;
+            }
+            Write::DeleteJob => {
+                if let Some(job) = &observed.inspection.job {
+                    writer.delete(&**job).await?;
+                }
+            }
+        }
+        let fresh = status::status(model, &observed, &plan);
+        if writer.status(model, model.status.as_ref(), &fresh).await? {
+            tracing::info!(model = model.name_any(), namespace = ?model.namespace(), reason = plan.view.reason(), "status");
+        }
+        Ok(plan.next.map_or_else(Action::await_change, Action::requeue))
+    }
+}

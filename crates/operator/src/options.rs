@@ -1,0 +1,94 @@
+//! Command line and environment.
+use std::net::SocketAddr;
+
+use clap::{Parser, ValueEnum};
+
+use lathe_resolve::inference::Images;
+
+use crate::context::{ArtifactVolume, Config};
+
+/// Tunes, measures and serves language models on Kubernetes.
+#[derive(Debug, Parser)]
+#[command(name = "lathe-operator", version)]
+pub struct Options {
+    /// Namespace of this installation: its Lease and its key Secret are here.
+    #[arg(long, env = "LATHE_NAMESPACE", default_value = "lathe-system")]
+    pub release_namespace: String,
+    /// Namespaces to look after; none: all of them.
+    #[arg(long, env = "LATHE_NAMESPACES", value_delimiter = ',')]
+    pub namespaces: Vec<String>,
+    /// Image of the worker for processors.
+    #[arg(long, env = "LATHE_WORKER_IMAGE")]
+    pub worker_image: String,
+    /// Image of the worker for NVIDIA devices; without it such a profile needs its own `image`.
+    #[arg(long, env = "LATHE_WORKER_IMAGE_CUDA")]
+    pub worker_image_cuda: Option<String>,
+    /// When nodes pull the worker's image: Always, IfNotPresent or Never; absent: the cluster's default.
+    #[arg(long, env = "LATHE_IMAGE_PULL_POLICY")]
+    pub image_pull_policy: Option<String>,
+    /// Size of the artefact volume that a namespace gets on first need.
+    #[arg(long, env = "LATHE_ARTIFACTS_SIZE", default_value = "20Gi")]
+    pub artifacts_size: String,
+    /// Its storage class; absent: the cluster's default.
+    #[arg(long, env = "LATHE_ARTIFACTS_STORAGE_CLASS")]
+    pub artifacts_storage_class: Option<String>,
+    /// Its access mode: ReadWriteMany, ReadWriteOnce or ReadWriteOncePod.
+    #[arg(long, env = "LATHE_ARTIFACTS_ACCESS_MODE", default_value = "ReadWriteOnce")]
+    pub artifacts_access_mode: String,
+    /// Work only while holding the Lease; needed for more than one replica.
+    #[arg(long, env = "LATHE_LEADER_ELECT")]
+    pub leader_elect: bool,
+    /// Name of this replica in the Lease.
+    #[arg(long, env = "POD_NAME")]
+    pub identity: Option<String>,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, env = "LATHE_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+    /// Form of the log; what is logged is chosen by RUST_LOG, e.g. `info,kube=warn`.
+    #[arg(long, env = "LATHE_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+impl Options {
+    /// What the controllers need of it.
+    pub fn config(&self) -> Config {
+        let given = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
+        Config {
+            release_namespace: self.release_namespace.clone(),
+            namespaces: self.namespaces.iter().filter(|n| !n.is_empty()).cloned().collect(),
+            images: Images { cpu: self.worker_image.clone(), cuda: given(&self.worker_image_cuda) },
+            pull_policy: given(&self.image_pull_policy),
+            artifacts: ArtifactVolume {
+                size: self.artifacts_size.clone(),
+                storage_class: given(&self.artifacts_storage_class),
+                access_mode: self.artifacts_access_mode.clone(),
+            },
+        }
+    }
+
+    /// The pod's name; outside a pod, one that two processes of a machine do not share.
+    pub fn identity(&self) -> String {
+        self.identity.clone().unwrap_or_else(|| format!("lathe-operator-{}", std::process::id()))
+    }
+
+    /// Starts logging to standard error.
+    pub fn start_logging(&self) -> anyhow::Result<()> {
+        use tracing_subscriber::{EnvFilter, fmt};
+        let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new("info"))?;
+        let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let started = match self.log_format {
+            LogFormat::Text => log.try_init(),
+            LogFormat::Json => log.json().try_init(),
+        };
+        started.map_err(|e| anyhow::anyhow!("logging was started twice: {e}"))
+    }
+}

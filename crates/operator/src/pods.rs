@@ -1,0 +1,249 @@
+//! What is wrong with a pod, in words of its status: the scheduler's, the kubelet's, and the worker's own last ones.
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod, PodCondition},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use lathe_contract::{Outcome, Summary};
+use lathe_resolve::pod::{CHECKSUM, CONTAINER};
+
+/// Longest text of others that is repeated in a status.
+const MAX_TEXT: usize = 400;
+
+/// Why a pod does not do its work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// CamelCase.
+    pub reason: String,
+    /// The cause, without the next step where `next` has it.
+    pub message: String,
+    /// True where only a person can take it away.
+    pub stalled: bool,
+}
+
+impl Trouble {
+    fn new(reason: &str, message: String, stalled: bool) -> Self {
+        Self { reason: reason.to_owned(), message, stalled }
+    }
+}
+
+/// Reason of a pod that the scheduler cannot place.
+pub const UNSCHEDULABLE: &str = "Unschedulable";
+
+/// What keeps this pod from working; `None`: nothing that its status knows.
+#[must_use]
+pub fn trouble(pod: &Pod) -> Option<Trouble> {
+    unschedulable(pod)
+        .or_else(|| container(pod).and_then(|status| waiting(pod, status).or_else(|| ended(pod, status))))
+}
+
+/// True where the pod is ready and is not going away.
+#[must_use]
+pub fn is_ready(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && condition(pod, "Ready").is_some_and(|c| c.status == "True")
+}
+
+/// The hash of the contract that the pod was made for.
+#[must_use]
+pub fn checksum(meta: Option<&ObjectMeta>) -> Option<&str> {
+    meta?.annotations.as_ref()?.get(CHECKSUM).map(String::as_str)
+}
+
+/// The worker's last words of this run or, where it runs again, of the one before.
+#[must_use]
+pub fn summary(pod: &Pod) -> Option<Summary> {
+    let status = container(pod)?;
+    let ended =
+        |state: &Option<k8s_openapi::api::core::v1::ContainerState>| state.as_ref()?.terminated.clone();
+    let message = ended(&status.state).or_else(|| ended(&status.last_state))?.message?;
+    Summary::parse(message.as_bytes()).ok()
+}
+
+fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
+    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == type_)
+}
+
+fn container(pod: &Pod) -> Option<&ContainerStatus> {
+    pod.status.as_ref()?.container_statuses.as_ref()?.iter().find(|c| c.name == CONTAINER)
+}
+
+fn unschedulable(pod: &Pod) -> Option<Trouble> {
+    let scheduled = condition(pod, "PodScheduled")?;
+    if scheduled.status != "False" || scheduled.reason.as_deref() != Some("Unschedulable") {
+        return None;
+    }
+    let message = shown(scheduled.message.as_deref().unwrap_or_default());
+    if message.contains("persistentvolumeclaim") && message.contains("not found") {
+        let next = "Next: make the PersistentVolumeClaim, or correct the `pvc://` address.";
+        return Some(Trouble::new("VolumeNotFound", format!("{message}. {next}"), true));
+    }
+    Some(Trouble::new(UNSCHEDULABLE, message, false))
+}
+
+fn waiting(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
+    let waiting = status.state.as_ref()?.waiting.as_ref()?;
+    let message = shown(waiting.message.as_deref().unwrap_or_default());
+    match waiting.reason.as_deref()? {
+        reason @ ("ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull") => {
+            let said = if message.is_empty() { reason } else { &message };
+            let next =
+                "Next: check the image's name and that nodes may pull it (`spec.pod.imagePullSecrets`).";
+            // The first failure may be a hiccup of the registry.
+            let stalled = reason != "ErrImagePull";
+            Some(Trouble::new("ImagePullFailed", format!("image {}: {said}. {next}", status.image), stalled))
+        }
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+            let next = format!("Next: `kubectl describe pod {}` has the node's words.", name(pod));
+            Some(Trouble::new("ContainerFailed", format!("{message}. {next}"), true))
+        }
+        _ => None,
+    }
+}
+
+/// How the worker ended, now or before it was started again.
+fn ended(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
+    if status.ready {
+        return None;
+    }
+    let terminated =
+        |state: &Option<k8s_openapi::api::core::v1::ContainerState>| state.as_ref()?.terminated.clone();
+    let end = terminated(&status.state).or_else(|| terminated(&status.last_state))?;
+    if end.reason.as_deref() == Some("OOMKilled") {
+        let limit = memory_limit(pod).map_or(String::new(), |limit| format!(" of {limit}"));
+        let next = "Next: raise `spec.pod.memory`, or lower what is asked for (context, sequences).";
+        return Some(Trouble::new(
+            "OutOfMemory",
+            format!("the worker was killed at its memory limit{limit}. {next}"),
+            true,
+        ));
+    }
+    let summary = end.message.as_deref().and_then(|message| Summary::parse(message.as_bytes()).ok());
+    if let Some(Summary { outcome: Outcome::Failed(failure) }) = summary {
+        return Some(Trouble::new(&failure.reason, failure.message, failure.user_error));
+    }
+    if end.exit_code == 0 && status.restart_count == 0 {
+        return None;
+    }
+    let next = format!("Next: `kubectl logs {} --previous` says more.", name(pod));
+    let message = format!(
+        "the worker ended with exit code {} ({} restarts). {next}",
+        end.exit_code, status.restart_count
+    );
+    Some(Trouble::new("CrashLoop", message, false))
+}
+
+fn memory_limit(pod: &Pod) -> Option<String> {
+    let container = pod.spec.as_ref()?.containers.iter().find(|c| c.name == CONTAINER)?;
+    Some(container.resources.as_ref()?.limits.as_ref()?.get("memory")?.0.clone())
+}
+
+fn name(pod: &Pod) -> &str {
+    pod.metadata.name.as_deref().unwrap_or_default()
+}
+
+/// Text of the cluster's own components, bounded, on one line, without its full stop.
+pub fn shown(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut line = line.trim().trim_end_matches('.').to_owned();
+    if line.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|&i| line.is_char_boundary(i)).unwrap_or(0);
+        line.truncate(end);
+        line.push('…');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(status: Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "p"},
+            "spec": {"containers": [{"name": "worker", "resources": {"limits": {"memory": "8Gi"}}}]},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    fn container(state: Value, last: Value, ready: bool, restarts: i32) -> Value {
+        json!({"containerStatuses": [{
+            "name": "worker", "image": "r/worker:1", "imageID": "", "ready": ready, "restartCount": restarts,
+            "state": state, "lastState": last,
+        }]})
+    }
+
+    fn waiting(reason: &str, message: &str) -> Value {
+        container(json!({"waiting": {"reason": reason, "message": message}}), json!({}), false, 0)
+    }
+
+    fn ended(reason: &str, code: i32, message: &str) -> Value {
+        let end = json!({"terminated": {"reason": reason, "exitCode": code, "message": message}});
+        container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), end, false, 3)
+    }
+
+    fn unschedulable(message: &str) -> Value {
+        json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]})
+    }
+
+    #[rstest]
+    #[case::no_node(
+        unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
+        "Unschedulable",
+        "Insufficient",
+        false
+    )]
+    #[case::no_claim(
+        unschedulable("persistentvolumeclaim \"x\" not found"),
+        "VolumeNotFound",
+        "make the PersistentVolumeClaim",
+        true
+    )]
+    #[case::image(
+        waiting("ImagePullBackOff", "manifest unknown"),
+        "ImagePullFailed",
+        "image r/worker:1: manifest unknown. Next:",
+        true
+    )]
+    #[case::image_once(waiting("ErrImagePull", ""), "ImagePullFailed", "ErrImagePull", false)]
+    #[case::secret(
+        waiting("CreateContainerConfigError", "secret \"s\" not found"),
+        "ContainerFailed",
+        "kubectl describe pod p",
+        true
+    )]
+    #[case::memory(ended("OOMKilled", 137, ""), "OutOfMemory", "of 8Gi", true)]
+    #[case::own_words(
+        ended("Error", 64, r#"{"outcome":{"failed":{"reason":"ModelNotFound","message":"no such file. Next: look.","userError":true}}}"#),
+        "ModelNotFound", "no such file. Next: look.", true
+    )]
+    #[case::no_words(
+        ended("Error", 101, "thread panicked"),
+        "CrashLoop",
+        "exit code 101 (3 restarts)",
+        false
+    )]
+    fn each_trouble_has_one_name_and_a_next_step(
+        #[case] status: Value,
+        #[case] reason: &str,
+        #[case] words: &str,
+        #[case] stalled: bool,
+    ) {
+        let found = trouble(&pod(status)).unwrap();
+        assert_eq!((found.reason.as_str(), found.stalled), (reason, stalled), "{}", found.message);
+        assert!(found.message.contains(words), "{}", found.message);
+    }
+
+    #[rstest]
+    #[case::starting(json!({}))]
+    #[case::being_made(waiting("ContainerCreating", ""))]
+    #[case::ready_again_after_a_crash(container(
+        json!({"running": {}}), json!({"terminated": {"reason": "Error", "exitCode": 1}}), true, 1
+    ))]
+    #[case::first_end_well(container(json!({"terminated": {"reason": "Completed", "exitCode": 0}}), json!({}), false, 0))]
+    fn no_trouble(#[case] status: Value) {
+        assert_eq!(trouble(&pod(status)), None);
+    }
+}

@@ -1,0 +1,294 @@
+//! How a controller runs: watches with stores, bounded concurrency, a pause that grows with each failure, broken objects
+//! that block nobody.
+//!
+//! Every watch feeds its store before it triggers, so a reconcile sees at least what woke it.
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
+use kube::{
+    Api, Resource, ResourceExt as _,
+    core::{DeserializeGuard, NamespaceResourceScope},
+    runtime::{
+        WatchStreamExt as _,
+        controller::{Action, Config, ReconcileReason, ReconcileRequest, applier, trigger_with},
+        reflector::{ObjectRef, Store, store},
+        watcher,
+    },
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+
+use crate::{apply::Happened, context::Context, error::Error};
+
+/// Reconciles of one controller at a time.
+const CONCURRENCY: u16 = 16;
+/// Many events of one object become one reconcile.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// An object that may be broken (a stored object that an older or newer schema let through).
+pub type Guard<K> = DeserializeGuard<K>;
+
+/// Turns true when the process is to stop.
+pub type Stop = watch::Receiver<bool>;
+
+/// Resolves when the process is to stop.
+pub async fn stopped(mut stop: Stop) {
+    // An error means that the sender is gone: the process is ending.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Kinds that a controller looks after.
+pub trait Kind:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+}
+impl<K> Kind for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// Brings the world closer to what one object asks for.
+pub trait Reconcile: Send + Sync + 'static {
+    /// The kind that is looked after.
+    type Object: Kind;
+    /// Its label in logs and metrics.
+    const NAME: &'static str;
+
+    /// What is shared.
+    fn context(&self) -> &Context;
+
+    /// One round; tells when to look again where nothing changes before.
+    fn reconcile(&self, object: &Self::Object) -> impl Future<Output = Result<Action, Error>> + Send;
+}
+
+/// Watches of a controller, collected before it runs.
+pub struct Watches<K: Kind> {
+    objects: Store<Guard<K>>,
+    queue: Vec<BoxStream<'static, Result<ReconcileRequest<Guard<K>>, watcher::Error>>>,
+    ready: Vec<BoxFuture<'static, ()>>,
+}
+
+impl<K: Kind> Watches<K> {
+    /// Watches the objects themselves.
+    pub fn new(api: Api<Guard<K>>) -> Self {
+        let (objects, writer) = store::<Guard<K>>();
+        let events = watcher(api, watcher::Config::default())
+            .modify(forget_managed_fields)
+            .default_backoff()
+            .reflect(writer)
+            .applied_objects();
+        let own = trigger_with(events, |object: Guard<K>| {
+            Some(ReconcileRequest {
+                obj_ref: ObjectRef::from_obj(&object),
+                reason: ReconcileReason::ObjectUpdated,
+            })
+        });
+        Self { objects, queue: vec![own.boxed()], ready: Vec::new() }
+    }
+
+    /// Objects of the controller's own kind.
+    pub fn objects(&self) -> Store<Guard<K>> {
+        self.objects.clone()
+    }
+
+    /// Watches another kind too; `wakes` names (namespace, name) of the objects that look at one.
+    pub fn also<C>(
+        &mut self,
+        api: Api<C>,
+        config: watcher::Config,
+        wakes: impl Fn(&C, &Store<Guard<K>>) -> Vec<(String, String)> + Send + Sync + 'static,
+    ) -> Store<C>
+    where
+        C: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let (reader, writer) = store::<C>();
+        let events = watcher(api, config)
+            .modify(forget_managed_fields)
+            .default_backoff()
+            .reflect(writer)
+            .touched_objects();
+        let objects = self.objects.clone();
+        let triggers = trigger_with(events, move |object: C| {
+            let woken = wakes(&object, &objects).into_iter();
+            woken.map(|(namespace, name)| ReconcileRequest {
+                obj_ref: ObjectRef::new(&name).within(&namespace),
+                reason: ReconcileReason::Unknown,
+            })
+        });
+        self.queue.push(triggers.boxed());
+        let readiness = reader.clone();
+        // Only a dropped writer is an error, and the queue holds the writer.
+        self.ready.push(async move { drop(readiness.wait_until_ready().await) }.boxed());
+        reader
+    }
+
+    /// Reconciles until `stop`; then finishes what is under way.
+    pub async fn run<R: Reconcile<Object = K>>(self, reconciler: R, stop: Stop) {
+        let Self { objects, queue, ready } = self;
+        let all_ready = futures::future::join_all(ready).map(drop).shared();
+        let pauses = Arc::new(Pauses::default());
+        let context = Arc::new(reconciler);
+        let triggers = futures::stream::select_all(queue).take_until(stopped(stop).boxed());
+        let forgetting = pauses.clone();
+        let results = applier(
+            move |object: Arc<Guard<K>>, reconciler: Arc<R>| {
+                let (ready, pauses) = (all_ready.clone(), pauses.clone());
+                let round = async move {
+                    ready.await;
+                    once(&*reconciler, &object, &pauses).await
+                };
+                tokio::spawn(round)
+                    .map(|joined| joined.unwrap_or_else(|panic| Err(Failed::from(panic))))
+                    .boxed()
+            },
+            move |object, failed: &Failed, reconciler: Arc<R>| {
+                reconciler.context().metrics.failed(R::NAME, failed.category);
+                Action::requeue(forgetting.next(object.uid()))
+            },
+            context,
+            objects,
+            triggers,
+            Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY),
+        );
+        results
+            .for_each(|result| async {
+                match result {
+                    // Children of objects that are gone wake nobody.
+                    Ok(_) | Err(kube::runtime::controller::Error::ObjectNotFound(_)) => {}
+                    Err(error) => tracing::warn!(kind = R::NAME, %error, "a reconcile failed"),
+                }
+            })
+            .await;
+    }
+}
+
+/// One round of one object: what is broken or going is left alone, failures are told.
+async fn once<R: Reconcile>(
+    reconciler: &R,
+    object: &Guard<R::Object>,
+    pauses: &Pauses,
+) -> Result<Action, Failed> {
+    let context = reconciler.context();
+    let _timer = context.metrics.reconcile(R::NAME);
+    let object = match &object.0 {
+        Ok(object) => object,
+        Err(invalid) => {
+            let (namespace, name) = (&invalid.metadata.namespace, &invalid.metadata.name);
+            tracing::warn!(kind = R::NAME, ?namespace, ?name, error = %invalid.error, "an object cannot be read");
+            context.metrics.failed(R::NAME, "InvalidObject");
+            return Ok(Action::await_change());
+        }
+    };
+    if object.meta().deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    match reconciler.reconcile(object).await {
+        Ok(action) => {
+            pauses.clear(object.uid());
+            Ok(action)
+        }
+        Err(error) if error.is_gone() => Ok(Action::await_change()),
+        Err(error) => {
+            let message = error.to_string();
+            let category = error.category();
+            let happened = Happened { good: false, reason: category, action: "Reconcile", message: &message };
+            context.writer.event(object, &happened).await;
+            Err(Failed { category, message })
+        }
+    }
+}
+
+/// A round that failed, as it is logged and counted.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Failed {
+    category: &'static str,
+    message: String,
+}
+
+impl From<tokio::task::JoinError> for Failed {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self { category: "Panicked", message: format!("a reconcile ended in a bug: {error}") }
+    }
+}
+
+/// How often each object failed in a row.
+#[derive(Default)]
+struct Pauses(Mutex<HashMap<String, u32>>);
+
+impl Pauses {
+    /// 1 s, 2 s, 4 s, ... up to five minutes.
+    fn next(&self, uid: Option<String>) -> Duration {
+        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = failures.entry(uid.unwrap_or_default()).or_default();
+        let pause = Duration::from_secs(1 << (*count).min(9)).min(LONGEST_PAUSE);
+        *count = count.saturating_add(1);
+        pause
+    }
+
+    fn clear(&self, uid: Option<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid.unwrap_or_default());
+    }
+}
+
+/// Half of an object's bytes, and nobody reads them.
+fn forget_managed_fields<K: Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+}
+
+/// The object that a child's labels name, as (namespace, name): it is woken when the child changes.
+pub fn labelled_owner<K: Resource>(child: &K) -> Vec<(String, String)> {
+    let name = child.labels().get(lathe_api::names::LABEL_NAME).cloned();
+    child.namespace().zip(name).into_iter().collect()
+}
+
+/// The readable ones of a store.
+pub fn readable<K: Clone + Resource<DynamicType = ()> + 'static>(store: &Store<Guard<K>>) -> Vec<K> {
+    store.state().iter().filter_map(|guard| guard.0.as_ref().ok().cloned()).collect()
+}
+
+/// One object of a store, where it is there and readable.
+pub fn lookup<K>(store: &Store<Guard<K>>, namespace: &str, name: &str) -> Option<K>
+where
+    K: Clone + Resource<DynamicType = (), Scope = NamespaceResourceScope> + 'static,
+{
+    let found = store.get(&ObjectRef::new(name).within(namespace))?;
+    found.0.as_ref().ok().cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_of_one_object_doubles_up_to_five_minutes_and_ends_with_success() {
+        let pauses = Pauses::default();
+        let uid = || Some("a".to_owned());
+        let seconds: Vec<u64> = (0..11).map(|_| pauses.next(uid()).as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        assert_eq!(pauses.next(Some("b".to_owned())).as_secs(), 1);
+        pauses.clear(uid());
+        assert_eq!(pauses.next(uid()).as_secs(), 1);
+    }
+}
