@@ -1,13 +1,16 @@
 //! The first allowed profile that can hold a service, and what a pod then needs.
 use std::collections::BTreeSet;
 
-use lathe_api::{AcceleratorProfile, InferenceServiceSpec, PlanLine, PlanStatus, Runtime, WeightPrecision};
+use lathe_api::{AcceleratorProfile, InferenceServiceSpec, PlanLine, PlanStatus, WeightPrecision};
 use lathe_plan::{
     AdapterBudget, ModelShape, PlanError, Precision, ServePlan, ServeRequest, Target, Totals, plan_serving,
 };
 
 use super::ServeFacts;
-use crate::Rejection;
+use crate::{
+    Rejection,
+    profiles::{by_price, image, price, quantity},
+};
 
 /// Worker images by runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,23 +98,6 @@ pub(super) fn choose<'a>(
         }
     }
     Err(rejection(&passed))
-}
-
-/// The cheapest first; one without a price last.
-fn by_price(profiles: &[AcceleratorProfile]) -> Vec<&AcceleratorProfile> {
-    let price = |p: &AcceleratorProfile| {
-        p.spec.price.as_ref().and_then(|price| price.per_hour.value()).unwrap_or(f64::INFINITY)
-    };
-    let mut sorted: Vec<_> = profiles.iter().collect();
-    sorted.sort_by(|a, b| price(a).total_cmp(&price(b)).then_with(|| a.metadata.name.cmp(&b.metadata.name)));
-    sorted
-}
-
-fn image(profile: &AcceleratorProfile, images: &Images) -> Option<String> {
-    profile.spec.image.clone().or_else(|| match profile.spec.runtime {
-        Runtime::CPU => Some(images.cpu.clone()),
-        Runtime::CUDA => images.cuda.clone(),
-    })
 }
 
 /// A plan within the profile's memory, and the devices it takes; or why there is none.
@@ -226,7 +212,7 @@ fn chosen<'a>(
     let line = |name: &str, value: String| PlanLine { name: name.to_owned(), value };
     let rows =
         [("weights", weights), ("cache", cache), ("workspace", workspace + activations), ("total", total)];
-    let price = profile.spec.price.as_ref().and_then(|p| Some((p.per_hour.value()?, p.currency.as_str())));
+    let price = price(profile).zip(profile.spec.price.as_ref().map(|price| price.currency.as_str()));
     // What the user says of the pod is what it gets.
     let own = |quantity: Option<&lathe_api::Quantity>| quantity.map(|q| q.0.clone());
     let cpu = own(spec.pod.as_ref().and_then(|pod| pod.cpu.as_ref()));
@@ -258,15 +244,6 @@ fn with_overhead(bytes: u64) -> u64 {
 
 fn without_overhead(bytes: u64) -> u64 {
     bytes.saturating_sub(OVERHEAD) / 21 * 20
-}
-
-/// A quantity for people: whole mebibytes, from ten gibibytes on tenths of a gibibyte.
-fn quantity(bytes: u64) -> String {
-    if bytes < 10 << 30 {
-        format!("{}Mi", bytes.div_ceil(1 << 20))
-    } else {
-        format!("{:.1}Gi", bytes as f64 / (1_u64 << 30) as f64)
-    }
 }
 
 fn invalid(error: &PlanError) -> Rejection {
