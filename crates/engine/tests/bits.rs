@@ -125,7 +125,8 @@ fn a_step_that_is_not_finite_is_refused_and_changes_nothing() {
 #[test]
 fn an_interrupted_step_changes_nothing() {
     let shape = llama();
-    let request = TrainRequest { micro_batch_tokens: Some(40), ..request(&TrainMethod::Full, Precision::F32) };
+    let request =
+        TrainRequest { micro_batch_tokens: Some(40), ..request(&TrainMethod::Full, Precision::F32) };
     let expected = trained(&shape, &request, 2).1;
     let (mut trainer, before) = trained(&shape, &request, 1);
     let rows = rows(&shape, &LENGTHS);

@@ -9,18 +9,18 @@
 
 mod buffers;
 pub mod estimate;
+mod method;
 mod serving;
 mod shape;
 mod tensors;
 mod training;
 
 pub use buffers::{Buffer, Category, Element, Totals};
+pub use method::{LoraSpec, Precision, Target, TrainMethod};
 pub use serving::{AdapterBudget, BLOCK, ServePlan, ServeRequest, plan_serving};
 pub use shape::{ModelShape, RopeScaling};
 pub use tensors::{PANEL, Tensor, TensorKind, packed_len};
-pub use training::{
-    LoraSpec, NORM_CHUNK, Precision, Target, TrainMethod, TrainPlan, TrainRequest, loss_chunk, plan_training,
-};
+pub use training::{NORM_CHUNK, TrainPlan, TrainRequest, loss_chunk, plan_training};
 
 /// Why a plan cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,157 +1,14 @@
 //! What a training run holds.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
 use crate::buffers::List;
 use crate::shape::wrong;
-use crate::{BLOCK, Buffer, Category, Element, ModelShape, PlanError, Totals, packed_len};
+use crate::{
+    BLOCK, Buffer, Category, Element, ModelShape, PlanError, Precision, Totals, TrainMethod, packed_len,
+};
 use Category::{Activations, Gradients, Optimizer, Weights, Workspace};
-use Element::{BF16, F32, F64, U32, U64};
-
-/// How a model's matrices are held. Norms and biases are f32 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Precision {
-    /// 4 bytes a weight.
-    F32,
-    /// 2 bytes a weight, widened to f32 inside the products.
-    BF16,
-}
-
-impl Precision {
-    /// The element type of the matrices.
-    pub fn element(self) -> Element {
-        match self {
-            Precision::F32 => F32,
-            Precision::BF16 => BF16,
-        }
-    }
-}
-
-/// A linear layer of a block that an adapter may change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Target {
-    /// `self_attn.q_proj`
-    Q,
-    /// `self_attn.k_proj`
-    K,
-    /// `self_attn.v_proj`
-    V,
-    /// `self_attn.o_proj`
-    O,
-    /// `mlp.gate_proj`
-    Gate,
-    /// `mlp.up_proj`
-    Up,
-    /// `mlp.down_proj`
-    Down,
-}
-
-impl Target {
-    /// All seven, in the order of the forward pass.
-    pub const ALL: [Target; 7] =
-        [Target::Q, Target::K, Target::V, Target::O, Target::Gate, Target::Up, Target::Down];
-
-    /// The last part of Hugging Face's name, e.g. `q_proj` (what PEFT's `target_modules` lists).
-    pub fn name(self) -> &'static str {
-        self.path().rsplit('.').next().unwrap_or_default()
-    }
-
-    /// Hugging Face's name inside a block, e.g. `self_attn.q_proj`.
-    pub fn path(self) -> &'static str {
-        match self {
-            Target::Q => "self_attn.q_proj",
-            Target::K => "self_attn.k_proj",
-            Target::V => "self_attn.v_proj",
-            Target::O => "self_attn.o_proj",
-            Target::Gate => "mlp.gate_proj",
-            Target::Up => "mlp.up_proj",
-            Target::Down => "mlp.down_proj",
-        }
-    }
-
-    /// Hugging Face's name of the module, e.g. `model.layers.3.self_attn.q_proj`.
-    pub fn module(self, layer: usize) -> String {
-        format!("model.layers.{layer}.{}", self.path())
-    }
-
-    /// The target that PEFT calls `name`.
-    pub fn from_name(name: &str) -> Option<Target> {
-        Target::ALL.into_iter().find(|t| t.name() == name)
-    }
-}
-
-/// A low-rank adapter: `y = W x + (alpha / rank) B A dropout(x)`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LoraSpec {
-    /// Inner width; 1 to 1024.
-    pub rank: usize,
-    /// Numerator of the scale.
-    pub alpha: f32,
-    /// Share of the adapter's inputs dropped in training, 0 up to but not including 1.
-    pub dropout: f32,
-    /// Which linear layers are changed, in every block.
-    pub targets: BTreeSet<Target>,
-}
-
-impl LoraSpec {
-    /// The factor before `B A x`.
-    pub fn scale(&self) -> f32 {
-        self.alpha / self.rank as f32
-    }
-
-    /// Refuses adapters that cannot be.
-    ///
-    /// # Errors
-    /// [`PlanError::Shape`].
-    pub fn validate(&self) -> Result<(), PlanError> {
-        if self.rank == 0 || self.rank > 1024 {
-            return Err(wrong("rank", "between 1 and 1024".to_owned(), self.rank));
-        }
-        if !self.alpha.is_finite() || self.alpha <= 0.0 {
-            return Err(wrong("alpha", "a positive number".to_owned(), self.alpha));
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(wrong("dropout", "at least 0 and less than 1".to_owned(), self.dropout));
-        }
-        if self.targets.is_empty() {
-            return Err(wrong("targets", "at least one linear layer".to_owned(), "none"));
-        }
-        Ok(())
-    }
-
-    /// Elements of one adapter as the engine holds it: `A` and `B` of every target of every block.
-    ///
-    /// # Errors
-    /// [`PlanError::TooLarge`].
-    pub fn stored_len(&self, shape: &ModelShape) -> Result<usize, PlanError> {
-        let mut per_layer = 0;
-        for &target in &self.targets {
-            let (rows, columns) = shape.linear(target);
-            per_layer += packed_len(self.rank, columns)? + packed_len(rows, self.rank)?;
-        }
-        per_layer
-            .checked_mul(shape.layers)
-            .ok_or_else(|| PlanError::TooLarge { what: "the adapter".to_owned() })
-    }
-
-    /// Number of trained weights.
-    pub fn parameters(&self, shape: &ModelShape) -> u64 {
-        let per_layer: usize =
-            self.targets.iter().map(|&t| shape.linear(t)).map(|(o, i)| (o + i) * self.rank).sum();
-        per_layer as u64 * shape.layers as u64
-    }
-}
-
-/// What is trained.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum TrainMethod {
-    /// Every weight.
-    Full,
-    /// An adapter; the model's weights stay as they are.
-    Lora(LoraSpec),
-}
+use Element::{F32, F64, U32, U64};
 
 /// What a training run is asked to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -222,6 +79,9 @@ pub fn plan_training(shape: &ModelShape, request: &TrainRequest) -> Result<Train
     if request.batch_tokens > 1 << 28 || request.threads == 0 || request.threads > 4096 {
         let found = format!("{} and {}", request.batch_tokens, request.threads);
         return Err(wrong("batchTokens and threads", "at most 2^28, and 1 to 4096".to_owned(), found));
+    }
+    if let Some(tokens) = request.micro_batch_tokens.filter(|&tokens| tokens > 1 << 28) {
+        return Err(wrong("micro_batch_tokens", "at most 2^28".to_owned(), tokens));
     }
     let largest = request.micro_batch_tokens.unwrap_or(request.batch_tokens.min(ENOUGH_TOKENS)).max(row);
     let mut smallest = None;

@@ -15,7 +15,7 @@ pub enum Event {
     /// The host wrote.
     Write(Buf),
     /// An operation was enqueued.
-    Op(Op),
+    Op(Box<Op>),
     /// The host read back.
     Read(Buf),
 }
@@ -61,7 +61,7 @@ impl<D: Device> Device for Recorder<D> {
     }
 
     fn enqueue(&mut self, op: Op) {
-        self.note(Event::Op(op.clone()));
+        self.note(Event::Op(Box::new(op.clone())));
         self.inner.enqueue(op);
     }
 

@@ -2,6 +2,7 @@
 
 mod batch;
 mod optimizer;
+mod settings;
 mod state;
 
 use std::io::{Read, Write};
@@ -16,67 +17,7 @@ use crate::device::{Buf, Data, DataMut, Op};
 use crate::{Adapter, Dtype, Error, Model, NamedTensor, Result, pack};
 use batch::{Device as BatchBuffers, Host};
 use optimizer::Parameters;
-
-/// One training row.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Row {
-    /// At least two tokens, at most the plan's `max_row_tokens`.
-    pub tokens: Vec<u32>,
-    /// Per token the weight of its prediction from the tokens before it in the loss: 0 for a prompt, 1 for an
-    /// answer. As long as `tokens`; the first is ignored (nothing predicts it).
-    pub weights: Vec<f32>,
-}
-
-/// How the learning rate moves after the warm-up (whose step `i` of `n`, from 1, has `i / n` of the peak).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Schedule {
-    /// Stays.
-    Constant,
-    /// Falls linearly towards 0 after the last step.
-    Linear,
-    /// Falls by half a cosine towards 0 after the last step.
-    Cosine,
-}
-
-/// AdamW and its schedule. Weight decay applies to matrices only, as is usual.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Hyper {
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// What follows the warm-up.
-    pub schedule: Schedule,
-    /// Steps of the warm-up.
-    pub warmup_steps: u64,
-    /// Steps of the whole run.
-    pub total_steps: u64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub epsilon: f64,
-    /// Gradients longer than this are scaled down to it.
-    pub max_grad_norm: Option<f64>,
-    /// Seed of the adapter's first values and of dropout.
-    pub seed: u64,
-}
-
-/// What a step did.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepStats {
-    /// The step's number, from 1.
-    pub step: u64,
-    /// Mean negative log-likelihood over the weighted tokens, before the update.
-    pub loss: f64,
-    /// Tokens of all rows.
-    pub tokens: u64,
-    /// Norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// The learning rate that was applied.
-    pub learning_rate: f64,
-}
+pub use settings::{Hyper, Row, Schedule, StepStats};
 
 /// Trains a model: owns it and the optimizer's state.
 pub struct Trainer {

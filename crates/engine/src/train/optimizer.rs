@@ -1,37 +1,15 @@
-//! What is trained, where its gradients and moments lie, and how the learning rate moves.
+//! What is trained, and where its gradients and moments lie.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use lathe_plan::{Element, LoraSpec, ModelShape, Target, TensorKind, TrainMethod, TrainPlan, packed_len};
 
-use super::{Hyper, Schedule};
+use super::Hyper;
 use crate::adapter::{extents, modules};
 use crate::decoder::{LayerGradients, LayerLora, Planned};
 use crate::device::{Buf, Data, Device, LoraSlot, Op};
 use crate::{Error, Model, Result, pack};
-
-impl Hyper {
-    /// The learning rate of the step after `done` steps.
-    pub fn learning_rate_at(&self, done: u64) -> f64 {
-        if done < self.warmup_steps {
-            return self.learning_rate * (done + 1) as f64 / self.warmup_steps as f64;
-        }
-        let rest = self.total_steps.saturating_sub(self.warmup_steps).max(1);
-        let progress = ((done - self.warmup_steps) as f64 / rest as f64).min(1.0);
-        self.learning_rate
-            * match self.schedule {
-                Schedule::Constant => 1.0,
-                Schedule::Linear => 1.0 - progress,
-                Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
-            }
-    }
-
-    /// The seed of one row's dropout: of the step and the row's place in it, not of micro-batches.
-    pub(super) fn row_seed(&self, step: u64, row: usize) -> u64 {
-        crate::random::bits(crate::random::mix(self.seed), step << 32 | row as u64)
-    }
-}
 
 /// A trained tensor: its place in the flat ranges, and its weights.
 #[derive(Debug, Clone)]

@@ -1,0 +1,51 @@
+//! What a sequence is given and what a step gives back.
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the likeliest token always (greedy).
+    pub temperature: f32,
+    /// Only the likeliest tokens whose probabilities sum to this; 1 for all.
+    pub top_p: f32,
+    /// Only this many of the likeliest tokens; 0 for all.
+    pub top_k: usize,
+    /// Equal seeds give equal answers, in any batch.
+    pub seed: u64,
+}
+
+/// An adapter that was added to a [`crate::Generator`]; never used twice, so it works as the adapter's generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterId(pub u64);
+
+/// A token that a step produced.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Emitted {
+    /// The sequence.
+    pub sequence: u64,
+    /// Its next token.
+    pub token: u32,
+    /// The token's log-probability under the model (before temperature and cuts).
+    pub log_prob: f32,
+    /// The sequence has reached its `max_new_tokens` or the context and is gone; otherwise it goes on until
+    /// [`crate::Generator::remove`].
+    pub finished: bool,
+}
+
+/// What is free and what is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Blocks of the cache.
+    pub total_blocks: usize,
+    /// Blocks that no sequence holds.
+    pub free_blocks: usize,
+    /// Tokens of a block.
+    pub block_tokens: usize,
+    /// Sequences in the cache.
+    pub running: usize,
+    /// Sequences that wait for room.
+    pub waiting: usize,
+    /// Sequences in one step, at most.
+    pub max_sequences: usize,
+    /// Adapters that can still be added.
+    pub free_adapter_slots: usize,
+}
