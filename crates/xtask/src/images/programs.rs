@@ -1,7 +1,7 @@
 //! Static programs for images: no library of the base system is needed, so there is no base.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -66,12 +66,12 @@ fn executable(messages: &str, name: &str) -> Option<PathBuf> {
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
-/// No path of this machine shows in a program: so two machines build the same.
+/// No path of this machine shows in a program: so two machines build the same. Our own sources are named relative to
+/// the checkout already; its path must not be a flag, or each checkout would compile every dependency anew.
 fn remapped() -> Result<Vec<String>> {
     let home = std::env::home_dir().context("HOME is not set")?;
     let cargo = std::env::var_os("CARGO_HOME").map_or(home.join(".cargo"), PathBuf::from);
-    let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
-    Ok(vec![remap(&cargo, "/cargo"), remap(&paths::repository(), "/lathe")])
+    Ok(vec![format!("--remap-path-prefix={}=/cargo", cargo.display())])
 }
 
 fn host_triple() -> Result<String> {
