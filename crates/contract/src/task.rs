@@ -237,7 +237,7 @@ pub struct CheckpointPolicy {
     pub interval_seconds: i64,
     /// Checkpoints that stay; older ones go.
     pub keep: i32,
-    /// Folder of checkpoints (`pvc://`).
+    /// Folder of checkpoints (`pvc://`). Each run has its own below it, named by the hash of its settings.
     pub destination: SourceRef,
 }
 
@@ -310,7 +310,8 @@ pub struct Gate {
 pub struct OutputTarget {
     /// Name of the `Model` that will be made.
     pub model_name: String,
-    /// Folder in which the artefact's own folder (named by its digest) is made.
+    /// Folder below which results go: the artefact to `<model_name>/<hex digits of its digest>/`, its record
+    /// (`summary.json`, `report.json`) to `<model_name>/jobs/<uid>/` and `<model_name>/inputs/<hash>/`.
     pub destination: SourceRef,
 }
 
@@ -372,7 +373,7 @@ pub struct EvaluateTask {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct InspectTask {
-    /// The model's files, or with `summary_of` the folder of artefacts.
+    /// The model's files, or with `summary_of` the folder `<destination>/<model_name>` of that job's output.
     pub source: SourceRef,
     /// UID of a FineTuneJob whose summary is repeated from the report beside its artefact.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,5 @@
 //! Tasks that end: run on a thread of their own, with the control port open, until done, failed or stopped.
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::control::{self, Access, Control};
-use crate::failure::{Done, Halt};
+use crate::failure::{Done, Halt, io};
 use crate::status::Status;
 use crate::{check_data, evaluate, inspect, summary, train};
 
@@ -21,8 +22,12 @@ const STOP_BUDGET: Duration = Duration::from_secs(25);
 /// What the command line says beside the contract.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Port of the control port; 0 takes a free one.
+    /// The control port's address.
+    pub control_addr: Option<SocketAddr>,
+    /// The control port, where it has no address; 0 takes a free one.
     pub control_port: u16,
+    /// File to write the chosen address to, as JSON.
+    pub addr_file: Option<PathBuf>,
     /// Where the summary is written.
     pub summary: PathBuf,
 }
@@ -30,24 +35,28 @@ pub struct Settings {
 /// Runs the contract's task and returns the exit code.
 pub async fn run(contract: Contract, settings: Settings, stop: CancellationToken) -> i32 {
     let status = Status::default();
-    let outcome = match open_control(&contract, settings.control_port, &status).await {
+    let outcome = match open_control(&contract, &settings, &status).await {
         Ok(()) => carry_out(contract, &status, stop).await,
         Err(halt) => summary::outcome(Err(halt), None),
     };
-    status.phase(Phase::Done, "");
+    status.update(|report| report.phase = Phase::Done);
     let code = summary::exit_code(&outcome);
     summary::write(&settings.summary, outcome);
     code
 }
 
-async fn open_control(contract: &Contract, port: u16, status: &Status) -> Done<()> {
+async fn open_control(contract: &Contract, settings: &Settings, status: &Status) -> Done<()> {
     let access = Access::new(&contract.object, &contract.trust).map_err(|error| {
         Halt::user("InvalidContract", format!("`trust`: {error}"), "let the operator write it again")
     })?;
-    let listener = control::bind(&access, port).await.map_err(|error| {
-        Halt::transient("PortTaken", format!("control port {port}: {error}"), "free the port")
-    })?;
-    tracing::info!(address = listener.local_addr().ok().map(tracing::field::display), "control port is open");
+    let listener = control::listen(&access, settings.control_addr, settings.control_port).await?;
+    let address = listener.local_addr().map_err(|error| io(&error, &"the control port"))?;
+    tracing::info!(%address, "control port is open");
+    if let Some(path) = &settings.addr_file {
+        let line = serde_json::json!({"message": "listening", "controlAddr": address.to_string()});
+        std::fs::write(path, format!("{line}\n"))
+            .map_err(|error| io(&error, &format!("cannot write {}", path.display())))?;
+    }
     let control = Arc::new(Control::new(access, status.clone(), Registry::default()));
     control.set_ready(true);
     let router = control::router(control, Router::new());

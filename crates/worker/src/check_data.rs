@@ -25,14 +25,17 @@ pub fn run(context: &Context, task: &CheckDataTask) -> Done<Outcome> {
     let max_tokens = usize::try_from(task.sequence_length).unwrap_or_default().max(2);
     if max_tokens > words.config.shape.max_position {
         let most = words.config.shape.max_position;
-        let cause = format!("`sequenceLength` must be at most {most}, the context of {what} (found {max_tokens})");
+        let cause =
+            format!("`sequenceLength` must be at most {most}, the context of {what} (found {max_tokens})");
         return Err(Halt::user("InvalidSettings", cause, "lower `training.sequenceLength`"));
     }
     let encoder = encoder_of(&words.config, &words.tokenizer, words.template.as_ref(), max_tokens);
     let report = dataset::check(&rows.train, rows.held.as_ref(), &encoder)?;
     if let Some(first) = report.problems.first() {
         let all = report.rows + report.evaluation_rows + report.bad_rows;
-        return Err(DatasetError::MalformedRow { first: first.clone(), bad: report.bad_rows, rows: all }.into());
+        return Err(
+            DatasetError::MalformedRow { first: first.clone(), bad: report.bad_rows, rows: all }.into()
+        );
     }
     Ok(Outcome::DataChecked(CheckDataReport {
         format: rows.train.format.name().to_owned(),
@@ -58,7 +61,8 @@ struct Words {
 impl Words {
     fn of(headers: &Headers) -> Done<Self> {
         let text = |name: &str| headers.small.get(name).map(Vec::as_slice);
-        let config = ModelConfig::parse(small(&headers.small, "config.json")?, text("generation_config.json"))?;
+        let config =
+            ModelConfig::parse(small(&headers.small, "config.json")?, text("generation_config.json"))?;
         let tokenizer = Tokenizer::parse(small(&headers.small, "tokenizer.json")?, config.shape.vocab)?;
         let template = ChatTemplate::parse(text("tokenizer_config.json"), text("chat_template.jinja"))?;
         Ok(Words { config, tokenizer, template })

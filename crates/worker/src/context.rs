@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use lathe_contract::{Mounts, ObjectRef, SourceRef};
 use lathe_source::{CancellationToken, Credentials, Digest, Fetched, Headers, Location, Options, Update};
+use tempfile::TempDir;
 use tokio::runtime::Handle;
 
-use crate::failure::{Done, Halt};
+use crate::failure::{Done, Halt, io};
 use crate::status::Status;
 
 /// How often a fetch's progress is told.
@@ -99,6 +100,17 @@ impl Context {
         }
     }
 
+    /// A folder for files on their way, removed when it is dropped: below the cache, for the root is read-only in a pod.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn scratch(&self) -> Done<TempDir> {
+        let cache = Path::new(&self.mounts.cache);
+        std::fs::create_dir_all(cache)
+            .and_then(|()| tempfile::Builder::new().prefix("scratch-").tempdir_in(cache))
+            .map_err(|error| io(&error, &format!("cannot make a folder in {}", cache.display())))
+    }
+
     fn place(&self, source: &SourceRef) -> Done<(Location, Options)> {
         let location = Location::parse(&source.uri, source.revision.as_deref(), source.digest.as_deref())?;
         let mut options = Options::new(&self.mounts.cache);
@@ -112,7 +124,9 @@ impl Context {
 fn amount(update: &Update<'_>) -> String {
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     match update.total {
-        Some(total) => format!("{:.0} of {:.0} MB ({})", megabytes(update.done), megabytes(total), update.file),
+        Some(total) => {
+            format!("{:.0} of {:.0} MB ({})", megabytes(update.done), megabytes(total), update.file)
+        }
         None => format!("{:.0} MB ({})", megabytes(update.done), update.file),
     }
 }

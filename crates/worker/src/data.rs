@@ -63,9 +63,8 @@ impl Files {
         if let Some(source) = &input.evaluation {
             let (file, more) = fetch_one(context, "evaluation data", source)?;
             evaluation = Some(file);
-            entries.extend(
-                more.into_iter().map(|e| FileEntry { path: format!("evaluation/{}", e.path), ..e }),
-            );
+            entries
+                .extend(more.into_iter().map(|e| FileEntry { path: format!("evaluation/{}", e.path), ..e }));
         }
         Ok(Files { train, evaluation, digest: digest_of(&entries) })
     }
@@ -108,7 +107,8 @@ impl Files {
 
 fn fetch_one(context: &Context, what: &str, source: &SourceRef) -> Done<(PathBuf, Vec<FileEntry>)> {
     let fetched = context.fetch(what, source)?;
-    let Some(file) = fetched.file().filter(|_| fetched.files.iter().all(|f| f.path.ends_with(".jsonl"))) else {
+    let Some(file) = fetched.file().filter(|_| fetched.files.iter().all(|f| f.path.ends_with(".jsonl")))
+    else {
         let cause = format!("{what}: {} holds {} files", source.uri, fetched.files.len());
         return Err(Halt::user("NotOneFile", cause, "name the one .jsonl file in `uri`"));
     };

@@ -96,16 +96,22 @@ impl From<SourceError> for Halt {
                 "correct `uri` or put the files there"
             }
             SourceError::PickleRefused { .. } => "convert the weights to safetensors",
-            SourceError::DigestMismatch { .. } => "correct `digest`, or restore the files that it was made of",
+            SourceError::DigestMismatch { .. } => {
+                "correct `digest`, or restore the files that it was made of"
+            }
             SourceError::DiskFull { .. } => "enlarge the volume, or free space on it",
-            SourceError::AlreadyExists { .. } => "choose another `output.destination`, or remove what is there",
+            SourceError::AlreadyExists { .. } => {
+                "choose another `output.destination`, or remove what is there"
+            }
             SourceError::TooLarge { .. } | SourceError::Malformed { .. } => "replace the damaged file",
             SourceError::Refused { .. } => "correct the location or its credentials",
             SourceError::ChecksumMismatch { .. }
             | SourceError::Io { .. }
             | SourceError::Unreachable { .. }
             | SourceError::Changed { .. }
-            | SourceError::Incomplete { .. } => "nothing: it is tried again; if it stays, look at that server or volume",
+            | SourceError::Incomplete { .. } => {
+                "nothing: it is tried again; if it stays, look at that server or volume"
+            }
             SourceError::Cancelled => return Halt::Stopped,
         };
         Halt::new(error.reason(), &error, next, error.fault() == Fault::User)
@@ -125,7 +131,9 @@ impl From<FileError> for Halt {
             | FileError::Field { .. }
             | FileError::Malformed { .. }
             | FileError::MissingTensor { .. } => ("MalformedModel", "replace the model's files"),
-            FileError::Template(_) => ("ChatTemplateFailed", "correct the model's chat template, or the messages"),
+            FileError::Template(_) => {
+                ("ChatTemplateFailed", "correct the model's chat template, or the messages")
+            }
             FileError::Tokenizer(_) => ("TokenizerFailed", "replace the model's tokenizer.json"),
             FileError::Engine(_) => {
                 let FileError::Engine(engine) = error else { return Halt::Stopped };
@@ -141,6 +149,7 @@ impl From<lathe_engine::Error> for Halt {
         use lathe_engine::Error;
         use lathe_plan::PlanError;
         let (reason, next) = match &error {
+            Error::Interrupted => return Halt::Stopped,
             Error::Io(source) => return io(source, &error),
             Error::MissingTensor { .. } | Error::TensorShape { .. } | Error::TensorBytes { .. } => {
                 ("MalformedModel", "replace the model's files")
@@ -161,7 +170,9 @@ impl From<lathe_engine::Error> for Halt {
                 "lower `training.learningRate` or raise `training.warmup`, and look at the rows of that step",
             ),
             Error::Row { .. } | Error::Sequence { .. } => ("InvalidRow", "correct the row"),
-            Error::Adapter { .. } => ("AdapterBaseMismatch", "use the adapter with the base that it was made for"),
+            Error::Adapter { .. } => {
+                ("AdapterBaseMismatch", "use the adapter with the base that it was made for")
+            }
             Error::State { .. } => ("CheckpointUnusable", "remove the checkpoint"),
             Error::OutOfMemory { .. } => {
                 return Halt::transient("OutOfMemory", &error, "give the pod more memory");
@@ -189,7 +200,11 @@ pub fn io(source: &std::io::Error, text: &dyn Display) -> Halt {
         ErrorKind::PermissionDenied => {
             Halt::user("Unauthorized", text, "let the pod's user or fsGroup read and write it")
         }
-        _ => Halt::transient("InputOutput", text, "nothing: it is tried again; if it stays, look at the volume"),
+        _ => Halt::transient(
+            "InputOutput",
+            text,
+            "nothing: it is tried again; if it stays, look at the volume",
+        ),
     }
 }
 

@@ -57,14 +57,21 @@ fn describe(headers: &Headers) -> Done<InspectReport> {
         ..InspectReport::default()
     };
     if headers.weights.is_empty() {
-        return Err(Halt::user("MalformedModel", "there are no *.safetensors files", "put the weights there"));
+        return Err(Halt::user(
+            "MalformedModel",
+            "there are no *.safetensors files",
+            "put the weights there",
+        ));
     }
     if let Some(adapter) = headers.small.get("adapter_config.json") {
         AdapterConfig::parse(adapter)?;
         report.architecture = "LoRA".to_owned();
         return Ok(report);
     }
-    let config = ModelConfig::parse(small(&headers.small, "config.json")?, headers.small.get("generation_config.json").map(Vec::as_slice))?;
+    let config = ModelConfig::parse(
+        small(&headers.small, "config.json")?,
+        headers.small.get("generation_config.json").map(Vec::as_slice),
+    )?;
     // What would only fail later, on an accelerator.
     Tokenizer::parse(small(&headers.small, "tokenizer.json")?, config.shape.vocab)?;
     let text = |name: &str| headers.small.get(name).map(Vec::as_slice);

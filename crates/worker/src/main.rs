@@ -1,12 +1,12 @@
 //! The Lathe worker: train, serve, evaluate, inspect, check-data.
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use lathe_contract::{CONTRACT_PATH, CONTRACT_VERSION, CONTROL_PORT, Contract, TERMINATION_LOG, Task, exit};
-use lathe_worker::batch;
 use lathe_worker::failure::{Done, Halt};
-use lathe_worker::summary;
+use lathe_worker::{batch, summary};
 use tokio_util::sync::CancellationToken;
 
 /// Longest contract that is read; a ConfigMap holds at most 1 MiB.
@@ -25,7 +25,7 @@ enum Command {
     /// Tune a model, measure it before and after, and write the result.
     Train(Paths),
     /// Serve a model and its adapters.
-    Serve(Paths),
+    Serve(ServePaths),
     /// Measure a model.
     Evaluate(Paths),
     /// Read what a model is, without its weights.
@@ -34,14 +34,29 @@ enum Command {
     CheckData(Paths),
 }
 
-#[derive(Args, Clone)]
+#[derive(Args)]
+struct ServePaths {
+    #[command(flatten)]
+    paths: Paths,
+    /// Where users are served, instead of port 8080.
+    #[arg(long)]
+    serve_addr: Option<SocketAddr>,
+}
+
+#[derive(Args)]
 struct Paths {
     /// What to do, as JSON.
     #[arg(long, default_value = CONTRACT_PATH)]
     contract: PathBuf,
-    /// Port for probes, metrics and the report; 0 takes a free one (see the log).
+    /// Port for probes, metrics and the report; 0 takes a free one.
     #[arg(long, default_value_t = CONTROL_PORT)]
     control_port: u16,
+    /// Address for probes, metrics and the report, instead of a port.
+    #[arg(long)]
+    control_addr: Option<SocketAddr>,
+    /// File to write the addresses to, as JSON, once they are open.
+    #[arg(long)]
+    addr_file: Option<PathBuf>,
     /// Where the last words are written.
     #[arg(long, default_value = TERMINATION_LOG)]
     summary: PathBuf,
@@ -49,15 +64,19 @@ struct Paths {
 
 fn main() -> ExitCode {
     init_log();
+    let mut serve_addr = None;
     let (name, paths) = match Cli::parse().task {
         Command::Train(paths) => ("train", paths),
-        Command::Serve(paths) => ("serve", paths),
+        Command::Serve(serve) => {
+            serve_addr = serve.serve_addr;
+            ("serve", serve.paths)
+        }
         Command::Evaluate(paths) => ("evaluate", paths),
         Command::Inspect(paths) => ("inspect", paths),
         Command::CheckData(paths) => ("check-data", paths),
     };
     let code = match read_contract(&paths.contract).and_then(|contract| matching(contract, name)) {
-        Ok(contract) => run(contract, &paths),
+        Ok(contract) => run(contract, paths, serve_addr),
         Err(halt) => {
             let outcome = summary::outcome(Err(halt), None);
             let code = summary::exit_code(&outcome);
@@ -68,7 +87,7 @@ fn main() -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
 
-fn run(contract: Contract, paths: &Paths) -> i32 {
+fn run(contract: Contract, paths: Paths, serve_addr: Option<SocketAddr>) -> i32 {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -76,12 +95,14 @@ fn run(contract: Contract, paths: &Paths) -> i32 {
             return exit::TRANSIENT;
         }
     };
-    let settings = batch::Settings { control_port: paths.control_port, summary: paths.summary.clone() };
+    let Paths { contract: _, control_port, control_addr, addr_file, summary } = paths;
     let code = runtime.block_on(async {
-        let stop = CancellationToken::new();
-        if let Err(error) = stop_on_signal(&stop) {
+        let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
+        if let Err(error) = stop_on_signals(&stop, &abort) {
             tracing::warn!(%error, "SIGTERM cannot be heard");
         }
+        let _ = (serve_addr, &abort);
+        let settings = batch::Settings { control_addr, control_port, addr_file, summary };
         batch::run(contract, settings, stop).await
     });
     // A thread that still computes must not hold up the exit.
@@ -89,18 +110,19 @@ fn run(contract: Contract, paths: &Paths) -> i32 {
     code
 }
 
-/// SIGTERM (and Ctrl-C of a local run) asks the work to save and end.
-fn stop_on_signal(stop: &CancellationToken) -> std::io::Result<()> {
+/// SIGTERM (and Ctrl-C of a local run) asks the work to save or finish and end; a second one, not to finish.
+fn stop_on_signals(stop: &CancellationToken, abort: &CancellationToken) -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stop = stop.clone();
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let tokens = [stop.clone(), abort.clone()];
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        for token in tokens {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            token.cancel();
         }
-        stop.cancel();
     });
     Ok(())
 }

@@ -17,10 +17,9 @@ pub fn outcome(result: Result<Outcome, Halt>, stopped_at: Option<lathe_contract:
 /// The code that the Job's podFailurePolicy reads.
 pub fn exit_code(outcome: &Outcome) -> i32 {
     match outcome {
-        Outcome::Trained { .. }
-        | Outcome::Inspected(_)
-        | Outcome::DataChecked(_)
-        | Outcome::Evaluated(_) => exit::SUCCESS,
+        Outcome::Trained { .. } | Outcome::Inspected(_) | Outcome::DataChecked(_) | Outcome::Evaluated(_) => {
+            exit::SUCCESS
+        }
         Outcome::Stopped { .. } => exit::STOPPED,
         Outcome::Failed(failure) if failure.user_error => exit::USER,
         Outcome::Failed(_) => exit::TRANSIENT,

@@ -23,7 +23,11 @@ impl Access {
     /// A key that is no Ed25519 key in PEM.
     pub fn new(object: &ObjectRef, trust: &Trust) -> Result<Self, TokenError> {
         let read = |pem: &Option<String>| pem.as_deref().map(Verifier::from_pem).transpose();
-        Ok(Self { uid: object.uid.clone(), operator: read(&trust.operator_key)?, gateway: read(&trust.gateway_key)? })
+        Ok(Self {
+            uid: object.uid.clone(),
+            operator: read(&trust.operator_key)?,
+            gateway: read(&trust.gateway_key)?,
+        })
     }
 
     /// Whether there are no keys, so that nobody can be told apart and only this machine may ask.

@@ -22,7 +22,11 @@ impl Collector for Progress {
             ("lathe_train_step", "Optimizer steps done", progress.step as f64),
             ("lathe_train_steps", "Optimizer steps in all", progress.steps as f64),
             ("lathe_train_loss", "Loss of the last step, nats a token", progress.loss),
-            ("lathe_train_tokens_per_second", "Tokens a second over the last steps", progress.tokens_per_second),
+            (
+                "lathe_train_tokens_per_second",
+                "Tokens a second over the last steps",
+                progress.tokens_per_second,
+            ),
             ("lathe_train_checkpoint_step", "Step of the last checkpoint", progress.checkpoint_step as f64),
             ("lathe_train_remaining_seconds", "Seconds that remain", progress.remaining_seconds),
         ] {

@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 
 pub use access::{Access, Refusal};
 
+use crate::failure::{Done, Halt};
 use crate::status::Status;
 
 /// What the control port's handlers share.
@@ -61,7 +62,23 @@ pub fn router(control: Arc<Control>, extra: Router) -> Router {
         .merge(extra)
 }
 
-/// Opens the port: for everyone where tokens are asked for, else for this machine alone.
+/// Opens the control port: at `address` where one is given, else at `port` as [`bind`] does.
+///
+/// # Errors
+/// The port is taken, or everyone could ask and nobody could be told apart.
+pub async fn listen(access: &Access, address: Option<SocketAddr>, port: u16) -> Done<TcpListener> {
+    let (what, bound) = match address {
+        Some(address) if access.is_open() && !address.ip().is_loopback() => {
+            let cause = format!("{address}: without keys the control port is for this machine alone");
+            return Err(Halt::user("InvalidSettings", cause, "use 127.0.0.1"));
+        }
+        Some(address) => (address.to_string(), TcpListener::bind(address).await),
+        None => (port.to_string(), bind(access, port).await),
+    };
+    bound.map_err(|error| Halt::transient("PortTaken", format!("port {what}: {error}"), "free the port"))
+}
+
+/// Opens a port: for everyone where tokens are asked for, else for this machine alone.
 ///
 /// # Errors
 /// The port is taken.
@@ -102,6 +119,8 @@ pub async fn metrics(State(control): State<Arc<Control>>) -> Response {
 #[cfg(test)]
 mod tests {
     use lathe_contract::{ObjectRef, Phase, Signer, Trust};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::*;
 
@@ -129,13 +148,13 @@ mod tests {
     }
 
     async fn get(server: &Server, path: &str, token: Option<String>) -> (u16, String) {
-        let url = format!("http://127.0.0.1:{}{path}", server.address.port());
-        let mut request = reqwest::Client::builder().no_proxy().build().unwrap().get(url);
-        if let Some(token) = token {
-            request = request.bearer_auth(token);
-        }
-        let answer = request.send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        let mut stream = TcpStream::connect(("127.0.0.1", server.address.port())).await.unwrap();
+        let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n{token}\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
     #[tokio::test]
@@ -168,7 +187,8 @@ mod tests {
     async fn probes_and_metrics() {
         let server = start(&Trust::default()).await;
         server.status.update(|report| {
-            report.progress = Some(lathe_contract::TrainProgress { step: 7, loss: 1.5, ..Default::default() });
+            report.progress =
+                Some(lathe_contract::TrainProgress { step: 7, loss: 1.5, ..Default::default() });
         });
         assert_eq!(get(&server, "/healthz", None).await.0, 200);
         assert_eq!(get(&server, "/readyz", None).await.0, 503);

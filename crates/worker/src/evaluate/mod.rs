@@ -26,7 +26,8 @@ pub fn run(context: &Context, task: &EvaluateTask) -> Done<Outcome> {
     let sequence_length = usize::try_from(task.sequence_length).unwrap_or_default();
     // Without an evaluation file or a share, every row is one to measure with.
     let rows = files.read(&task.dataset)?;
-    let held = encode_held(context, rows.held.as_ref().unwrap_or(&rows.train), &base.encoder(sequence_length))?;
+    let held =
+        encode_held(context, rows.held.as_ref().unwrap_or(&rows.train), &base.encoder(sequence_length))?;
     let exam = Exam::new(&held, &task.metrics);
     if exam.rows() == 0 {
         let next = "set `dataset.evaluation` to rows with answers";
@@ -43,7 +44,8 @@ pub fn run(context: &Context, task: &EvaluateTask) -> Done<Outcome> {
         None
     };
     let measured = exam.measured(perplexity, answers);
-    let score = |(metric, value): &(Metric, f64)| Score { metric: *metric, before: None, after: Some(*value) };
+    let score =
+        |(metric, value): &(Metric, f64)| Score { metric: *metric, before: None, after: Some(*value) };
     let scores = measured.values.iter().map(score).collect();
     Ok(Outcome::Evaluated(EvaluateReport { scores, rows: exam.rows() as i64 }))
 }

@@ -52,7 +52,9 @@ pub fn write_whole(dir: &Path, model: &mut Model, stored: &ModelWeights, base: &
         let (from, to) = (base.dir.join(name), dir.join(name));
         match std::fs::copy(&from, &to) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io(&error, &format!("cannot copy {} to {}", from.display(), to.display()))),
+            Err(error) => {
+                return Err(io(&error, &format!("cannot copy {} to {}", from.display(), to.display())));
+            }
             Ok(_) => {}
         }
     }

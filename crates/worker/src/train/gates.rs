@@ -38,8 +38,9 @@ fn problem(gate: &Gate, scores: &[Score]) -> Option<String> {
     let gained = if gate.metric.lower_is_better() { before - after } else { after - before };
     // From nothing, any gain is without bound.
     let improvement = if before == 0.0 && gained > 0.0 { f64::INFINITY } else { gained / before.abs() };
-    (improvement < least || improvement.is_nan())
-        .then(|| format!("{found}, must improve by {:.1} % (did by {:.1} %)", least * 100.0, improvement * 100.0))
+    (improvement < least || improvement.is_nan()).then(|| {
+        format!("{found}, must improve by {:.1} % (did by {:.1} %)", least * 100.0, improvement * 100.0)
+    })
 }
 
 #[cfg(test)]

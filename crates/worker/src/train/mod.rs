@@ -9,8 +9,6 @@ pub mod record;
 pub mod run;
 pub mod settings;
 
-use std::path::Path;
-
 use lathe_contract::{Metric, Outcome, Phase, Score, SourceRef, TrainTask};
 use lathe_engine::files::ModelWeights;
 use lathe_engine::{Adapter, Model, Trainer};
@@ -22,7 +20,7 @@ use crate::context::Context;
 use crate::data::Files;
 use crate::dataset::Question;
 use crate::evaluate::measure::{Exam, Measured};
-use crate::failure::{Done, Halt, io};
+use crate::failure::{Done, Halt};
 use crate::inspect;
 use checkpoint::Store;
 use order::Order;
@@ -119,7 +117,8 @@ fn can_be_told(task: &TrainTask, exam: &Exam<'_>) -> Done<()> {
                 "the gate on {metric} has nothing to measure: there are no held-out rows with answers, or {metric} is not \
                  one of `evaluation.metrics`"
             );
-            let next = "set `dataset.evaluation` or `dataset.holdout`, and name the metric in `evaluation.metrics`";
+            let next =
+                "set `dataset.evaluation` or `dataset.holdout`, and name the metric in `evaluation.metrics`";
             return Err(Halt::user("InvalidSettings", cause, next));
         }
     }
@@ -142,7 +141,13 @@ struct Story<'a> {
 
 impl Story<'_> {
     /// Measures the base, unless an earlier worker did, and makes the trainer.
-    fn prepare(&self, model: Model, plan: &TrainPlan, store: &Store, steps: u64) -> Done<(Measured, Trainer)> {
+    fn prepare(
+        &self,
+        model: Model,
+        plan: &TrainPlan,
+        store: &Store,
+        steps: u64,
+    ) -> Done<(Measured, Trainer)> {
         let hyper = settings::hyper(self.task, steps);
         let metrics = &self.task.evaluation.metrics;
         let noted: Option<(Vec<Metric>, Measured)> = store.noted(BEFORE);
@@ -175,10 +180,7 @@ impl Story<'_> {
 
     /// Writes the files into a temporary folder, and from there to the destination under their digest.
     fn save(&self, tuned: Tuned, weights: &ModelWeights) -> Done<(Location, Digest)> {
-        let cache = Path::new(&self.context.mounts.cache);
-        let dir = std::fs::create_dir_all(cache)
-            .and_then(|()| tempfile::Builder::new().prefix("artefact-").tempdir_in(cache))
-            .map_err(|error| io(&error, &format!("cannot make a folder in {}", cache.display())))?;
+        let dir = self.context.scratch()?;
         match tuned {
             Tuned::Lora(adapter) => artefact::write_lora(dir.path(), &adapter, self.base, self.task)?,
             Tuned::Whole(mut model) => artefact::write_whole(dir.path(), &mut model, weights, self.base)?,

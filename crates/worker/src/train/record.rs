@@ -85,8 +85,14 @@ impl Environment {
 ///
 /// # Errors
 /// A failed write. A record of this job that is there already stays.
-pub fn write(context: &Context, task: &TrainTask, identity: &Identity, outcome: &Outcome, report: &FullReport<'_>) -> Done<()> {
-    let dir = tempfile::tempdir().map_err(|error| io(&error, &"cannot make a temporary folder"))?;
+pub fn write(
+    context: &Context,
+    task: &TrainTask,
+    identity: &Identity,
+    outcome: &Outcome,
+    report: &FullReport<'_>,
+) -> Done<()> {
+    let dir = context.scratch()?;
     let summary = Summary { outcome: outcome.clone() }.to_bytes();
     let report = serde_json::to_vec_pretty(report).map_err(std::io::Error::from);
     report
@@ -131,7 +137,7 @@ pub fn of_inputs(context: &Context, task: &TrainTask, identity: &Identity) -> Do
         tracing::info!("an earlier run had equal inputs, but its artefact is gone");
         return Ok(None);
     }
-    let dir = tempfile::tempdir().map_err(|error| io(&error, &"cannot make a temporary folder"))?;
+    let dir = context.scratch()?;
     std::fs::write(dir.path().join(SUMMARY), summary)
         .map_err(|error| io(&error, &format!("cannot write into {}", dir.path().display())))?;
     keep(context, task, dir.path(), &job_place(&context.object.uid)?)?;

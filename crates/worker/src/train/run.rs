@@ -70,7 +70,11 @@ impl Run<'_> {
             if stopping {
                 return Err(Halt::Stopped);
             }
-            let tokens = self.step(&mut position)?;
+            let tokens = match self.step(&mut position) {
+                // What was done before it is saved above.
+                Err(Halt::Stopped) => continue,
+                stepped => stepped?,
+            };
             speed.step(Instant::now(), tokens);
             counters.reached = counters.reached.max(position.step);
             after_step(&mut told, &position, &speed);
@@ -88,7 +92,7 @@ impl Run<'_> {
     /// One step; returns its tokens.
     fn step(&mut self, position: &mut Position) -> Done<u64> {
         let batch: Vec<Row> = self.order.next_batch().into_iter().map(|row| self.rows[row].clone()).collect();
-        let stats = self.trainer.step(&batch)?;
+        let stats = self.trainer.step_unless(&batch, &|| self.context.stop.is_cancelled())?;
         position.step = stats.step;
         position.tokens += stats.tokens;
         position.loss = stats.loss;
@@ -103,7 +107,11 @@ impl Run<'_> {
             if self.trainer.steps_done() == found.position.step {
                 return Ok(());
             }
-            Err(Halt::user("CheckpointUnusable", "its state is of another step than its manifest", "remove it"))
+            Err(Halt::user(
+                "CheckpointUnusable",
+                "its state is of another step than its manifest",
+                "remove it",
+            ))
         })?;
         match found {
             Some(found) => {
@@ -112,9 +120,11 @@ impl Run<'_> {
                 Ok((found.position, saved))
             }
             // A state that was taken up and then not believed must not stay.
-            None if self.trainer.steps_done() > 0 => {
-                Err(Halt::user("CheckpointUnusable", "a checkpoint's state is of another step than its manifest", "remove the checkpoints"))
-            }
+            None if self.trainer.steps_done() > 0 => Err(Halt::user(
+                "CheckpointUnusable",
+                "a checkpoint's state is of another step than its manifest",
+                "remove the checkpoints",
+            )),
             None => Ok((Position::default(), (0, String::new()))),
         }
     }

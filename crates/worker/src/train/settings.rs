@@ -37,7 +37,9 @@ impl Settings {
         let extent = match (training.epochs, training.steps) {
             (Some(epochs), None) if epochs > 0.0 && epochs.is_finite() => Extent::Epochs(epochs),
             (None, Some(steps)) if steps > 0 => Extent::Steps(steps as u64),
-            _ => return Err(invalid("exactly one of `epochs` and `steps` must be set, to a positive number")),
+            _ => {
+                return Err(invalid("exactly one of `epochs` and `steps` must be set, to a positive number"));
+            }
         };
         let positive = |field: &str, value: i64| match usize::try_from(value) {
             Ok(value) if value > 0 => Ok(value),
@@ -147,14 +149,8 @@ impl Identity {
         let mut training = task.training.clone();
         training.micro_batch_tokens = 0;
         let input = &task.dataset;
-        let run = hash(&(
-            1,
-            base_digest,
-            dataset_digest,
-            (input.format, input.holdout),
-            &task.method,
-            &training,
-        ));
+        let run =
+            hash(&(1, base_digest, dataset_digest, (input.format, input.holdout), &task.method, &training));
         let inputs = hash(&(&run, &task.evaluation));
         Identity { run, inputs }
     }
@@ -162,4 +158,67 @@ impl Identity {
 
 fn hash(value: &impl Serialize) -> String {
     hex::encode(Sha256::digest(serde_json::to_vec(value).unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn task() -> Value {
+        let place = json!({"uri": "pvc://data/x"});
+        json!({
+            "attempt": 1,
+            "base": {"name": "b", "source": place},
+            "dataset": {"train": place, "holdout": 0.1, "format": "Auto"},
+            "method": {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj"], "basePrecision": "BFloat16"}},
+            "training": {"epochs": 2.0, "learningRate": 1e-3, "schedule": "Cosine", "warmup": 0.1, "batchTokens": 64,
+                "microBatchTokens": 64, "sequenceLength": 32, "weightDecay": 0.0, "maxGradNorm": 1.0, "seed": 1},
+            "checkpoint": {"intervalSeconds": 60, "keep": 2, "destination": place},
+            "evaluation": {"metrics": ["Perplexity"], "gates": []},
+            "output": {"modelName": "m", "destination": place},
+        })
+    }
+
+    fn changed(pointer: &str, value: Value) -> TrainTask {
+        let mut task = task();
+        *task.pointer_mut(pointer).expect("a field") = value;
+        serde_json::from_value(task).unwrap()
+    }
+
+    #[rstest]
+    #[case::seed("/training/seed", json!(2), false, false)]
+    #[case::rank("/method/lora/rank", json!(8), false, false)]
+    #[case::holdout("/dataset/holdout", json!(0.2), false, false)]
+    #[case::gates("/evaluation/gates", json!([{"metric": "BLEU", "atLeast": 1.0}]), true, false)]
+    #[case::passes_of_a_step("/training/microBatchTokens", json!(32), true, true)]
+    #[case::attempt("/attempt", json!(2), true, true)]
+    #[case::place("/base/source/uri", json!("pvc://data/y"), true, true)]
+    #[case::interval("/checkpoint/intervalSeconds", json!(1), true, true)]
+    fn what_decides_the_result_is_the_identity(
+        #[case] pointer: &str,
+        #[case] value: Value,
+        #[case] same_run: bool,
+        #[case] same_inputs: bool,
+    ) {
+        let first = Identity::of(&serde_json::from_value(task()).unwrap(), "base", "rows");
+        let other = Identity::of(&changed(pointer, value), "base", "rows");
+        assert_eq!((other.run == first.run, other.inputs == first.inputs), (same_run, same_inputs));
+        let rows = Identity::of(&serde_json::from_value(task()).unwrap(), "base", "others");
+        assert_ne!(rows.run, first.run);
+    }
+
+    #[rstest]
+    #[case("/training/epochs", json!(0.0), "`epochs`")]
+    #[case("/training/batchTokens", json!(0), "`batchTokens`")]
+    #[case("/training/learningRate", json!(0.0), "`learningRate`")]
+    #[case("/method/lora/targets", json!(["c_attn"]), "c_attn")]
+    #[case("/method/lora/rank", json!(-1), "`rank`")]
+    fn numbers_out_of_bounds_are_named(#[case] pointer: &str, #[case] value: Value, #[case] says: &str) {
+        let Err(Halt::Failed(trouble)) = Settings::of(&changed(pointer, value)) else { panic!("accepted") };
+        assert_eq!(trouble.reason, "InvalidSettings");
+        assert!(trouble.cause.contains(says), "{}", trouble.cause);
+    }
 }

@@ -19,7 +19,8 @@ fn inspect(world: &World, path: &str) -> Ended {
 #[rstest]
 #[case::a_number_for_a_text(
     br#"{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": 3}]}"#,
-    "MalformedRow", "train.jsonl line 61: `messages[1].content` must be a string (found a number)"
+    "MalformedRow",
+    "train.jsonl line 61: `messages[1].content` must be a string (found a number)"
 )]
 #[case::no_json(b"{\"messages\": [", "MalformedRow", "train.jsonl line 61: a row must be a JSON object")]
 #[case::not_utf8(b"{\"text\": \"\xff\"}", "NotUtf8", "train.jsonl line 61: a row must be UTF-8")]
@@ -156,8 +157,12 @@ fn settings_out_of_bounds_are_named() {
     world.train(task).refused("InvalidSettings");
     let mut task = world.train_task();
     task.dataset.evaluation = None;
-    let gate =
-        lathe_contract::Gate { metric: Metric::BLEU, at_least: Some(1.0), at_most: None, min_improvement: None };
+    let gate = lathe_contract::Gate {
+        metric: Metric::BLEU,
+        at_least: Some(1.0),
+        at_most: None,
+        min_improvement: None,
+    };
     task.evaluation.gates = vec![gate];
     world.train(task).refused("InvalidSettings");
 }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use lathe_contract::{
-    CONTRACT_VERSION, CheckpointPolicy, Contract, DatasetFormat, DatasetInput, EvaluationPolicy, LoraSettings,
-    Metric, ModelInput, Mounts, ObjectRef, Outcome, OutputTarget, Precision, Schedule, SourceRef, Summary, Task,
-    TrainMethod, TrainProgress, TrainTask, TrainingSettings, Trust,
+    CONTRACT_VERSION, CheckpointPolicy, Contract, DatasetFormat, DatasetInput, EvaluationPolicy,
+    LoraSettings, Metric, ModelInput, Mounts, ObjectRef, Outcome, OutputTarget, Precision, Schedule,
+    SourceRef, Summary, Task, TrainMethod, TrainProgress, TrainTask, TrainingSettings, Trust,
 };
 use tempfile::TempDir;
 
@@ -205,7 +205,8 @@ impl Running {
             self.log.push('\n');
         }
         let code = self.child.wait().expect("ends").code();
-        let outcome = fs::read(&self.summary).ok().map(|bytes| Summary::parse(&bytes).expect("a summary").outcome);
+        let outcome =
+            fs::read(&self.summary).ok().map(|bytes| Summary::parse(&bytes).expect("a summary").outcome);
         Ended { code, outcome, log: self.log }
     }
 }
@@ -273,7 +274,8 @@ pub fn chats(numbers: std::ops::Range<u32>) -> String {
         let letter = char::from(b'a' + (number % 26) as u8);
         let ask = format!("{letter}{}?", number % 7);
         let answer = String::from_iter([letter; 3]);
-        let messages = serde_json::json!([{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]);
+        let messages =
+            serde_json::json!([{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]);
         serde_json::json!({ "messages": messages }).to_string() + "\n"
     };
     numbers.map(row).collect()
