@@ -1,0 +1,304 @@
+//! The rounds of the engine's thread.
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::TryRecvError;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use lathe_engine::{Adapter, AdapterId, Emitted, Generator, Model, Sampling};
+
+use super::sequence::{Sequence, Surroundings};
+use super::{Command, Commands, Job, Setup};
+use crate::failure::{Done, Halt};
+use crate::serve::error::ApiError;
+
+/// Everything that the thread owns.
+pub struct Round {
+    generator: Generator,
+    setup: Setup,
+    /// Those that wait, the oldest first.
+    queue: VecDeque<Box<Job>>,
+    running: BTreeMap<u64, Sequence>,
+    /// Adapters by key, kept beside the engine so that it can be built anew.
+    adapters: BTreeMap<u64, (AdapterId, Box<Adapter>)>,
+    next: u64,
+    /// What the metrics say of adapters in use.
+    told: (String, String),
+    #[cfg(test)]
+    panic: bool,
+}
+
+impl Round {
+    /// Takes the model, allocates what the plan lists, and produces a token with it.
+    ///
+    /// # Errors
+    /// No memory, a plan of another model, no token.
+    pub fn new(model: Model, setup: Setup) -> Done<Self> {
+        let mut generator = Generator::new(model, &setup.plan)?;
+        warm_up(&mut generator)?;
+        Ok(Round {
+            generator,
+            setup,
+            queue: VecDeque::new(),
+            running: BTreeMap::new(),
+            adapters: BTreeMap::new(),
+            next: 1,
+            told: Default::default(),
+            #[cfg(test)]
+            panic: false,
+        })
+    }
+
+    /// Rounds until it is told to stop.
+    ///
+    /// # Errors
+    /// The engine panicked and could not be built anew.
+    pub fn run(mut self, commands: &Commands) -> Done<()> {
+        while self.take_commands(commands) {
+            self.forget_gone();
+            self.fill();
+            if !self.step() {
+                self = self.rebuild()?;
+            }
+            self.tell();
+        }
+        self.abort(&ApiError::unavailable("shutting_down", "This replica is shutting down; ask again."));
+        Ok(())
+    }
+
+    /// Takes what has come; waits where there is nothing else to do. False: stop.
+    fn take_commands(&mut self, commands: &Commands) -> bool {
+        let mut idle = self.running.is_empty() && self.queue.is_empty();
+        loop {
+            let command = if idle {
+                commands.recv().map_err(|_| TryRecvError::Disconnected)
+            } else {
+                commands.try_recv()
+            };
+            idle = false;
+            match command {
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Generate(job) => self.queue.push_back(job),
+            Command::AddAdapter { key, adapter, reply } => {
+                let added = self.generator.add_adapter(&adapter);
+                drop(reply.send(added.map(|id| drop(self.adapters.insert(key, (id, adapter))))));
+            }
+            Command::RemoveAdapter(key) => {
+                if let Some((id, _)) = self.adapters.remove(&key)
+                    && let Err(error) = self.generator.remove_adapter(id)
+                {
+                    tracing::error!(%error, "an adapter could not be removed");
+                }
+            }
+            Command::Abort(why) => self.abort(&why),
+            #[cfg(test)]
+            Command::Panic => self.panic = true,
+            Command::Stop => {}
+        }
+    }
+
+    /// Frees the sequences of clients that left.
+    fn forget_gone(&mut self) {
+        let metrics = &self.setup.metrics;
+        let now = Instant::now();
+        self.queue.retain(|job| {
+            let stays = !job.poster.is_gone();
+            if !stays {
+                metrics.finished("abort");
+            }
+            stays
+        });
+        for (&id, sequence) in self.running.iter_mut().filter(|(_, sequence)| sequence.poster.is_gone()) {
+            sequence.end(Err(ApiError::internal()), "abort", metrics, now);
+            self.generator.remove(id);
+        }
+        self.running.retain(|_, sequence| !sequence.poster.is_gone());
+    }
+
+    /// Gives the engine as many sequences as it decodes at a time; it finds room in its cache for them itself.
+    fn fill(&mut self) {
+        while self.running.len() < self.setup.plan.max_sequences {
+            let Some(job) = self.queue.pop_front() else { return };
+            let id = self.next;
+            self.next += 1;
+            let adapter = match &job.adapter {
+                None => Ok(None),
+                Some(resident) => match self.adapters.get(&resident.key) {
+                    Some((id, _)) => Ok(Some(*id)),
+                    None => Err("its adapter is not resident".to_owned()),
+                },
+            };
+            let generator = &mut self.generator;
+            let added = adapter.and_then(|adapter| {
+                let add = || generator.add_sequence(id, &job.prompt, adapter, job.sampling, job.max_tokens);
+                match catch_unwind(AssertUnwindSafe(add)) {
+                    Ok(added) => added.map_err(|error| error.to_string()),
+                    Err(_) => Err("the engine panicked over it".to_owned()),
+                }
+            });
+            match added {
+                Ok(()) => {
+                    let setup = &self.setup;
+                    let sequence = Sequence::new(*job, &setup.tokenizer, &setup.metrics, Instant::now());
+                    self.running.insert(id, sequence);
+                }
+                // What clients can do wrong was refused before; this is ours.
+                Err(error) => {
+                    tracing::error!(error, "the engine did not take a request");
+                    self.setup.metrics.finished("error");
+                    job.refuse(ApiError::internal());
+                }
+            }
+        }
+    }
+
+    /// One forward pass. Its failure is everybody's who is in it, and nobody's who comes after. False: it panicked, and
+    /// what the generator holds cannot be believed.
+    fn step(&mut self) -> bool {
+        if self.running.is_empty() {
+            return true;
+        }
+        let stepped = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(test)]
+            assert!(!std::mem::take(&mut self.panic), "asked to");
+            self.generator.step()
+        }));
+        match stepped {
+            Ok(Ok(emitted)) => self.deliver(&emitted),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a forward pass failed");
+                for &id in self.running.keys() {
+                    self.generator.remove(id);
+                }
+                self.fail_running();
+            }
+            Err(_) => {
+                self.fail_running();
+                return false;
+            }
+        }
+        true
+    }
+
+    fn deliver(&mut self, emitted: &[Emitted]) {
+        let setup = &self.setup;
+        let around = Surroundings {
+            tokenizer: &setup.tokenizer,
+            eos: &setup.eos,
+            load: &setup.load,
+            metrics: &setup.metrics,
+            now: Instant::now(),
+        };
+        for token in emitted {
+            let Some(sequence) = self.running.get_mut(&token.sequence) else { continue };
+            let take = || sequence.take(token.token, token.finished, &around);
+            let over = catch_unwind(AssertUnwindSafe(take)).unwrap_or_else(|_| {
+                // Its poster's drop tells the client.
+                around.metrics.finished("error");
+                true
+            });
+            if over {
+                self.running.remove(&token.sequence);
+            }
+            if over && !token.finished {
+                self.generator.remove(token.sequence);
+            }
+        }
+    }
+
+    fn fail_running(&mut self) {
+        let now = Instant::now();
+        for sequence in std::mem::take(&mut self.running).values_mut() {
+            sequence.end(Err(ApiError::internal()), "error", &self.setup.metrics, now);
+        }
+    }
+
+    /// A new generator takes the model and the adapters; those who wait go on waiting.
+    fn rebuild(self) -> Done<Self> {
+        tracing::error!("the engine panicked; what was in flight is lost, the engine is built anew");
+        let again = move || -> Done<Self> {
+            let Round { generator, setup, mut adapters, queue, running, next, told, .. } = self;
+            let mut generator = Generator::new(generator.into_model(), &setup.plan)?;
+            warm_up(&mut generator)?;
+            for (id, adapter) in adapters.values_mut() {
+                *id = generator.add_adapter(adapter)?;
+            }
+            Ok(Round {
+                generator,
+                setup,
+                queue,
+                running,
+                adapters,
+                next,
+                told,
+                #[cfg(test)]
+                panic: false,
+            })
+        };
+        catch_unwind(AssertUnwindSafe(again)).unwrap_or_else(|_| {
+            let cause = "the engine panicked, and again as it was built anew";
+            Err(Halt::transient("EngineFailed", cause, "nothing: the pod is restarted; the log says more"))
+        })
+    }
+
+    fn abort(&mut self, why: &ApiError) {
+        let now = Instant::now();
+        for job in std::mem::take(&mut self.queue) {
+            self.setup.metrics.finished("abort");
+            job.refuse(why.clone());
+        }
+        for (id, mut sequence) in std::mem::take(&mut self.running) {
+            self.generator.remove(id);
+            sequence.end(Err(why.clone()), "abort", &self.setup.metrics, now);
+        }
+    }
+
+    /// Tells load and metrics what is held now.
+    fn tell(&mut self) {
+        let Setup { load, metrics, plan, .. } = &self.setup;
+        let capacity = self.generator.capacity();
+        let waiting = self.queue.len() + capacity.waiting;
+        let used = capacity.total_blocks.saturating_sub(capacity.free_blocks);
+        let usage = used as f64 / capacity.total_blocks.max(1) as f64;
+        load.holds(capacity.running, waiting, usage);
+        metrics.running.set(capacity.running as i64);
+        metrics.waiting.set(waiting as i64);
+        metrics.cache_usage.set(usage);
+        let running = names(self.running.values().map(|sequence| sequence.adapter.as_ref()));
+        let queued = names(self.queue.iter().map(|job| job.adapter.as_ref()));
+        if (&running, &queued) != (&self.told.0, &self.told.1) {
+            let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            metrics.loras(plan.adapters.slots, running.clone(), queued.clone(), unix);
+            self.told = (running, queued);
+        }
+    }
+}
+
+fn names<'a>(adapters: impl Iterator<Item = Option<&'a Arc<super::Resident>>>) -> String {
+    let names: BTreeSet<&str> = adapters.flatten().map(|resident| resident.name.as_str()).collect();
+    names.into_iter().collect::<Vec<_>>().join(",")
+}
+
+/// Produces one token, so that whoever is told of readiness finds an engine that works.
+fn warm_up(generator: &mut Generator) -> Done<()> {
+    let greedy = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
+    generator.add_sequence(0, &[0], None, greedy, 1)?;
+    while !generator.idle() {
+        if generator.step()?.iter().any(|token| token.sequence == 0) {
+            return Ok(());
+        }
+    }
+    Err(Halt::transient(
+        "EngineFailed",
+        "the warm-up token did not come",
+        "report this to Lathe's maintainers",
+    ))
+}

@@ -1,0 +1,149 @@
+//! One answer that grows: tokens to text, to the client, to its end.
+use std::sync::Arc;
+use std::time::Instant;
+
+use lathe_engine::files::{FileError, TextStream, Tokenizer};
+
+use super::{Job, Resident};
+use crate::serve::door::Place;
+use crate::serve::error::ApiError;
+use crate::serve::load::LoadMeter;
+use crate::serve::mailbox::{Finish, Poster};
+use crate::serve::metrics::Metrics;
+use crate::serve::stops::StopFilter;
+
+/// An answer in the engine.
+#[derive(Debug)]
+pub struct Sequence {
+    pub poster: Poster,
+    pub adapter: Option<Arc<Resident>>,
+    text: TextStream,
+    stops: StopFilter,
+    ignore_eos: bool,
+    prompt_tokens: usize,
+    generated: usize,
+    arrived: Instant,
+    started: Instant,
+    first: Option<Instant>,
+    last: Instant,
+    /// Given back before the client is told of the end: its next request finds it free.
+    place: Option<Place>,
+}
+
+/// What every answer is measured with.
+pub struct Surroundings<'a> {
+    pub tokenizer: &'a Tokenizer,
+    pub eos: &'a [u32],
+    pub load: &'a LoadMeter,
+    pub metrics: &'a Metrics,
+    pub now: Instant,
+}
+
+impl Sequence {
+    /// The answer to `job`, whose prompt the engine has taken.
+    pub fn new(job: Job, tokenizer: &Tokenizer, metrics: &Metrics, now: Instant) -> Self {
+        let Job { prompt, adapter, sampling: _, max_tokens: _, stops, ignore_eos, poster, place, arrived } =
+            job;
+        metrics.queue.observe(seconds(arrived, now));
+        Sequence {
+            poster,
+            adapter,
+            text: tokenizer.stream(),
+            stops,
+            ignore_eos,
+            prompt_tokens: prompt.len(),
+            generated: 0,
+            arrived,
+            started: now,
+            first: None,
+            last: now,
+            place: Some(place),
+        }
+    }
+
+    /// Takes a token; `full` where no other can follow. Returns true where the answer is over.
+    pub fn take(&mut self, token: u32, full: bool, around: &Surroundings<'_>) -> bool {
+        self.measure(around);
+        match self.grow(token, full, around) {
+            Ok(None) => false,
+            Ok(Some(finish)) => {
+                self.end(Ok(finish), finish.name(), around.metrics, around.now);
+                around.load.answered(around.now.saturating_duration_since(self.started));
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, token, "a token could not be turned into text");
+                self.end(Err(ApiError::internal()), "error", around.metrics, around.now);
+                true
+            }
+        }
+    }
+
+    /// Ends the answer; `reason` is the metrics' word.
+    pub fn end(
+        &mut self,
+        end: Result<Finish, ApiError>,
+        reason: &'static str,
+        metrics: &Metrics,
+        now: Instant,
+    ) {
+        metrics.finished(reason);
+        metrics.e2e.observe(seconds(self.arrived, now));
+        if let Some(first) = self.first {
+            metrics.decode.observe(seconds(first, now));
+        }
+        self.place = None;
+        self.poster.end(end);
+    }
+
+    fn measure(&mut self, around: &Surroundings<'_>) {
+        let Surroundings { load, metrics, now, .. } = *around;
+        let prompt = if self.first.is_none() { self.prompt_tokens } else { 0 };
+        match self.first {
+            None => {
+                self.first = Some(now);
+                metrics.first_token.observe(seconds(self.arrived, now));
+                metrics.prefill.observe(seconds(self.started, now));
+                metrics.prompt_tokens.inc_by(prompt as u64);
+            }
+            Some(_) => metrics.inter_token.observe(seconds(self.last, now)),
+        }
+        metrics.generation_tokens.inc();
+        load.count(now, prompt, 1);
+        self.last = now;
+        self.generated += 1;
+    }
+
+    fn grow(
+        &mut self,
+        token: u32,
+        full: bool,
+        around: &Surroundings<'_>,
+    ) -> Result<Option<Finish>, FileError> {
+        let ended = !self.ignore_eos && around.eos.contains(&token);
+        if !ended {
+            let piece = self.text.push(around.tokenizer, token)?;
+            let passed = self.stops.push(&piece);
+            self.poster.post(&passed.text, self.generated);
+            if passed.stopped {
+                return Ok(Some(Finish::Stop));
+            }
+            if !full {
+                return Ok(None);
+            }
+        }
+        // The end: what was held back, because more could have changed it, comes out.
+        let tail = std::mem::take(&mut self.text).finish(around.tokenizer)?;
+        let passed = self.stops.push(&tail);
+        self.poster.post(&passed.text, self.generated);
+        if passed.stopped {
+            return Ok(Some(Finish::Stop));
+        }
+        self.poster.post(&std::mem::take(&mut self.stops).finish(), self.generated);
+        Ok(Some(if ended { Finish::Stop } else { Finish::Length }))
+    }
+}
+
+fn seconds(from: Instant, to: Instant) -> f64 {
+    to.saturating_duration_since(from).as_secs_f64()
+}

@@ -1,0 +1,274 @@
+//! The port that users ask: OpenAI's routes, and nothing on it without being let in.
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use lathe_contract::Scope;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use super::adapters::Adapters;
+use super::answer::{self, Endpoint, Frame};
+use super::door::{Door, Place};
+use super::engine::{Engine, Job, Resident};
+use super::error::ApiError;
+use super::load::{LoadMeter, orca};
+use super::mailbox::mailbox;
+use super::prompt::{Prompter, Tokens};
+use super::request;
+use super::stops::StopFilter;
+use crate::control::{self, Control};
+
+/// A body must be here by then.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the port's handlers share from the start.
+pub struct Front {
+    /// Checks tokens.
+    pub control: Arc<Control>,
+    /// Anyone may ask.
+    pub direct: bool,
+    /// The port is this machine's alone.
+    pub local: bool,
+    /// How busy the replica is.
+    pub load: Arc<LoadMeter>,
+    /// Set once the model is there.
+    pub app: OnceLock<App>,
+}
+
+/// What answers need once the model is there.
+pub struct App {
+    /// Bounds what is in flight.
+    pub door: Arc<Door>,
+    /// The engine's thread.
+    pub engine: Engine,
+    /// Text to tokens.
+    pub prompter: Prompter,
+    /// Prompts that are tokenised at a time, so that the engine keeps its cores.
+    pub tokenising: Arc<Semaphore>,
+    /// Model ids.
+    pub adapters: Arc<Adapters>,
+    /// The base's model id.
+    pub base: String,
+    /// Unix time in seconds at which the model was loaded.
+    pub created: i64,
+    /// Which weights and which program.
+    pub fingerprint: String,
+    /// Longest body.
+    pub body_limit: usize,
+}
+
+/// The routes.
+pub fn router(front: Arc<Front>) -> Router {
+    let metrics =
+        Router::new().route("/metrics", get(control::metrics)).with_state(Arc::clone(&front.control));
+    Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completion))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .fallback(async |method: Method, uri: Uri| ApiError::unknown_url(method.as_str(), uri.path()))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
+            ApiError::method_not_allowed(method.as_str(), uri.path())
+        })
+        .with_state(Arc::clone(&front))
+        .merge(metrics)
+        .layer(from_fn_with_state(front, guard))
+}
+
+/// Around every route: no request goes in without a right to, no answer goes out without the load.
+async fn guard(State(front): State<Arc<Front>>, request: Request, next: Next) -> Response {
+    let mut response = match front.admit(request.headers(), request.uri()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
+    if let Ok(load) = HeaderValue::from_str(&orca(&front.load.read(Instant::now()))) {
+        response.headers_mut().insert("endpoint-load-metrics", load);
+    }
+    response
+}
+
+async fn chat(State(front): State<Arc<Front>>, request: Request) -> Result<Response, ApiError> {
+    answer(front, Endpoint::Chat, request).await
+}
+
+async fn completion(State(front): State<Arc<Front>>, request: Request) -> Result<Response, ApiError> {
+    answer(front, Endpoint::Completion, request).await
+}
+
+async fn answer(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Result<Response, ApiError> {
+    let arrived = Instant::now();
+    let app = front.app()?;
+    app.door.check()?;
+    let (parts, body) = request.into_parts();
+    check_json(&parts.headers)?;
+    let body = read_body(&parts.headers, body, app.body_limit).await?;
+    let place = app.door.enter()?;
+    let Prepared { request, adapter, tokens, place } = prepare(&front, endpoint, body, place).await?;
+    let (poster, mailbox) = mailbox();
+    let prefix = match endpoint {
+        Endpoint::Chat => "chatcmpl",
+        Endpoint::Completion => "cmpl",
+    };
+    let frame = Frame {
+        endpoint,
+        id: format!("{prefix}-{:032x}", rand::random::<u128>()),
+        created: jiff::Timestamp::now().as_second(),
+        model: request.model,
+        fingerprint: app.fingerprint.clone(),
+        prompt_tokens: tokens.prompt.len(),
+    };
+    tracing::debug!(
+        id = frame.id,
+        model = frame.model,
+        prompt_tokens = frame.prompt_tokens,
+        stream = request.stream,
+        "asked"
+    );
+    app.engine.generate(Job {
+        prompt: tokens.prompt,
+        adapter,
+        sampling: request.settings.sampling(rand::random()),
+        max_tokens: tokens.max_tokens,
+        stops: StopFilter::new(request.settings.stop),
+        ignore_eos: request.settings.ignore_eos,
+        poster,
+        place,
+        arrived,
+    });
+    let id = HeaderValue::from_str(&frame.id).map_err(|_| ApiError::internal())?;
+    let mut response = if request.stream {
+        answer::streamed(frame, mailbox, request.include_usage)
+    } else {
+        answer::whole(frame, mailbox).await?
+    };
+    response.headers_mut().insert("x-request-id", id);
+    Ok(response)
+}
+
+struct Prepared {
+    request: request::Request,
+    adapter: Option<Arc<Resident>>,
+    tokens: Tokens,
+    place: Place,
+}
+
+/// Judges and tokenises on a thread that may take its time. It ends by itself where the client has left, and keeps the
+/// request's place until then.
+async fn prepare(
+    front: &Arc<Front>,
+    endpoint: Endpoint,
+    body: Bytes,
+    place: Place,
+) -> Result<Prepared, ApiError> {
+    let turns = Arc::clone(&front.app()?.tokenising);
+    let turn = turns.acquire_owned().await.map_err(|_| ApiError::internal())?;
+    let front = Arc::clone(front);
+    let work = move || {
+        let _turn = turn;
+        let app = front.app()?;
+        let context = app.prompter.context;
+        let request = match endpoint {
+            Endpoint::Chat => request::chat(&body, context)?,
+            Endpoint::Completion => request::completion(&body, context)?,
+        };
+        let adapter = app.adapters.resolve(&request.model)?;
+        let tokens = app.prompter.read(&request, jiff::Timestamp::now())?;
+        Ok(Prepared { request, adapter, tokens, place })
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
+        tracing::error!(%panic, "reading a request panicked");
+        Err(ApiError::internal())
+    })
+}
+
+fn check_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    // A page in somebody's browser can send other types to a local server without asking first.
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") { Ok(()) } else { Err(ApiError::not_json()) }
+}
+
+/// A page in somebody's browser can point a name of its own at 127.0.0.1 and read what a local server says.
+fn names_this_machine(headers: &HeaderMap, uri: &Uri) -> bool {
+    let named = headers.get(header::HOST).and_then(|value| value.to_str().ok());
+    let Some(host) = named.or(uri.authority().map(|authority| authority.as_str())) else { return true };
+    let host = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    matches!(host, "localhost" | "127.0.0.1" | "[::1]")
+}
+
+async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let told = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if told.is_some_and(|bytes| bytes > limit as u64) {
+        return Err(ApiError::body_too_large(limit));
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, limit)).await {
+        Err(_) => Err(ApiError::body_timeout()),
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) => {
+            let too_long = std::error::Error::source(&error)
+                .is_some_and(|source| source.to_string().contains("length limit"));
+            if too_long {
+                return Err(ApiError::body_too_large(limit));
+            }
+            Err(ApiError::invalid(Some("invalid_body"), "The request body did not arrive whole."))
+        }
+    }
+}
+
+async fn models(State(front): State<Arc<Front>>) -> Result<Json<Value>, ApiError> {
+    let app = front.app()?;
+    let data: Vec<Value> = app.adapters.ids().iter().map(|id| app.describe(id)).collect();
+    Ok(Json(json!({"object": "list", "data": data})))
+}
+
+async fn model(State(front): State<Arc<Front>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let app = front.app()?;
+    app.adapters.resolve(&id)?;
+    Ok(Json(app.describe(&id)))
+}
+
+impl Front {
+    fn admit(&self, headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
+        if self.local && !names_this_machine(headers, uri) {
+            return Err(ApiError::unauthorized(
+                "This server answers on this machine alone: ask it as `localhost` or `127.0.0.1`.",
+            ));
+        }
+        if self.direct {
+            return Ok(());
+        }
+        let checked = self.control.check(headers, Scope::Inference);
+        checked.map_err(|refusal| ApiError::unauthorized(format!("Not allowed: {}.", refusal.0)))
+    }
+
+    fn app(&self) -> Result<&App, ApiError> {
+        self.app
+            .get()
+            .ok_or_else(|| ApiError::unavailable("model_not_ready", "The model is being loaded; ask again."))
+    }
+}
+
+impl App {
+    /// A model as OpenAI lists it, with vLLM's `parent` and `max_model_len`.
+    fn describe(&self, id: &str) -> Value {
+        let parent = (id != self.base).then_some(&self.base);
+        json!({
+            "id": id,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "lathe",
+            "parent": parent,
+            "max_model_len": self.prompter.context,
+        })
+    }
+}

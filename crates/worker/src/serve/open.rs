@@ -1,0 +1,137 @@
+//! The files of what is served: fetched, read, and planned for.
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lathe_contract::{Precision, ServeTask, ServedAdapter};
+use lathe_engine::Model;
+use lathe_engine::files::{AdapterConfig, ChatTemplate, ModelConfig, ModelWeights, Tokenizer};
+use lathe_engine::plan::{
+    self, AdapterBudget, ModelShape, PlanError, ServePlan, ServeRequest, Target, plan_serving,
+};
+
+use super::adapters::MAX_ADAPTERS;
+use super::prompt::Prompter;
+use crate::context::Context;
+use crate::failure::{Done, Halt};
+
+/// Tokens of prompts that one forward pass reads, at most.
+const BATCH_TOKENS: usize = 512;
+/// Slots beyond the adapters of the contract, for those that are added or swapped later.
+const SPARE_SLOTS: usize = 4;
+/// The rank that later adapters may have, whatever the first ones have.
+const SPARE_RANK: usize = 32;
+
+/// A model that is here and not in memory yet.
+pub struct Opened {
+    /// Its files.
+    pub dir: PathBuf,
+    /// Its dimensions.
+    pub shape: ModelShape,
+    /// Every buffer.
+    pub plan: ServePlan,
+    /// How the matrices are held.
+    pub precision: plan::Precision,
+    /// Text to tokens.
+    pub prompter: Prompter,
+    /// Tokens that end an answer.
+    pub eos: Vec<u32>,
+    /// `system_fingerprint` of its answers.
+    pub fingerprint: String,
+}
+
+/// Fetches the base and the first adapters' sizes, and plans for them.
+///
+/// # Errors
+/// A file that is missing, malformed or of an unknown architecture; a setting out of bounds; no memory.
+pub fn open(task: &ServeTask, context: &Context) -> Done<Opened> {
+    let what = format!("model `{}`", task.model.name);
+    let fetched = context.fetch(&what, &task.model.source)?;
+    let dir = fetched.dir;
+    let read = || -> Result<_, lathe_engine::files::FileError> {
+        let config = ModelConfig::read(&dir)?;
+        let tokenizer = Tokenizer::read(&dir, config.shape.vocab)?;
+        Ok((config, tokenizer, ChatTemplate::read(&dir)?))
+    };
+    let (config, tokenizer, template) = read().map_err(|error| Halt::from(error).of(&what))?;
+    let precision = match task.weights {
+        Precision::Float32 => plan::Precision::F32,
+        Precision::BFloat16 => plan::Precision::BF16,
+    };
+    let request = request(task, precision, budget(task, context))?;
+    let plan = plan_serving(&config.shape, &request).map_err(|error| refused(&error))?;
+    let digest: String = fetched.digest.to_string().chars().rev().take(12).collect();
+    Ok(Opened {
+        prompter: Prompter {
+            tokenizer: Arc::new(tokenizer),
+            template,
+            bos: config.bos,
+            vocab: config.shape.vocab,
+            context: plan.context,
+        },
+        shape: config.shape,
+        plan,
+        precision,
+        eos: config.eos,
+        fingerprint: format!("lathe-{}-{digest}", env!("CARGO_PKG_VERSION")),
+        dir,
+    })
+}
+
+/// Reads the weights into memory, on the thread that will own them.
+///
+/// # Errors
+/// Missing or malformed tensors, no memory.
+pub fn weights(dir: &Path, shape: &ModelShape, precision: plan::Precision, threads: usize) -> Done<Model> {
+    let weights = ModelWeights::open(dir)?;
+    Ok(Model::load(shape, precision, &weights, threads)?)
+}
+
+fn request(task: &ServeTask, weights: plan::Precision, adapters: AdapterBudget) -> Done<ServeRequest> {
+    let positive = |field: &str, value: i64| {
+        usize::try_from(value).ok().filter(|&value| value > 0).ok_or_else(|| {
+            let cause = format!("`{field}` must be at least 1 (found {value})");
+            Halt::user("InvalidSettings", cause, "correct that field")
+        })
+    };
+    let max_sequences = positive("maxSequences", task.max_sequences.into())?;
+    let context = positive("contextLength", task.context_length)?;
+    Ok(ServeRequest {
+        weights,
+        context,
+        max_sequences,
+        max_batch_tokens: BATCH_TOKENS.max(max_sequences),
+        cache_tokens: Some(positive("cacheTokens", task.cache_tokens)?),
+        adapters,
+        threads: Model::default_threads(),
+        memory_limit: None,
+    })
+}
+
+/// Room for the contract's adapters and a few more, each as large as the largest of them.
+fn budget(task: &ServeTask, context: &Context) -> AdapterBudget {
+    let ranks = task.adapters.iter().filter_map(|adapter| rank(adapter, context));
+    AdapterBudget {
+        slots: (task.adapters.len() + SPARE_SLOTS).min(MAX_ADAPTERS + SPARE_SLOTS),
+        max_rank: ranks.max().unwrap_or(0).max(SPARE_RANK),
+        targets: Target::ALL.into_iter().collect(),
+    }
+}
+
+/// The rank that an adapter's configuration names. What is wrong with one is said when it is loaded: the base and the
+/// other adapters are served all the same.
+fn rank(adapter: &ServedAdapter, context: &Context) -> Option<usize> {
+    let fetched = context.fetch(&format!("adapter `{}`", adapter.model_id), &adapter.model.source).ok()?;
+    let path = fetched.dir.join("adapter_config.json");
+    let small = std::fs::metadata(&path).ok()?.len() <= 1 << 20;
+    let config = small.then(|| std::fs::read(&path).ok()).flatten()?;
+    Some(AdapterConfig::parse(&config).ok()?.lora.rank)
+}
+
+fn refused(error: &PlanError) -> Halt {
+    match error {
+        PlanError::DoesNotFit { .. } => {
+            Halt::user("DoesNotFit", error, "give the pod more memory, or lower `serving.contextLength`")
+        }
+        _ => Halt::user("InvalidSettings", error, "correct that field"),
+    }
+}

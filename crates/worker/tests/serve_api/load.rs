@@ -1,0 +1,110 @@
+//! Many clients, slow clients, clients that leave.
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+
+use crate::server::{joined, start, until};
+
+const ABORTED: &str = "vllm:request_success_total{model_name=\"base\",finished_reason=\"abort\"}";
+const RUNNING: &str = "vllm:num_requests_running{";
+
+#[tokio::test]
+async fn tokens_are_counted_exactly_under_many_requests() {
+    let server = start(|_, task| (task.max_sequences, task.max_waiting) = (5, 100)).await;
+    let requests = (0..60).map(|n: usize| {
+        let (prompt, tokens) = ("x".repeat(1 + n * 13 % 50), 1 + n * 7 % 30);
+        let body = json!({"model": "base", "prompt": prompt, "max_tokens": tokens, "ignore_eos": true,
+                          "stream_options": if n % 2 == 0 { json!(null) } else { json!({"include_usage": true}) }});
+        let server = &server;
+        async move {
+            let usage = if n % 2 == 0 {
+                server.complete(body).await["usage"].clone()
+            } else {
+                let events = server.stream("/v1/completions", body).await.rest().await;
+                assert_eq!(joined(&events).0.len(), tokens);
+                let last: serde_json::Value = serde_json::from_str(&events[events.len() - 2]).expect("JSON");
+                last["usage"].clone()
+            };
+            let length = prompt.len();
+            let expected = json!({"prompt_tokens": length, "completion_tokens": tokens, "total_tokens": length + tokens});
+            assert_eq!(usage, expected, "request {n}");
+            (length, tokens)
+        }
+    });
+    let counts = futures::future::join_all(requests).await;
+    let sum = |which: fn(&(usize, usize)) -> usize| counts.iter().map(which).sum::<usize>() as f64;
+    assert_eq!(server.metric("vllm:prompt_tokens_total{").await, sum(|c| c.0));
+    assert_eq!(server.metric("vllm:generation_tokens_total{").await, sum(|c| c.1));
+    let count = async |name: &str| server.metric(&format!("vllm:{name}_count{{")).await;
+    for name in ["time_to_first_token_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds"] {
+        assert_eq!(count(name).await, 60.0, "{name}");
+    }
+    assert_eq!(count("inter_token_latency_seconds").await, sum(|c| c.1 - 1));
+    let ended = "vllm:request_success_total{model_name=\"base\",finished_reason=\"length\"}";
+    assert_eq!(server.metric(ended).await, 60.0);
+    server.until_metric(RUNNING, 0.0).await;
+    assert_eq!(server.metric("vllm:kv_cache_usage_perc{").await, 0.0);
+}
+
+#[tokio::test]
+async fn one_more_than_may_wait_is_sent_away_and_a_leaving_client_frees_its_slot() {
+    let server = start(|_, task| (task.max_sequences, task.max_waiting) = (1, 1)).await;
+    let running = server.long_stream("base").await;
+    let body = json!({"model": "base", "prompt": "next", "max_tokens": 5});
+    let mut waiting = server.stream("/v1/completions", body.clone()).await;
+    server.until_metric("vllm:num_requests_waiting{", 1.0).await;
+    let refused = server.request("/v1/completions", &body).send().await.expect("an answer");
+    assert_eq!(refused.status().as_u16(), 429);
+    let after: u64 = refused.headers()["retry-after"].to_str().expect("text").parse().expect("seconds");
+    assert!((1..=60).contains(&after));
+    assert!(refused.headers().contains_key("endpoint-load-metrics"));
+    let error: serde_json::Value = refused.json().await.expect("JSON");
+    assert_eq!(error["error"]["code"], "rate_limit_exceeded");
+    let load = until("the report speaks of both", async || {
+        server.report().await.load.filter(|load| (load.running, load.waiting) == (1, 1))
+    })
+    .await;
+    assert!(load.cache_usage > 0.0 && load.generation_tokens_per_second > 0.0, "{load:?}");
+
+    drop(running);
+    waiting.next().await.expect("its turn has come");
+    assert_eq!(server.metric(ABORTED).await, 1.0);
+    assert_eq!(joined(&waiting.rest().await).1, "length");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_its_whole_answer_frees_its_slot_too() {
+    let server = start(|_, task| (task.max_sequences, task.max_waiting) = (1, 0)).await;
+    let body = json!({"model": "base", "prompt": "x", "max_tokens": 4000, "ignore_eos": true}).to_string();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let address = server.base.strip_prefix("http://").expect("a URL");
+    let mut socket = tokio::net::TcpStream::connect(address).await.expect("connects");
+    socket.write_all(format!("{head}{body}").as_bytes()).await.expect("sent");
+    server.until_metric(RUNNING, 1.0).await;
+    drop(socket);
+    server.until_metric(ABORTED, 1.0).await;
+    // No place waits, so this would be refused were the slot still taken.
+    until("the place is free", async || {
+        let answer = server.request("/v1/completions", &json!({"model": "base", "prompt": "x"})).send().await;
+        (answer.expect("an answer").status().as_u16() == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_holds_up_nobody_and_loses_nothing() {
+    let server = start(|_, task| (task.max_sequences, task.max_waiting) = (2, 0)).await;
+    let body = json!({"model": "base", "prompt": "long", "max_tokens": 4000, "ignore_eos": true, "seed": 3});
+    // Its head is read, its events are not: small windows would hold back what it was sent.
+    let slow = server.stream("/v1/completions", body.clone()).await;
+    for _ in 0..3 {
+        assert_eq!(server.greedy("base", "quick", 20).await.len(), 20);
+    }
+    // The engine comes to the end without its client.
+    server.until_metric(RUNNING, 0.0).await;
+    let (text, finish) = joined(&slow.rest().await);
+    assert_eq!((text.len(), finish.as_str()), (4000, "length"));
+    assert_eq!(server.complete(body).await["choices"][0]["text"], text);
+}

@@ -1,0 +1,9 @@
+//! The server on real sockets, asked by real clients.
+mod adapters;
+mod answers;
+mod load;
+mod model;
+mod openai;
+mod refusals;
+mod server;
+mod shutdown;
