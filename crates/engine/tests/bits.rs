@@ -1,4 +1,5 @@
 //! The same bits however the work is cut: micro-batches, threads, resumption, batches, chunks, pre-emption.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

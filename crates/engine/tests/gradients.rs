@@ -1,4 +1,5 @@
 //! Losses and gradients against the decoder in f64 and its finite differences.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The plan's bytes are the bytes that are allocated.
+#![allow(clippy::unwrap_used)]
 #![allow(unsafe_code)] // A counting allocator.
 
 mod common;

@@ -1,4 +1,5 @@
 //! The seam to a device: steps of one shape enqueue the same operations, and nothing is read back on the way.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Plans: what fits, what does not and by how much, and shapes that cannot be.
+#![allow(clippy::unwrap_used)]
 
 use lathe_plan::estimate::{self, Rates};
 use lathe_plan::{

@@ -1,0 +1,227 @@
+//! Operations against their formulas in f64, at sizes that fall across tiles, blocks and pages.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::noise;
+use lathe_engine::device::cpu::{Cpu, Level};
+use lathe_engine::device::{Buf, Data, DataMut, Device, Element, Op, Start};
+use rstest::rstest;
+
+const PANEL: usize = lathe_engine::plan::PANEL;
+
+fn cpu(threads: usize, level: Level) -> Cpu {
+    let mut cpu = Cpu::new(threads, level);
+    let scratch = cpu.alloc("scratch", Element::F32, threads << 15).unwrap();
+    cpu.set_scratch(scratch);
+    cpu
+}
+
+fn put(cpu: &mut Cpu, values: &[f32]) -> Buf {
+    let buf = cpu.alloc("test", Element::F32, values.len()).unwrap();
+    cpu.write(buf, Data::F32(values));
+    buf
+}
+
+fn get(cpu: &mut Cpu, buf: Buf) -> Vec<f32> {
+    let mut values = vec![0.0; buf.len()];
+    cpu.read(buf, DataMut::F32(&mut values));
+    values
+}
+
+fn random(key: u64, len: usize) -> Vec<f32> {
+    (0..len).map(|i| noise(key, i as u64) as f32).collect()
+}
+
+/// A row-major `[rows, columns]` matrix in panels.
+fn panels(matrix: &[f32], columns: usize) -> Vec<f32> {
+    let rows = matrix.len() / columns;
+    let mut packed = vec![0.0; rows.next_multiple_of(PANEL) * columns];
+    for (i, x) in matrix.iter().enumerate() {
+        let (row, column) = (i / columns, i % columns);
+        packed[row / PANEL * columns * PANEL + column * PANEL + row % PANEL] = *x;
+    }
+    packed
+}
+
+/// What bf16 keeps of a number (cut, not rounded: the test's weights are made so).
+fn bf16(x: f32) -> f32 {
+    f32::from_bits(x.to_bits() & 0xffff_0000)
+}
+
+fn near(found: &[f32], expected: &[f64], terms: usize) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let allowed = 1e-6 * (terms as f64).sqrt() + 1e-6;
+        assert!((f64::from(*found) - expected).abs() < allowed, "{i}: {found} instead of {expected}");
+    }
+}
+
+#[rstest]
+fn products_are_their_formulas(
+    #[values((1, 40, 7), (1, 130, 300), (3, 33, 40), (5, 16, 1), (6, 31, 17), (13, 48, 600), (131, 70, 50))]
+    extent: (usize, usize, usize),
+    #[values(Level::Portable, Level::Avx2)] level: Level,
+    #[values(1, 3)] threads: usize,
+) {
+    let (rows, outputs, inputs) = extent;
+    let mut cpu = cpu(threads, level);
+    let (x, dy) = (random(1, rows * inputs), random(2, rows * outputs));
+    let w: Vec<f32> = random(3, outputs * inputs).into_iter().map(bf16).collect();
+    let bias = random(4, outputs);
+    let at = |m: &[f32], i: usize, j: usize, width: usize| f64::from(m[i * width + j]);
+    let sum = |n: usize, f: &dyn Fn(usize) -> f64| (0..n).map(f).sum::<f64>();
+
+    let (x_buf, dy_buf, bias_buf) = (put(&mut cpu, &x), put(&mut cpu, &dy), put(&mut cpu, &bias));
+    let packed = panels(&w, inputs);
+    let wide = put(&mut cpu, &packed);
+    let narrow = cpu.alloc("test", Element::BF16, packed.len()).unwrap();
+    let bits: Vec<u16> = packed.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+    cpu.write(narrow, Data::BF16(&bits));
+    let y = put(&mut cpu, &vec![9.0; rows * outputs]);
+    let dx = put(&mut cpu, &vec![9.0; rows * inputs]);
+
+    let expected: Vec<f64> = (0..rows * outputs)
+        .map(|i| {
+            let (r, o) = (i / outputs, i % outputs);
+            f64::from(bias[o]) + sum(inputs, &|k| at(&x, r, k, inputs) * at(&w, o, k, inputs))
+        })
+        .collect();
+    let mut results = Vec::new();
+    for w in [wide, narrow] {
+        let start = Start::Bias(bias_buf);
+        cpu.enqueue(Op::Linear { x: x_buf, w, y, rows, outputs, inputs, start });
+        let found = get(&mut cpu, y);
+        near(&found, &expected, inputs);
+        // One row alone has the bits that it has among others.
+        let last = rows - 1;
+        let (x, y) = (x_buf.part(last * inputs, inputs), y.part(last * outputs, outputs));
+        cpu.enqueue(Op::Linear { x, w, y, rows: 1, outputs, inputs, start });
+        assert_eq!(get(&mut cpu, y), found[last * outputs..]);
+        results.push(found);
+
+        cpu.enqueue(Op::LinearInputGrad { dy: dy_buf, w, dx, rows, outputs, inputs, keep: false });
+        cpu.enqueue(Op::LinearInputGrad { dy: dy_buf, w, dx, rows, outputs, inputs, keep: true });
+        let expected: Vec<f64> = (0..rows * inputs)
+            .map(|i| {
+                let (r, k) = (i / inputs, i % inputs);
+                2.0 * sum(outputs, &|o| {
+                    at(&dy, r, o, outputs)
+                        * f64::from(packed[o / PANEL * inputs * PANEL + k * PANEL + o % PANEL])
+                })
+            })
+            .collect();
+        near(&get(&mut cpu, dx), &expected, 4 * outputs);
+    }
+    assert_eq!(results[0], results[1]);
+
+    let dw = put(&mut cpu, &vec![0.0; packed.len()]);
+    cpu.enqueue(Op::LinearWeightGrad { x: x_buf, dy: dy_buf, dw, rows, outputs, inputs });
+    let gradient: Vec<f32> = (0..outputs * inputs)
+        .map(|i| sum(rows, &|r| at(&dy, r, i / inputs, outputs) * at(&x, r, i % inputs, inputs)) as f32)
+        .collect();
+    let whole = get(&mut cpu, dw);
+    near(&whole, &panels(&gradient, inputs).into_iter().map(f64::from).collect::<Vec<_>>(), rows);
+    // Rows in two parts add up to the same bits.
+    cpu.enqueue(Op::Zero { x: dw });
+    for (first, rows) in [(0, rows / 2), (rows / 2, rows - rows / 2)] {
+        let (x, dy) =
+            (x_buf.part(first * inputs, rows * inputs), dy_buf.part(first * outputs, rows * outputs));
+        cpu.enqueue(Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs });
+    }
+    assert_eq!(get(&mut cpu, dw), whole);
+}
+
+/// Two shards of the vocabulary, merged as an all-reduce would, give the loss and gradient of the whole.
+#[test]
+fn the_loss_can_split_the_vocabulary() {
+    let (rows, vocab, cut) = (5, 45, 19);
+    let mut cpu = cpu(1, Level::detect());
+    let logits = random(7, rows * vocab).iter().map(|x| 5.0 * x).collect::<Vec<f32>>();
+    let targets = cpu.alloc("test", Element::U32, rows).unwrap();
+    cpu.write(targets, Data::U32(&[0, 18, 19, 44, 30]));
+    let coefficients = put(&mut cpu, &[1.0, 0.5, 2.0, 1.0, 0.25]);
+    let stats = put(&mut cpu, &[0.0; 15]);
+    let log_probs = put(&mut cpu, &[0.0; 5]);
+    let shard = |columns: std::ops::Range<usize>| -> Vec<f32> {
+        logits.chunks(vocab).flat_map(|row| row[columns.clone()].to_vec()).collect()
+    };
+
+    let whole = put(&mut cpu, &logits);
+    cpu.enqueue(Op::LogitStats { logits: whole, targets, stats, rows, vocab, first: 0 });
+    cpu.enqueue(Op::LogProbs { stats, log_probs, rows });
+    let expected = get(&mut cpu, log_probs);
+    cpu.enqueue(Op::LogitGrad { logits: whole, targets, stats, coefficients, rows, vocab, first: 0 });
+    let gradient = get(&mut cpu, whole);
+
+    let shards = [0..cut, cut..vocab];
+    let mut parts = Vec::new();
+    for range in shards.clone() {
+        let part = put(&mut cpu, &shard(range.clone()));
+        cpu.enqueue(Op::LogitStats {
+            logits: part,
+            targets,
+            stats,
+            rows,
+            vocab: range.len(),
+            first: range.start,
+        });
+        parts.push((part, get(&mut cpu, stats)));
+    }
+    let merged: Vec<f32> = (0..rows)
+        .flat_map(|r| {
+            let [a, b] = [0, 1].map(|p: usize| &parts[p].1[3 * r..3 * r + 3]);
+            let max = a[0].max(b[0]);
+            [max, a[1] * (a[0] - max).exp() + b[1] * (b[0] - max).exp(), a[2] + b[2]]
+        })
+        .collect();
+    cpu.write(stats, Data::F32(&merged));
+    cpu.enqueue(Op::LogProbs { stats, log_probs, rows });
+    for (a, b) in get(&mut cpu, log_probs).iter().zip(&expected) {
+        assert!((a - b).abs() < 1e-5);
+    }
+    for ((part, _), range) in parts.into_iter().zip(shards) {
+        let (vocab_here, first) = (range.len(), range.start);
+        cpu.enqueue(Op::LogitGrad {
+            logits: part,
+            targets,
+            stats,
+            coefficients,
+            rows,
+            vocab: vocab_here,
+            first,
+        });
+        for (row, found) in get(&mut cpu, part).chunks(vocab_here).enumerate() {
+            for (a, b) in found.iter().zip(&gradient[row * vocab..][range.clone()]) {
+                assert!((a - b).abs() < 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn dropout_keeps_the_mean_and_drops_its_share() {
+    let (rows, width, rate) = (50, 203, 0.3);
+    let mut cpu = cpu(2, Level::detect());
+    let x = put(&mut cpu, &vec![1.0; rows * width]);
+    let y = put(&mut cpu, &vec![0.0; rows * width]);
+    let seeds = cpu.alloc("test", Element::U64, 2).unwrap();
+    cpu.write(seeds, Data::U64(&[5, 6]));
+    let [starts, positions] = [vec![0, 20, 50], (0..20).chain(0..30).collect::<Vec<u32>>()].map(|values| {
+        let buf = cpu.alloc("test", Element::U32, values.len()).unwrap();
+        cpu.write(buf, Data::U32(&values));
+        buf
+    });
+    let sequences = 2;
+    let dropped =
+        |salt| Op::Dropout { x, y, seeds, starts, positions, sequences, width, salt, rate, keep: false };
+    cpu.enqueue(dropped(1));
+    let first = get(&mut cpu, y);
+    let share = first.iter().filter(|&&v| v == 0.0).count() as f32 / first.len() as f32;
+    assert!((share - rate).abs() < 0.02, "{share}");
+    assert!(first.iter().all(|&v| v == 0.0 || (v - 1.0 / 0.7).abs() < 1e-6));
+    cpu.enqueue(dropped(2));
+    let same =
+        get(&mut cpu, y).iter().zip(&first).filter(|(a, b)| a == b).count() as f32 / first.len() as f32;
+    assert!((same - (0.7 * 0.7 + 0.3 * 0.3)).abs() < 0.02, "two layers drop the same: {same}");
+}
