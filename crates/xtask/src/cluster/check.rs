@@ -22,7 +22,7 @@ const NAMESPACE: &str = "lathe-check";
 pub fn run_all(cluster: &Cluster) -> Result<()> {
     let nodes = cluster.state.nodes.len() as u32;
     ensure!(nodes > 0, "a control plane alone runs no pods: nothing to check");
-    cluster.import_image(&images::probe()?)?;
+    cluster.import_image(&images::cached(&images::probe(images::PROBE_IMAGE)?)?)?;
     kubectl(cluster, &["delete", "namespace", NAMESPACE, "--ignore-not-found"])?;
     cluster.apply(&objects(nodes))?;
 

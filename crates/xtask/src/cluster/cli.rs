@@ -73,7 +73,7 @@ pub fn run(command: &Command) -> Result<()> {
         }
         Command::Check(named) => {
             let cluster = super::find(&named.name)?;
-            super::check::run_all(&cluster.context("that cluster does not run: `cluster up` first")?)?;
+            cluster.context("that cluster does not run: `cluster up` first")?.check()?;
         }
         Command::Status(named) => status(&named.name)?,
         Command::Build => {

@@ -50,7 +50,11 @@ pub fn trust_registry(layout: &Layout, node: u32, host: &str) -> Result<()> {
     // containerd reads this folder at each pull.
     let folder = layout.node_at(node, "certs.d").join(host);
     fs::create_dir_all(&folder)?;
-    fs::write(folder.join("hosts.toml"), format!("server = \"http://{host}\"\n"))?;
+    // containerd 1.6 refuses a file without a host section.
+    let hosts = format!(
+        "server = \"http://{host}\"\n\n[host.\"http://{host}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
+    );
+    fs::write(folder.join("hosts.toml"), hosts)?;
     Ok(())
 }
 

@@ -99,7 +99,7 @@ pub fn up(options: &Options) -> Result<Cluster> {
     for (number, inside) in state.holders() {
         let step = ui::step(format!("{}: containerd, kubelet, kube-proxy", node_name(number)));
         containerd::ensure(&layout, number, inside)?;
-        containerd::import(inside, &images::pause()?)?;
+        containerd::import(inside, &images::cached(&images::pause()?)?)?;
         kubelet::ensure(&layout, &authority, &state.endpoint, number, inside)?;
         step.done("Ready");
     }
@@ -209,6 +209,15 @@ impl Cluster {
         let mut command = Command::new(toolchain::go_program(&HELM)?);
         command.arg("--kubeconfig").arg(self.kubeconfig());
         Ok(command)
+    }
+
+    /// Tries what the product relies on: a restricted pod on every node, its log, exec, names, service,
+    /// volume; and the same from this machine.
+    ///
+    /// # Errors
+    /// The first of them that fails.
+    pub fn check(&self) -> Result<()> {
+        check::run_all(self)
     }
 
     /// Applies an object, or a `List` of them.

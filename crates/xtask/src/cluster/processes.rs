@@ -18,7 +18,7 @@ use crate::command::last_lines;
 const CLUSTER: &str = "LATHE_CLUSTER";
 const PROCESS: &str = "LATHE_PROCESS";
 /// Long enough for a machine busy with a build; a process that ends is seen at once anyway.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One long-lived process.
 pub struct Process {

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Deserializer, Value, json};
 
 use super::layout::Layout;
@@ -39,9 +39,14 @@ pub fn ensure(layout: &Layout) -> Result<()> {
             "volumeBindingMode": "Immediate",
         }),
     )?;
+    let program = std::env::current_exe()?;
+    ensure!(
+        program.file_name().is_some_and(|name| name == "xtask"),
+        "only the program xtask can start a cluster, since its storage is another xtask"
+    );
     let process = Process {
         name: "provisioner".to_owned(),
-        program: std::env::current_exe()?,
+        program,
         args: ["cluster", "provision", "--name", &layout.name].map(str::to_owned).into(),
         inside: None,
     };

@@ -46,23 +46,23 @@ pub fn build(registry: &str) -> Result<Vec<Image>> {
     Ok(images)
 }
 
-/// The image of a pod's first process, as an archive in the cache.
+/// The image of a pod's first process.
 ///
 /// # Errors
-/// The program does not compile, or the cache cannot be written.
-pub fn pause() -> Result<PathBuf> {
+/// The program does not compile.
+pub fn pause() -> Result<Image> {
     tool(PAUSE_IMAGE, "pause")
 }
 
-/// The image that tries a cluster from inside, as an archive in the cache.
+/// The image that tries a cluster from inside.
 ///
 /// # Errors
-/// As [`pause`].
-pub fn probe() -> Result<PathBuf> {
-    tool(PROBE_IMAGE, "probe")
+/// The program does not compile.
+pub fn probe(reference: &str) -> Result<Image> {
+    tool(reference, "probe")
 }
 
-fn tool(reference: &str, name: &str) -> Result<PathBuf> {
+fn tool(reference: &str, name: &str) -> Result<Image> {
     let mut files = Tree::default();
     files.program(name, fs::read(programs::small(name)?)?);
     let recipe = Recipe {
@@ -71,7 +71,15 @@ fn tool(reference: &str, name: &str) -> Result<PathBuf> {
         entrypoint: vec![format!("/{name}")],
         labels: Vec::new(),
     };
-    write(&recipe.build()?, &paths::cache()?.join("images"))
+    recipe.build()
+}
+
+/// Writes an image's archive into the cache. Returns its path.
+///
+/// # Errors
+/// The cache cannot be written.
+pub fn cached(image: &Image) -> Result<PathBuf> {
+    write(image, &paths::cache()?.join("images"))
 }
 
 /// Writes an image's archive into a folder, whole or not at all. Returns its path.
