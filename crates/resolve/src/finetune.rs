@@ -85,10 +85,8 @@ pub fn training(spec: &FineTuneJobSpec, facts: &TrainFacts<'_>) -> Result<Traini
     let Some(shape) = shape_of(facts.base) else { return Err(not_inspected(facts.base)) };
     let method = task::method(spec)?;
     let chosen = choose::choose(spec, facts, &shape, &method)?;
-    let destination =
-        spec.output.destination.clone().unwrap_or_else(|| artifacts("models", &spec.output.model_name));
-    let checkpoints =
-        spec.checkpoint.destination.clone().unwrap_or_else(|| artifacts("checkpoints", facts.name));
+    let checkpoints = spec.checkpoint.destination.clone();
+    let checkpoints = checkpoints.unwrap_or_else(|| artifacts(&format!("checkpoints/{}", facts.name)));
     let task = TrainTask {
         attempt: facts.attempt,
         base,
@@ -102,7 +100,7 @@ pub fn training(spec: &FineTuneJobSpec, facts: &TrainFacts<'_>) -> Result<Traini
         evaluation: task::evaluation(spec)?,
         output: lathe_contract::OutputTarget {
             model_name: spec.output.model_name.clone(),
-            destination: located(&mut mounts, &destination, "output.destination", Use::Write)?,
+            destination: located(&mut mounts, &destination(spec), "output.destination", Use::Write)?,
         },
     };
     let inputs_hash = facts
@@ -151,14 +149,20 @@ pub fn needs_artifacts(spec: &FineTuneJobSpec) -> bool {
     spec.output.destination.is_none() || spec.checkpoint.destination.is_none()
 }
 
-/// Where the job's artefacts go, as a location of the API.
+/// Folder of the job's artefacts and their records: `<destination>/<modelName>`.
 #[must_use]
-pub fn destination(spec: &FineTuneJobSpec) -> Location {
-    spec.output.destination.clone().unwrap_or_else(|| artifacts("models", &spec.output.model_name))
+pub fn output_folder(spec: &FineTuneJobSpec) -> Location {
+    let destination = destination(spec);
+    let uri = format!("{}/{}", destination.uri.trim_end_matches('/'), spec.output.model_name);
+    Location { uri, ..destination }
 }
 
-fn artifacts(what: &str, name: &str) -> Location {
-    let uri = format!("pvc://{}/{what}/{name}", names::ARTIFACTS_CLAIM);
+fn destination(spec: &FineTuneJobSpec) -> Location {
+    spec.output.destination.clone().unwrap_or_else(|| artifacts("models"))
+}
+
+fn artifacts(path: &str) -> Location {
+    let uri = format!("pvc://{}/{path}", names::ARTIFACTS_CLAIM);
     Location { uri, revision: None, secret_ref: None, digest: None }
 }
 

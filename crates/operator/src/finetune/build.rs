@@ -115,7 +115,7 @@ pub fn train(
 /// The pod that repeats lost last words from the report beside the artefact, with its contract.
 pub fn summary(job: &FineTuneJob, context: &Context) -> Result<(ConfigMap, Job), Error> {
     let mut mounts = Mounts::default();
-    let location = finetune::destination(&job.spec);
+    let location = finetune::output_folder(&job.spec);
     // The location was mounted by the training before.
     let source = mounts
         .source(&location, Use::Read)
@@ -200,7 +200,7 @@ pub fn claim(job: &FineTuneJob, volume: &ArtifactVolume) -> PersistentVolumeClai
 
 /// The Model of the result, pinned to its digest. Deleting the job keeps it: no owner.
 pub fn model(job: &FineTuneJob, trained: &Trained) -> Model {
-    let destination = finetune::destination(&job.spec);
+    let destination = finetune::output_folder(&job.spec);
     let base = job.spec.base_model_ref.clone();
     let spec = ModelSpec {
         source: Location {

@@ -392,9 +392,9 @@ fn conclude(job: &FineTuneJob, observed: &Observed, attempt: &Attempt, outcome: 
     let Outcome::Trained { uri, digest, dataset_digest, scores, progress, model } = outcome else {
         return Plan::at(Stage::Failed(unexpected("they are not those of a training")));
     };
-    let destination = finetune::destination(&job.spec).uri;
-    if !is_below(&uri, &destination) || !is_digest(&digest) {
-        let why = format!("they name {uri} ({digest}), which is no artefact below {destination}");
+    let folder = finetune::output_folder(&job.spec).uri;
+    if !is_below(&uri, &folder) || !is_digest(&digest) {
+        let why = format!("they name {uri} ({digest}), which is no artefact below {folder}");
         return Plan::at(Stage::Failed(unexpected(&why)));
     }
     let trained = Trained {
@@ -424,8 +424,8 @@ fn is_same(there: &Model, trained: &Trained) -> bool {
 }
 
 /// A worker's words become a Model's source: one plain folder below the destination, nothing else.
-fn is_below(uri: &str, destination: &str) -> bool {
-    let rest = uri.strip_prefix(destination.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/'));
+fn is_below(uri: &str, folder: &str) -> bool {
+    let rest = uri.strip_prefix(folder.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/'));
     rest.is_some_and(|folder| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
         !folder.is_empty() && folder.len() <= 128 && !folder.starts_with('.') && folder.bytes().all(plain)

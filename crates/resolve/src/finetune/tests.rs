@@ -102,7 +102,7 @@ fn every_default_is_filled_in_and_every_location_mounted() {
             "microBatchTokens": micro, "sequenceLength": 1024, "weightDecay": 0.0, "maxGradNorm": 1.0, "seed": 42},
         "checkpoint": {"intervalSeconds": 300, "keep": 2, "destination": {"uri": "pvc://lathe-artifacts/checkpoints/job"}},
         "evaluation": {"metrics": ["Perplexity"], "gates": []},
-        "output": {"modelName": "tuned", "destination": {"uri": "pvc://lathe-artifacts/models/tuned"}},
+        "output": {"modelName": "tuned", "destination": {"uri": "pvc://lathe-artifacts/models"}},
     });
     assert_eq!(found, expected);
     assert_eq!(plan.mounts.claims().collect::<Vec<_>>(), ["data", "lathe-artifacts", "models"]);
@@ -135,7 +135,7 @@ fn the_strategy_chooses(#[case] over: Value, #[case] expected: &str) {
 #[case::a_larger_profile_is_named(
     json!({"accelerator": {"profiles": ["small"], "count": null}, "training": {"sequenceLength": 2048, "batchTokens": 32768},
         "trainable": {"lora": {"basePrecision": "Float32"}}}), json!({"status": {"shape": {"layers": 40}}}),
-    "DoesNotFit", "Next: add cpu to `spec.accelerator.profiles`")]
+    "DoesNotFit", "Next: add large to `spec.accelerator.profiles`")]
 #[case::pod_memory(json!({"pod": {"memory": "2Gi"}}), json!({}), "DoesNotFit", "`spec.pod.memory` allows 2048Mi. Next: set `spec.pod.memory` to ")]
 #[case::several_devices(json!({"accelerator": {"profiles": ["large"], "count": 2}}), json!({}), "CountUnsupported", "more than one device")]
 #[case::rows_beyond_the_context(json!({"training": {"sequenceLength": 4096}}), json!({}), "InvalidSettings", "2048 tokens")]

@@ -197,7 +197,14 @@ fn is_placing(trouble: &Trouble) -> bool {
 }
 
 fn evaluated(job: &FineTuneJob, plan: &Plan) -> Option<Line> {
-    let Stage::Finished { scores, .. } = &plan.stage else { return None };
+    let scores = match &plan.stage {
+        Stage::Finished { scores, .. } => scores,
+        // The worker has judged already.
+        Stage::Failed(trouble) if trouble.reason == "GateFailed" => {
+            return line(State::False, &trouble.reason, &trouble.message);
+        }
+        _ => return None,
+    };
     if scores.is_empty() {
         let message = "nothing was measured: the dataset has no held-out rows (`dataset.evaluation` or `dataset.holdout`)";
         return line(State::False, "NotMeasured", message);
