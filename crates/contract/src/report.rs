@@ -38,6 +38,7 @@ pub struct Summary {
 /// How a task ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(clippy::large_enum_variant)] // One a process, at its end.
 pub enum Outcome {
     /// A model was tuned, written and measured.
     Trained {

@@ -15,6 +15,7 @@ pub mod evaluate;
 pub mod failure;
 pub mod inspect;
 pub mod metrics;
+pub mod serve;
 pub mod status;
 pub mod summary;
 pub mod train;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use lathe_contract::{CONTRACT_PATH, CONTRACT_VERSION, CONTROL_PORT, Contract, TERMINATION_LOG, Task, exit};
 use lathe_worker::failure::{Done, Halt};
-use lathe_worker::{batch, summary};
+use lathe_worker::{batch, serve, summary};
 use tokio_util::sync::CancellationToken;
 
 /// Longest contract that is read; a ConfigMap holds at most 1 MiB.
@@ -101,7 +101,10 @@ fn run(contract: Contract, paths: Paths, serve_addr: Option<SocketAddr>) -> i32 
         if let Err(error) = stop_on_signals(&stop, &abort) {
             tracing::warn!(%error, "SIGTERM cannot be heard");
         }
-        let _ = (serve_addr, &abort);
+        if matches!(contract.task, Task::Serve(_)) {
+            let settings = serve::Settings { serve_addr, control_addr, control_port, addr_file, summary };
+            return serve::run(contract, settings, stop, abort).await;
+        }
         let settings = batch::Settings { control_addr, control_port, addr_file, summary };
         batch::run(contract, settings, stop).await
     });

@@ -13,10 +13,10 @@ async fn tokens_are_counted_exactly_under_many_requests() {
     let requests = (0..60).map(|n: usize| {
         let (prompt, tokens) = ("x".repeat(1 + n * 13 % 50), 1 + n * 7 % 30);
         let body = json!({"model": "base", "prompt": prompt, "max_tokens": tokens, "ignore_eos": true,
-                          "stream_options": if n % 2 == 0 { json!(null) } else { json!({"include_usage": true}) }});
+                          "stream_options": if n.is_multiple_of(2) { json!(null) } else { json!({"include_usage": true}) }});
         let server = &server;
         async move {
-            let usage = if n % 2 == 0 {
+            let usage = if n.is_multiple_of(2) {
                 server.complete(body).await["usage"].clone()
             } else {
                 let events = server.stream("/v1/completions", body).await.rest().await;

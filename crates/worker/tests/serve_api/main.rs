@@ -4,6 +4,7 @@ mod answers;
 mod load;
 mod model;
 mod openai;
+mod process;
 mod refusals;
 mod server;
 mod shutdown;

@@ -41,7 +41,7 @@ pub fn write_model(dir: &Path, seed: u64, eos: &[u32]) {
         let values: Vec<f32> = match tensor.name.as_str() {
             "lm_head.weight" => {
                 let row = |token: usize| token == 0x20 || (0x61..=0x7a).contains(&token);
-                let value = |at: usize| match (row(at / 32), at % 32 == 0) {
+                let value = |at: usize| match (row(at / 32), at.is_multiple_of(32)) {
                     (true, false) => random.next(),
                     (false, true) => -8.0,
                     _ => 0.0,
@@ -50,7 +50,7 @@ pub fn write_model(dir: &Path, seed: u64, eos: &[u32]) {
             }
             name if name.ends_with("norm.weight") => vec![1.0; count],
             "model.embed_tokens.weight" => {
-                (0..count).map(|at| if at % 32 == 0 { 6.0 } else { random.next() }).collect()
+                (0..count).map(|at| if at.is_multiple_of(32) { 6.0 } else { random.next() }).collect()
             }
             _ => (0..count).map(|_| random.next() * 0.3).collect(),
         };

@@ -106,10 +106,14 @@ pub async fn launch_in(
     })
     .await;
     let url = |field: &str| format!("http://{}", told[field].as_str().expect("an address"));
+    let (base, control) = (url("serveAddr"), url("controlAddr"));
+    Server { base, control, stop, abort, folder, client: client(), ended }
+}
+
+pub fn client() -> reqwest::Client {
     // Another test may have done it.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    Server { base: url("serveAddr"), control: url("controlAddr"), stop, abort, folder, client, ended }
+    reqwest::Client::builder().no_proxy().build().expect("a client")
 }
 
 /// Asks again and again until there is an answer.
