@@ -16,6 +16,8 @@ mod pods;
 mod profiles;
 mod runtime;
 mod server;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 

@@ -7,6 +7,8 @@ mod capacity;
 mod observe;
 mod plan;
 mod status;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 use std::{

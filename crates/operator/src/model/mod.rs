@@ -5,6 +5,8 @@ mod build;
 mod observe;
 mod plan;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -22,7 +24,8 @@ use crate::{
     error::Error,
     runtime::{Guard, Reconcile, Stop, Watches},
 };
-use plan::Write;
+use observe::Observed;
+use plan::{Plan, Write};
 
 /// Value of the label `lathe.dev/kind`.
 const KIND: &str = "model";
@@ -59,9 +62,31 @@ impl Reconcile for Models {
     }
 
     async fn reconcile(&self, model: &Model) -> Result<Action, Error> {
-        let writer = &self.context.writer;
         let observed = observe::observe(self, model, Timestamp::now());
         let plan = plan::plan(model, &observed);
+        let refused = match self.apply(model, &observed, &plan).await {
+            Ok(()) => None,
+            // A quota, an admission rule, a name that is taken: it is the user's to know, and tried again.
+            Err(error) => match error.refusal() {
+                Some(words) => Some((words, error)),
+                None => return Err(error),
+            },
+        };
+        let words = refused.as_ref().map(|(words, _)| words.as_str());
+        let fresh = status::status(model, &observed, &plan, words);
+        if self.context.writer.status(model, model.status.as_ref(), &fresh).await? {
+            tracing::info!(model = model.name_any(), namespace = ?model.namespace(), reason = plan.view.reason(), "status");
+        }
+        match refused {
+            Some((_, error)) => Err(error),
+            None => Ok(plan.next.map_or_else(Action::await_change, Action::requeue)),
+        }
+    }
+}
+
+impl Models {
+    async fn apply(&self, model: &Model, observed: &Observed, plan: &Plan) -> Result<(), Error> {
+        let writer = &self.context.writer;
         match &plan.write {
             Write::Nothing => {}
             Write::Inspect(seen) => {
@@ -75,10 +100,6 @@ impl Reconcile for Models {
                 }
             }
         }
-        let fresh = status::status(model, &observed, &plan);
-        if writer.status(model, model.status.as_ref(), &fresh).await? {
-            tracing::info!(model = model.name_any(), namespace = ?model.namespace(), reason = plan.view.reason(), "status");
-        }
-        Ok(plan.next.map_or_else(Action::await_change, Action::requeue))
+        Ok(())
     }
 }

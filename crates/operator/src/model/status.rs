@@ -21,13 +21,21 @@ struct Verdict {
     stalled: bool,
 }
 
-/// The whole status.
-pub fn status(model: &Model, observed: &Observed, plan: &Plan) -> ModelStatus {
+/// The whole status. `refused`: what the API server said where it took a write of this round not at all.
+pub fn status(model: &Model, observed: &Observed, plan: &Plan, refused: Option<&str>) -> ModelStatus {
     let mut fresh = model.status.clone().unwrap_or_default();
     if let View::Found(report) = &plan.view {
         record(&mut fresh, report);
     }
-    let verdict = verdict(model, &fresh, observed, plan);
+    let verdict = match refused {
+        Some(words) => Verdict {
+            ready: State::False,
+            reason: "WriteRefused".to_owned(),
+            message: format!("{words}. Next: have that allowed; it is tried again."),
+            stalled: true,
+        },
+        None => verdict(model, &fresh, observed, plan),
+    };
     let generation = model.metadata.generation.unwrap_or(0);
     fresh.observed_generation = generation;
     let ready = verdict.ready == State::True;

@@ -1,0 +1,171 @@
+//! Whole rounds against a scripted API server: which calls are made, in which order, with what.
+use kube::core::DeserializeGuard;
+
+use super::{super::*, *};
+use crate::testing::{Call, Server, context, failure, filled, paths};
+
+const MAPS: &str = "/api/v1/namespaces/ns/configmaps";
+const JOBS: &str = "/apis/batch/v1/namespaces/ns/jobs";
+const STATUS: &str = "PATCH /apis/lathe.dev/v1alpha1/namespaces/ns/finetunejobs/t/status";
+
+#[derive(Default)]
+struct World {
+    jobs: Vec<Job>,
+    pods: Vec<Pod>,
+    models: Vec<Model>,
+}
+
+async fn round(job: &FineTuneJob, world: World, answers: &[(&str, u16, Value)]) -> (Vec<Call>, Result<Action, Error>) {
+    let (client, server) = Server::start(answers);
+    let models = world.models.into_iter().chain([model("base", json!({}))]);
+    let controller = FineTuneJobs {
+        context: context(client),
+        jobs: filled(world.jobs),
+        pods: filled(world.pods),
+        models: filled(models.map(|m| DeserializeGuard(Ok(m))).collect()),
+        profiles: filled(profiles().into_iter().map(|p| DeserializeGuard(Ok(p))).collect()),
+        written: Mutex::default(),
+    };
+    let done = controller.reconcile(job).await;
+    drop(controller);
+    (server.calls().await, done)
+}
+
+fn status_of(calls: &[Call]) -> Value {
+    calls.iter().find(|(call, _)| call == STATUS).map(|(_, body)| body["status"].clone()).expect("a status")
+}
+
+fn with_status(status: Value) -> FineTuneJob {
+    tune(json!({}), status)
+}
+
+#[tokio::test]
+async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
+    // New: the dataset is checked first.
+    let (calls, done) = round(&with_status(Value::Null), World::default(), &[]).await;
+    done.expect("a round");
+    let check_map = format!("PATCH {MAPS}/t-check-data-contract");
+    assert_eq!(paths(&calls), [check_map.as_str(), &format!("POST {JOBS}"), STATUS]);
+    let status = status_of(&calls);
+
+    // The rows are good: the volume, the contract, the Job, in this order.
+    let check = || job("t-check-data", "check-data", ended("Complete"));
+    let world = World { jobs: vec![check()], pods: vec![said("t-check-data", 0, checked())], ..World::default() };
+    let (calls, done) = round(&with_status(status), world, &[]).await;
+    done.expect("a round");
+    let claim = "POST /api/v1/namespaces/ns/persistentvolumeclaims";
+    let train_map = format!("PATCH {MAPS}/t-1-contract");
+    assert_eq!(paths(&calls), [claim, train_map.as_str(), &format!("POST {JOBS}"), STATUS]);
+    let status = status_of(&calls);
+    assert_eq!((&status["attempt"], &status["datasetDigest"]), (&json!(1), &json!(digest('d'))));
+    assert_eq!(status["plan"]["profile"], "cpu");
+
+    // It is done: the Model with its scores before the status that says so; the check goes, it is recorded.
+    let world = World {
+        jobs: vec![check(), job("t-1", "train", ended("Complete"))],
+        pods: vec![said("t-1", 0, trained(json!({})))],
+        ..World::default()
+    };
+    let (calls, done) = round(&with_status(status), world, &[]).await;
+    done.expect("a round");
+    let models = "/apis/lathe.dev/v1alpha1/namespaces/ns/models";
+    let expected = [
+        format!("DELETE {JOBS}/t-check-data"),
+        format!("POST {models}"),
+        format!("PATCH {models}/out/status"),
+        STATUS.to_owned(),
+    ];
+    assert_eq!(paths(&calls), expected);
+    let made = calls.iter().find(|(call, _)| *call == format!("POST {models}")).map(|(_, body)| body.clone());
+    assert_eq!(made.expect("a Model"), json!({
+        "apiVersion": "lathe.dev/v1alpha1", "kind": "Model", "metadata": {"name": "out", "namespace": "ns"},
+        "spec": {
+            "source": {"uri": format!("pvc://lathe-artifacts/models/out/{}", "e".repeat(64)), "digest": digest('e')},
+            "adapterOf": {"name": "base"},
+            "derivedFrom": {"job": "t", "base": "base", "datasetDigest": digest('d'), "inputsHash": "aaaabbbbccccdddd"},
+            "reclaimPolicy": "Retain",
+        },
+    }));
+    let status = status_of(&calls);
+    assert_eq!(status["modelRef"], json!({"name": "out"}));
+
+    // A settled job: not one call.
+    let world = World { jobs: vec![job("t-1", "train", ended("Complete"))], ..World::default() };
+    let (calls, done) = round(&with_status(status), world, &[]).await;
+    assert_eq!(done.expect("a round"), Action::await_change());
+    assert!(calls.is_empty(), "{calls:?}");
+}
+
+#[tokio::test]
+async fn the_job_is_what_the_cluster_needs() {
+    let known = json!({"observedGeneration": 1, "datasetDigest": digest('d')});
+    let (calls, _) = round(&with_status(known), World::default(), &[]).await;
+    let made = calls.iter().find(|(call, _)| *call == format!("POST {JOBS}")).map(|(_, body)| body.clone()).expect("a Job");
+    let labels = json!({
+        "app.kubernetes.io/managed-by": "lathe", "app.kubernetes.io/name": "lathe-worker",
+        "lathe.dev/kind": "finetunejob", "lathe.dev/name": "t", "lathe.dev/task": "train",
+    });
+    assert_eq!(made["metadata"]["labels"], labels);
+    assert_eq!(made["metadata"]["name"], "t-1");
+    assert_eq!(made["metadata"]["annotations"]["lathe.dev/profile"], "cpu");
+    assert_eq!(made["metadata"]["ownerReferences"], json!([
+        {"apiVersion": "lathe.dev/v1alpha1", "kind": "FineTuneJob", "name": "t", "uid": "uid-t", "controller": true}]));
+    let mut spec = made["spec"].clone();
+    let template = spec.as_object_mut().expect("a spec").remove("template").expect("a template");
+    assert_eq!(spec, json!({
+        "backoffLimit": 3, "completions": 1, "parallelism": 1, "podReplacementPolicy": "Failed", "suspend": false,
+        "podFailurePolicy": {"rules": [
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {"action": "Ignore", "onExitCodes": {"containerName": "worker", "operator": "In", "values": [75]}},
+            {"action": "FailJob", "onExitCodes": {"containerName": "worker", "operator": "In", "values": [64]}},
+        ]},
+    }));
+    assert_eq!(template["metadata"]["labels"], labels);
+    let pod = &template["spec"];
+    assert_eq!((&pod["restartPolicy"], &pod["terminationGracePeriodSeconds"]), (&json!("Never"), &json!(120)));
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!((&pod["containers"][0]["args"], &pod["containers"][0]["image"]), (&json!(["train"]), &json!("worker:1")));
+    let mounted: Vec<&str> = pod["volumes"].as_array().expect("volumes").iter()
+        .filter_map(|v| v["persistentVolumeClaim"]["claimName"].as_str()).collect();
+    assert_eq!(mounted, ["data", "lathe-artifacts", "models"]);
+}
+
+#[tokio::test]
+async fn a_status_that_is_newer_than_the_watch_of_jobs_makes_no_second_job() {
+    let known = json!({"observedGeneration": 1, "datasetDigest": digest('d'), "attempt": 1});
+    let live = serde_json::to_value(job("t-1", "train", json!({}))).expect("JSON");
+    let get = format!("GET {JOBS}/t-1");
+    let (calls, done) = round(&with_status(known), World::default(), &[(&get, 200, live)]).await;
+    done.expect("a round");
+    assert_eq!(paths(&calls), [get.as_str(), STATUS]);
+}
+
+#[tokio::test]
+async fn what_the_api_server_refuses_is_in_the_status_and_tried_again() {
+    let quota = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden",
+        "message": "exceeded quota: jobs"});
+    let make = format!("POST {JOBS}");
+    let (calls, done) = round(&with_status(Value::Null), World::default(), &[(&make, 403, quota)]).await;
+    assert_eq!(done.expect_err("refused").category(), "WriteRefused");
+    let status: lathe_api::FineTuneJobStatus = object(status_of(&calls));
+    let (_, reason, message) = condition(&status, conditions::SUCCEEDED);
+    assert!(reason == "WriteRefused" && message.contains("exceeded quota: jobs") && message.contains("Next: "), "{message}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_changes_nothing() {
+    let map = format!("PATCH {MAPS}/t-check-data-contract");
+    let (calls, done) = round(&with_status(Value::Null), World::default(), &[(&map, 500, failure(500, "InternalError"))]).await;
+    assert_eq!(done.expect_err("away").category(), "WriteFailed");
+    assert_eq!(paths(&calls), [map.as_str()]);
+}
+
+#[tokio::test]
+async fn suspending_patches_the_job_and_nothing_else_of_it() {
+    let known = json!({"observedGeneration": 1, "datasetDigest": digest('d'), "attempt": 1});
+    let world = World { jobs: vec![job("t-1", "train", json!({}))], ..World::default() };
+    let (calls, done) = round(&tune(json!({"suspend": true}), known), world, &[]).await;
+    done.expect("a round");
+    assert_eq!(paths(&calls), [format!("PATCH {JOBS}/t-1").as_str(), STATUS]);
+    assert_eq!(calls[0].1, json!({"spec": {"suspend": true}}));
+}

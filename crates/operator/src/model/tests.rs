@@ -1,0 +1,170 @@
+use jiff::Timestamp;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use kube::core::DeserializeGuard;
+use lathe_api::conditions::{READY, RECONCILING, STALLED, find};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::testing::{Call, Server, context, failure, filled, object, paths};
+
+const JOB: &str = "/apis/batch/v1/namespaces/ns/jobs/m-inspect";
+const MAKE_CONTRACT: &str = "PATCH /api/v1/namespaces/ns/configmaps/m-inspect-contract";
+const MAKE_JOB: &str = "POST /apis/batch/v1/namespaces/ns/jobs";
+const STATUS: &str = "PATCH /apis/lathe.dev/v1alpha1/namespaces/ns/models/m/status";
+
+fn model(name: &str, spec: Value, status: Value) -> Model {
+    object(json!({
+        "apiVersion": "lathe.dev/v1alpha1", "kind": "Model",
+        "metadata": {"name": name, "namespace": "ns", "uid": format!("uid-{name}"), "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": spec, "status": status,
+    }))
+}
+
+fn source() -> Value {
+    json!({"source": {"uri": "pvc://data/model"}})
+}
+
+fn job(condition: Option<(&str, Timestamp)>) -> Job {
+    let conditions: Vec<Value> = condition
+        .iter()
+        .map(|(type_, at)| json!({"type": type_, "status": "True", "lastTransitionTime": at.to_string()}))
+        .collect();
+    object(json!({
+        "metadata": {"name": "m-inspect", "namespace": "ns", "uid": "job-uid",
+            "ownerReferences": [{"apiVersion": "lathe.dev/v1alpha1", "kind": "Model", "name": "m", "uid": "uid-m", "controller": true}]},
+        "spec": {"template": {}}, "status": {"conditions": conditions},
+    }))
+}
+
+fn pod(code: i32, words: Value) -> Pod {
+    object(json!({
+        "metadata": {"name": "m-inspect-x", "namespace": "ns",
+            "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": "m-inspect", "uid": "job-uid", "controller": true}]},
+        "status": {"phase": "Succeeded", "containerStatuses": [{
+            "name": "worker", "image": "w", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": code, "message": words.to_string()}},
+        }]},
+    }))
+}
+
+fn report(over: &[(&str, Value)]) -> Value {
+    let mut report = json!({
+        "architecture": "LlamaForCausalLM", "parameters": 1_235_814_400, "contextLength": 2048, "digest": format!("sha256:{}", "b".repeat(64)),
+        "weights": [{"precision": "BF16", "bytes": 2_471_628_800_i64}],
+        "shape": {"vocab": 32000, "hidden": 2048, "layers": 16, "heads": 32, "kvHeads": 8, "headDim": 64, "intermediate": 8192, "tieEmbeddings": true},
+    });
+    for (key, value) in over {
+        report[*key] = value.clone();
+    }
+    json!({"outcome": {"inspected": report}})
+}
+
+/// One round; the calls, and the status that was written.
+async fn round(model: &Model, jobs: Vec<Job>, pods: Vec<Pod>, others: Vec<Model>) -> (Vec<Call>, Option<Value>) {
+    let (client, server) = Server::start(&[]);
+    let controller = Models {
+        context: context(client),
+        models: filled(others.into_iter().map(|m| DeserializeGuard(Ok(m))).collect()),
+        jobs: filled(jobs),
+        pods: filled(pods),
+    };
+    controller.reconcile(model).await.expect("a round");
+    drop(controller);
+    let calls = server.calls().await;
+    let status = calls.iter().find(|(call, _)| call == STATUS).map(|(_, body)| body["status"].clone());
+    (calls, status)
+}
+
+fn condition(status: &Value, type_: &str) -> (String, String, String) {
+    let status: lathe_api::ModelStatus = object(status.clone());
+    let c = find(&status.conditions, type_).expect("a condition");
+    (c.status.clone(), c.reason.clone(), c.message.clone())
+}
+
+#[tokio::test]
+async fn a_new_model_gets_a_job_and_every_condition() {
+    let (calls, status) = round(&model("m", source(), Value::Null), vec![], vec![], vec![]).await;
+    assert_eq!(paths(&calls), [MAKE_CONTRACT, MAKE_JOB, STATUS]);
+    let status = status.expect("a status");
+    assert_eq!(condition(&status, READY).0, "Unknown");
+    assert_eq!(condition(&status, RECONCILING).0, "True");
+    assert_eq!(condition(&status, STALLED).0, "False");
+    assert_eq!(status["observedGeneration"], 1);
+    let contract = calls[0].1["data"]["contract.json"].as_str().expect("a contract");
+    let contract: Value = serde_json::from_str(contract).expect("JSON");
+    assert_eq!(contract["task"], json!({"inspect": {"source": {"uri": "pvc://data/model"}}}));
+    assert_eq!(contract["object"]["uid"], "uid-m");
+}
+
+#[tokio::test]
+async fn what_the_pod_found_is_recorded_then_the_job_goes_then_nothing_is_written() {
+    let done = || job(Some(("Complete", Timestamp::now())));
+    let (calls, status) = round(&model("m", source(), Value::Null), vec![done()], vec![pod(0, report(&[]))], vec![]).await;
+    assert_eq!(paths(&calls), [STATUS]);
+    let status = status.expect("a status");
+    assert_eq!(condition(&status, READY), ("True".into(), "Inspected".into(), "LlamaForCausalLM with 1.24B parameters in 2358Mi".into()));
+    assert_eq!(condition(&status, RECONCILING).0, "False");
+    let recorded = model("m", source(), status);
+    let (calls, _) = round(&recorded, vec![done()], vec![], vec![]).await;
+    assert_eq!(paths(&calls), [format!("DELETE {JOB}")]);
+    let (calls, _) = round(&recorded, vec![], vec![], vec![]).await;
+    assert!(calls.is_empty(), "a settled object: {calls:?}");
+}
+
+#[rstest]
+#[case::asks_for_acceptance(source(), &[("license", json!("llama3.2")), ("licenseNeedsAcceptance", json!(true))], "LicenseNotAccepted", "spec.license.accept` to llama3.2", true)]
+#[case::accepted(json!({"source": {"uri": "pvc://a/b"}, "license": {"accept": "llama3.2"}}), &[("license", json!("llama3.2")), ("licenseNeedsAcceptance", json!(true))], "Inspected", "", false)]
+#[case::adapter_without_base(source(), &[("architecture", json!("LoRA")), ("shape", json!({}))], "AdapterBaseMissing", "spec.adapterOf", true)]
+#[case::weights_with_base(json!({"source": {"uri": "pvc://a/b"}, "adapterOf": {"name": "base"}}), &[], "NotAnAdapter", "whole weights", true)]
+#[case::base_is_not_there(json!({"source": {"uri": "pvc://a/b"}, "adapterOf": {"name": "nobody"}}), &[("architecture", json!("LoRA")), ("shape", json!({}))], "BaseNotFound", "Model nobody", false)]
+#[case::base_is_not_ready(json!({"source": {"uri": "pvc://a/b"}, "adapterOf": {"name": "base"}}), &[("architecture", json!("LoRA")), ("shape", json!({}))], "BaseNotReady", "describe model base", false)]
+#[tokio::test]
+async fn a_model_that_was_read_may_still_not_be_ready(
+    #[case] spec: Value,
+    #[case] over: &[(&str, Value)],
+    #[case] reason: &str,
+    #[case] words: &str,
+    #[case] stalled: bool,
+) {
+    let done = job(Some(("Complete", Timestamp::now())));
+    let base = model("base", source(), Value::Null);
+    let (_, status) = round(&model("m", spec, Value::Null), vec![done], vec![pod(0, report(over))], vec![base]).await;
+    let (_, found, message) = condition(&status.clone().expect("a status"), READY);
+    assert_eq!(found, reason);
+    assert!(message.contains(words), "{message}");
+    assert_eq!(condition(&status.expect("a status"), STALLED).0 == "True", stalled);
+}
+
+#[tokio::test]
+async fn a_failed_look_says_why_and_is_repeated_after_a_while() {
+    let words = json!({"outcome": {"failed": {"reason": "MalformedModel", "message": "config.json is missing. Next: put it there.", "userError": true}}});
+    let made = "2026-01-01T00:00:00Z".parse().expect("a time");
+    let just = job(Some(("Failed", Timestamp::now())));
+    let (calls, status) = round(&model("m", source(), Value::Null), vec![just], vec![pod(64, words.clone())], vec![]).await;
+    assert_eq!(paths(&calls), [STATUS]);
+    let status = status.expect("a status");
+    assert_eq!(condition(&status, READY), ("False".into(), "MalformedModel".into(), "config.json is missing. Next: put it there.".into()));
+    assert_eq!(condition(&status, STALLED).0, "True");
+    let long_ago = job(Some(("Failed", made)));
+    let (calls, _) = round(&model("m", source(), status), vec![long_ago], vec![pod(64, words)], vec![]).await;
+    assert_eq!(paths(&calls), [format!("DELETE {JOB}")], "the status says it already");
+}
+
+#[tokio::test]
+async fn a_job_of_that_name_that_is_not_ours_is_told() {
+    let foreign = json!({"metadata": {"name": "m-inspect", "namespace": "ns", "uid": "other"}, "spec": {"template": {}}});
+    let (client, server) = Server::start(&[
+        (MAKE_JOB, 409, failure(409, "AlreadyExists")),
+        ("GET /apis/batch/v1/namespaces/ns/jobs/m-inspect", 200, foreign),
+    ]);
+    let controller = Models { context: context(client), models: filled(vec![]), jobs: filled(vec![]), pods: filled(vec![]) };
+    let error = controller.reconcile(&model("m", source(), Value::Null)).await.expect_err("taken");
+    assert_eq!(error.category(), "NameTaken");
+    drop(controller);
+    let calls = server.calls().await;
+    let get = "GET /apis/batch/v1/namespaces/ns/jobs/m-inspect";
+    assert_eq!(paths(&calls), [MAKE_CONTRACT, MAKE_JOB, get, STATUS]);
+    let (_, reason, message) = condition(&calls[3].1["status"], READY);
+    assert!(reason == "WriteRefused" && message.contains("Job m-inspect exists and is not ours"), "{message}");
+}
