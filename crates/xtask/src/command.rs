@@ -8,6 +8,13 @@ use anyhow::{Context, Result, bail};
 /// How much of a failed program's output an error repeats.
 const LINES_SHOWN: usize = 20;
 
+/// cargo, in the root of the repository.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(crate::paths::repository());
+    cargo
+}
+
 /// Runs to the end and returns what was written to stdout.
 ///
 /// # Errors

@@ -3,7 +3,7 @@
 mod reference;
 mod yaml;
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -51,8 +51,8 @@ pub fn run(args: &Args) -> Result<()> {
 /// Path and content of every generated file.
 fn files() -> Result<Vec<(PathBuf, String)>> {
     let root = paths::repository();
-    let mut print = Command::new(env!("CARGO"));
-    print.args(["run", "--quiet", "--package", "lathe-api", "--bin", "crds"]).current_dir(&root);
+    let mut print = command::cargo();
+    print.args(["run", "--quiet", "--package", "lathe-api", "--bin", "crds"]);
     let crds: Vec<Value> =
         serde_json::from_str(&command::run(&mut print)?).context("reading the printed CRDs")?;
     let mut files = vec![(root.join("docs/reference/api.md"), reference::page(&crds))];

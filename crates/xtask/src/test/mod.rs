@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test, in layers, from the cheapest that can catch the bug.
 
-use std::path::PathBuf;
+mod programs;
+
 use std::process::Command;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use clap::ValueEnum;
 
 use crate::cluster::{self, Cluster};
 use crate::{command, generate, images, paths, toolchain, ui};
+use programs::{TestProgram, run_all};
 
 /// Kernel levels of the engine, by the feature that the processor must have.
 const LEVELS: [(&str, &[&str]); 2] = [("portable", &[]), ("avx2", &["avx2", "fma", "f16c"])];
@@ -42,16 +44,17 @@ enum Layer {
 /// A test fails, or what it needs cannot be had; the text names the layers.
 pub fn run(args: &Args) -> Result<()> {
     let all = [Layer::Unit, Layer::Engine, Layer::Chart, Layer::ControlPlane, Layer::E2e];
+    let programs = programs::build()?;
     let mut rows = Vec::new();
     for layer in all.into_iter().filter(|layer| args.only.is_empty() || args.only.contains(layer)) {
         ui::heading(&format!("\n== {layer:?}"));
         let started = Instant::now();
         let ended = match layer {
-            Layer::Unit => unit(),
-            Layer::Engine => engine(),
+            Layer::Unit => unit(&programs),
+            Layer::Engine => engine(&programs),
             Layer::Chart => chart(),
-            Layer::ControlPlane => control_plane(),
-            Layer::E2e => e2e(),
+            Layer::ControlPlane => control_plane(&programs),
+            Layer::E2e => e2e(&programs),
         };
         if let Err(error) = &ended {
             eprintln!("{layer:?} failed: {error:#}");
@@ -75,23 +78,16 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn unit() -> Result<()> {
+fn unit(programs: &[TestProgram]) -> Result<()> {
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     generate::run(&generate::Args { check: true })?;
-    cargo(&[
-        "test",
-        "--workspace",
-        "--exclude",
-        "lathe-engine",
-        "--exclude",
-        "lathe-worker",
-        "--exclude",
-        "lathe-e2e",
-    ])
+    let elsewhere = ["lathe-engine", "lathe-worker", "lathe-e2e"];
+    run_all(programs.iter().filter(|program| !elsewhere.contains(&program.package.as_str())), &[])?;
+    cargo(&["test", "--workspace", "--doc"])
 }
 
-fn engine() -> Result<()> {
+fn engine(programs: &[TestProgram]) -> Result<()> {
     python()?;
     let features = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     for (level, needs) in LEVELS {
@@ -100,9 +96,12 @@ fn engine() -> Result<()> {
             continue;
         }
         ui::heading(&format!("-- kernel level {level}"));
-        run_visible(cargo_command(&["test", "--package", "lathe-engine"]).env("LATHE_CPU", level))?;
+        run_all(
+            programs.iter().filter(|program| program.package == "lathe-engine"),
+            &[("LATHE_CPU", level)],
+        )?;
     }
-    cargo(&["test", "--package", "lathe-worker"])
+    run_all(programs.iter().filter(|program| program.package == "lathe-worker"), &[])
 }
 
 /// The reference implementations that tests compare with.
@@ -147,19 +146,19 @@ fn chart() -> Result<()> {
     Ok(())
 }
 
-fn control_plane() -> Result<()> {
+fn control_plane(programs: &[TestProgram]) -> Result<()> {
     let options = cluster::Options { name: "lathe-test-control-plane".to_owned(), nodes: 0, fleet: 0 };
-    with_cluster(&options, |cluster| test_against(cluster, "control_plane"))
+    with_cluster(&options, |cluster| test_against(programs, cluster, "control_plane"))
 }
 
-fn e2e() -> Result<()> {
+fn e2e(programs: &[TestProgram]) -> Result<()> {
     let options = cluster::Options { name: "lathe-test".to_owned(), nodes: 1, fleet: 0 };
     with_cluster(&options, |cluster| {
         let folder = paths::cache()?.join("images");
         for image in images::build(images::REGISTRY)? {
             cluster.import_image(&images::write(&image, &folder)?)?;
         }
-        test_against(cluster, "end_to_end")
+        test_against(programs, cluster, "end_to_end")
     })
 }
 
@@ -179,30 +178,22 @@ fn with_cluster(options: &cluster::Options, tests: impl FnOnce(&Cluster) -> Resu
     ended
 }
 
-fn test_against(cluster: &Cluster, name: &str) -> Result<()> {
+fn test_against(programs: &[TestProgram], cluster: &Cluster, name: &str) -> Result<()> {
     let helm = toolchain::go_program(&toolchain::HELM)?;
-    let mut test =
-        cargo_command(&["test", "--package", "lathe-e2e", "--test", name, "--", "--test-threads", "1"]);
-    test.env("KUBECONFIG", cluster.kubeconfig()).env("LATHE_E2E", "1").env("LATHE_HELM", helm);
-    run_visible(&mut test)
+    let (kubeconfig, helm) = (cluster.kubeconfig(), helm.to_string_lossy().into_owned());
+    let environment =
+        [("KUBECONFIG", &*kubeconfig.to_string_lossy()), ("LATHE_HELM", &helm), ("RUST_TEST_THREADS", "1")];
+    run_all(
+        programs.iter().filter(|program| program.package == "lathe-e2e" && program.name == name),
+        &environment,
+    )
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
-    run_visible(&mut cargo_command(args))
-}
-
-fn cargo_command(args: &[&str]) -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(args).current_dir::<PathBuf>(paths::repository());
-    cargo
-}
-
-fn run_visible(command: &mut Command) -> Result<()> {
-    let status =
-        command.status().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    let mut cargo = command::cargo();
+    let status = cargo.args(args).status().context("cannot start cargo")?;
     if !status.success() {
-        let words: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
-        bail!("cargo {} ended with {status}", words.join(" "));
+        bail!("cargo {} ended with {status}", args.join(" "));
     }
     Ok(())
 }

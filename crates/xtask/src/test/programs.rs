@@ -1,0 +1,103 @@
+//! The workspace's test programs: built once, all together, so that every dependency is compiled once.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{command, ui};
+
+/// A program that cargo built from tests.
+pub struct TestProgram {
+    /// Package that it tests.
+    pub package: String,
+    /// Name of the library, binary or test file.
+    pub name: String,
+    path: PathBuf,
+    folder: PathBuf,
+}
+
+/// Builds every test of the workspace.
+///
+/// # Errors
+/// Something does not compile; cargo has said what.
+pub fn build() -> Result<Vec<TestProgram>> {
+    let step = ui::step("build all tests");
+    step.expect("about 10 minutes from scratch on 2 cores");
+    let mut cargo = command::cargo();
+    cargo.args(["test", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"]);
+    let output =
+        cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "the tests do not build: see above");
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let programs: Vec<_> = messages.lines().filter_map(program).collect();
+    ensure!(!programs.is_empty(), "cargo built no test");
+    step.done(&format!("{} programs", programs.len()));
+    Ok(programs)
+}
+
+/// A line of cargo's JSON, where it speaks of a test program.
+fn program(line: &str) -> Option<TestProgram> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    if message["profile"]["test"] != true {
+        return None;
+    }
+    let folder = PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_path_buf();
+    // `path+file:///checkout/crates/api#lathe-api@0.1.0`, and without a name where the folder has it.
+    let id = message["package_id"].as_str()?.rsplit(['#', '/']).next()?;
+    let package = match id.split_once('@') {
+        Some((name, _)) => name.to_owned(),
+        None => folder.file_name()?.to_str()?.to_owned(),
+    };
+    Some(TestProgram {
+        package,
+        name: message["target"]["name"].as_str()?.to_owned(),
+        path: PathBuf::from(message["executable"].as_str()?),
+        folder,
+    })
+}
+
+/// Runs programs one after the other, each in its package's folder as cargo does; all of them, even when one fails.
+///
+/// # Errors
+/// Tests failed, or there were none to run.
+pub fn run_all<'a>(
+    programs: impl Iterator<Item = &'a TestProgram>,
+    environment: &[(&str, &str)],
+) -> Result<()> {
+    let (mut ran, mut failed) = (0, Vec::new());
+    for program in programs {
+        ran += 1;
+        let label = format!("{}/{}", program.package, program.name);
+        println!("     Running {label}");
+        let mut test = Command::new(&program.path);
+        test.current_dir(&program.folder).envs(environment.iter().copied());
+        let status = test.status().with_context(|| format!("cannot start {}", program.path.display()))?;
+        if !status.success() {
+            failed.push(label);
+        }
+    }
+    ensure!(ran > 0, "there was no test to run");
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::program;
+
+    #[test]
+    fn a_program_is_known_by_its_package_and_target() {
+        let line = |id: &str, test: bool| {
+            format!(
+                r#"{{"package_id":"{id}","manifest_path":"/c/crates/xtask/Cargo.toml","profile":{{"test":{test}}},"target":{{"name":"t"}},"executable":"/c/t"}}"#
+            )
+        };
+        let of = |id: &str| program(&line(id, true)).map(|p| (p.package, p.name));
+        assert_eq!(of("path+file:///c/crates/xtask#0.1.0"), Some(("xtask".into(), "t".into())));
+        assert_eq!(of("path+file:///c/crates/api#lathe-api@0.1.0"), Some(("lathe-api".into(), "t".into())));
+        assert!(program(&line("path+file:///c/crates/xtask#0.1.0", false)).is_none());
+        assert!(program("text").is_none());
+    }
+}
