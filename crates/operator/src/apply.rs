@@ -3,7 +3,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
-    core::NamespaceResourceScope,
+    core::{NamespaceResourceScope, PartialObjectMeta},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use lathe_api::names::FIELD_MANAGER;
@@ -89,18 +89,18 @@ impl Writer {
     }
 
     /// Changes some fields of an object: a JSON merge patch.
-    pub async fn merge<K: Written>(&self, object: &K, patch: &Value) -> Result<K, Error> {
+    pub async fn merge<K: Written>(&self, object: &K, patch: &Value) -> Result<(), Error> {
         let (namespace, name) = place(object.meta());
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        let api = self.api::<K>(namespace);
-        api.patch(name, &params, &Patch::Merge(patch)).await.map_err(failed::<K>("change", name))
+        let api = self.answerless::<K>(namespace);
+        api.patch(name, &params, &Patch::Merge(patch)).await.map(drop).map_err(failed::<K>("change", name))
     }
 
     /// Changes some fields of an object's status that another controller writes too.
     pub async fn merge_status<K: Written>(&self, object: &K, patch: &Value) -> Result<(), Error> {
         let (namespace, name) = place(object.meta());
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        let api = self.api::<K>(namespace);
+        let api = self.answerless::<K>(namespace);
         let written = api.patch_status(name, &params, &Patch::Merge(patch)).await;
         written.map(drop).map_err(failed::<K>("change the status of", name))
     }
@@ -127,7 +127,7 @@ impl Writer {
             "status": fresh,
         });
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        let api = self.api::<K>(namespace);
+        let api = self.answerless::<K>(namespace);
         api.patch_status(name, &params, &Patch::Apply(&body))
             .await
             .map_err(failed::<K>("write the status of", name))?;
@@ -161,6 +161,11 @@ impl Writer {
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
             tracing::warn!(%error, reason, "an event could not be written");
         }
+    }
+
+    /// Reads only the metadata of what comes back: a write that was taken is no failure for what the answer holds.
+    fn answerless<K: Written>(&self, namespace: &str) -> Api<PartialObjectMeta<K>> {
+        Api::namespaced(self.client.clone(), namespace)
     }
 
     fn api<K: Written>(&self, namespace: &str) -> Api<K> {

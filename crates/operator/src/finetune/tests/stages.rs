@@ -193,8 +193,8 @@ type Expected = (&'static str, &'static str, &'static str, &'static str);
 #[case::failed(
     tune(json!({}), known()),
     world(|w| w.attempt = attempt(ended("Failed"), vec![said("t-1", 64, failed("LossNotFinite"))])), ("", "False", "LossNotFinite", "a person"))]
-fn each_state_of_the_world_has_one_answer(#[case] job: FineTuneJob, #[case] observed: Observed, #[case] expected: Expected) {
-    let (plan, status) = decide(&job, &observed);
+fn each_state_of_the_world_has_one_answer(#[case] tuned: FineTuneJob, #[case] observed: Observed, #[case] expected: Expected) {
+    let (plan, status) = decide(&tuned, &observed);
     let (state, reason, message) = condition(&status, SUCCEEDED);
     let next = match (condition(&status, RECONCILING).0.as_str(), condition(&status, STALLED).0.as_str()) {
         ("True", "False") => "goes on",
