@@ -28,7 +28,7 @@ const NEVER: [(&str, &[&str]); 3] = [
 
 fn metadata(more: &[&str]) -> Value {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline"])
+        .args(["metadata", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"])
         .args(more)
         .current_dir(xtask::paths::repository())
         .output()
