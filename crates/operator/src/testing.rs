@@ -45,11 +45,14 @@ impl Server {
                 let (code, answer) = match (answers.get(&call), parts.method.as_str()) {
                     (Some(answer), _) => answer.clone(),
                     (None, "GET") => (404, failure(404, "NotFound")),
-                    (None, "DELETE") => (200, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})),
+                    (None, "DELETE") => {
+                        (200, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
+                    }
                     (None, _) => (200, body.clone()),
                 };
                 calls.push((call, body));
-                let response = Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
+                let response =
+                    Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
                 reply.send_response(response.expect("a response"));
             }
             calls
@@ -80,7 +83,11 @@ pub fn context(client: Client) -> Arc<Context> {
         namespaces: Vec::new(),
         images: Images { cpu: "worker:1".to_owned(), cuda: None },
         pull_policy: None,
-        artifacts: ArtifactVolume { size: "5Gi".to_owned(), storage_class: None, access_mode: "ReadWriteMany".to_owned() },
+        artifacts: ArtifactVolume {
+            size: "5Gi".to_owned(),
+            storage_class: None,
+            access_mode: "ReadWriteMany".to_owned(),
+        },
     };
     let channel = Channel::new(Signer::from_seed(&[1; 32])).expect("a channel");
     let trust = Trust { operator_key: Some("operator".to_owned()), gateway_key: None };

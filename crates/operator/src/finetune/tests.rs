@@ -60,13 +60,21 @@ fn model(name: &str, over: Value) -> Model {
 }
 
 fn profile(name: &str, spec: Value) -> AcceleratorProfile {
-    object(json!({"apiVersion": "lathe.dev/v1alpha1", "kind": "AcceleratorProfile", "metadata": {"name": name}, "spec": spec}))
+    object(
+        json!({"apiVersion": "lathe.dev/v1alpha1", "kind": "AcceleratorProfile", "metadata": {"name": name}, "spec": spec}),
+    )
 }
 
 fn profiles() -> Vec<AcceleratorProfile> {
     vec![
-        profile("cpu", json!({"resource": "cpu", "runtime": "CPU", "devicesPerNode": 4, "price": {"perHour": "3.6"}})),
-        profile("gpu", json!({"resource": "nvidia.com/gpu", "runtime": "CUDA", "memory": "24Gi", "image": "cuda:1"})),
+        profile(
+            "cpu",
+            json!({"resource": "cpu", "runtime": "CPU", "devicesPerNode": 4, "price": {"perHour": "3.6"}}),
+        ),
+        profile(
+            "gpu",
+            json!({"resource": "nvidia.com/gpu", "runtime": "CUDA", "memory": "24Gi", "image": "cuda:1"}),
+        ),
     ]
 }
 
@@ -100,11 +108,14 @@ fn pod(job: &str, status: Value) -> Pod {
 
 /// A pod that has said its last words.
 fn said(job: &str, code: i32, outcome: Value) -> Pod {
-    pod(job, json!({
-        "phase": if code == 0 { "Succeeded" } else { "Failed" }, "startTime": "2026-01-01T00:00:00Z",
-        "containerStatuses": [{"name": "worker", "image": "w", "imageID": "", "ready": false, "restartCount": 0,
-            "state": {"terminated": {"exitCode": code, "finishedAt": "2026-01-01T00:01:00Z", "message": json!({"outcome": outcome}).to_string()}}}],
-    }))
+    pod(
+        job,
+        json!({
+            "phase": if code == 0 { "Succeeded" } else { "Failed" }, "startTime": "2026-01-01T00:00:00Z",
+            "containerStatuses": [{"name": "worker", "image": "w", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": code, "finishedAt": "2026-01-01T00:01:00Z", "message": json!({"outcome": outcome}).to_string()}}}],
+        }),
+    )
 }
 
 fn checked() -> Value {

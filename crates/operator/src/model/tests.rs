@@ -61,7 +61,12 @@ fn report(over: &[(&str, Value)]) -> Value {
 }
 
 /// One round; the calls, and the status that was written.
-async fn round(model: &Model, jobs: Vec<Job>, pods: Vec<Pod>, others: Vec<Model>) -> (Vec<Call>, Option<Value>) {
+async fn round(
+    model: &Model,
+    jobs: Vec<Job>,
+    pods: Vec<Pod>,
+    others: Vec<Model>,
+) -> (Vec<Call>, Option<Value>) {
     let (client, server) = Server::start(&[]);
     let controller = Models {
         context: context(client),
@@ -100,10 +105,14 @@ async fn a_new_model_gets_a_job_and_every_condition() {
 #[tokio::test]
 async fn what_the_pod_found_is_recorded_then_the_job_goes_then_nothing_is_written() {
     let done = || job(Some(("Complete", Timestamp::now())));
-    let (calls, status) = round(&model("m", source(), Value::Null), vec![done()], vec![pod(0, report(&[]))], vec![]).await;
+    let (calls, status) =
+        round(&model("m", source(), Value::Null), vec![done()], vec![pod(0, report(&[]))], vec![]).await;
     assert_eq!(paths(&calls), [STATUS]);
     let status = status.expect("a status");
-    assert_eq!(condition(&status, READY), ("True".into(), "Inspected".into(), "LlamaForCausalLM with 1.24B parameters in 2358Mi".into()));
+    assert_eq!(
+        condition(&status, READY),
+        ("True".into(), "Inspected".into(), "LlamaForCausalLM with 1.24B parameters in 2358Mi".into())
+    );
     assert_eq!(condition(&status, RECONCILING).0, "False");
     let recorded = model("m", source(), status);
     let (calls, _) = round(&recorded, vec![done()], vec![], vec![]).await;
@@ -129,7 +138,8 @@ async fn a_model_that_was_read_may_still_not_be_ready(
 ) {
     let done = job(Some(("Complete", Timestamp::now())));
     let base = model("base", source(), Value::Null);
-    let (_, status) = round(&model("m", spec, Value::Null), vec![done], vec![pod(0, report(over))], vec![base]).await;
+    let (_, status) =
+        round(&model("m", spec, Value::Null), vec![done], vec![pod(0, report(over))], vec![base]).await;
     let (_, found, message) = condition(&status.clone().expect("a status"), READY);
     assert_eq!(found, reason);
     assert!(message.contains(words), "{message}");
@@ -141,10 +151,14 @@ async fn a_failed_look_says_why_and_is_repeated_after_a_while() {
     let words = json!({"outcome": {"failed": {"reason": "MalformedModel", "message": "config.json is missing. Next: put it there.", "userError": true}}});
     let made = "2026-01-01T00:00:00Z".parse().expect("a time");
     let just = job(Some(("Failed", Timestamp::now())));
-    let (calls, status) = round(&model("m", source(), Value::Null), vec![just], vec![pod(64, words.clone())], vec![]).await;
+    let (calls, status) =
+        round(&model("m", source(), Value::Null), vec![just], vec![pod(64, words.clone())], vec![]).await;
     assert_eq!(paths(&calls), [STATUS]);
     let status = status.expect("a status");
-    assert_eq!(condition(&status, READY), ("False".into(), "MalformedModel".into(), "config.json is missing. Next: put it there.".into()));
+    assert_eq!(
+        condition(&status, READY),
+        ("False".into(), "MalformedModel".into(), "config.json is missing. Next: put it there.".into())
+    );
     assert_eq!(condition(&status, STALLED).0, "True");
     let long_ago = job(Some(("Failed", made)));
     let (calls, _) = round(&model("m", source(), status), vec![long_ago], vec![pod(64, words)], vec![]).await;
@@ -158,7 +172,12 @@ async fn a_job_of_that_name_that_is_not_ours_is_told() {
         (MAKE_JOB, 409, failure(409, "AlreadyExists")),
         ("GET /apis/batch/v1/namespaces/ns/jobs/m-inspect", 200, foreign),
     ]);
-    let controller = Models { context: context(client), models: filled(vec![]), jobs: filled(vec![]), pods: filled(vec![]) };
+    let controller = Models {
+        context: context(client),
+        models: filled(vec![]),
+        jobs: filled(vec![]),
+        pods: filled(vec![]),
+    };
     let error = controller.reconcile(&model("m", source(), Value::Null)).await.expect_err("taken");
     assert_eq!(error.category(), "NameTaken");
     drop(controller);
@@ -166,5 +185,8 @@ async fn a_job_of_that_name_that_is_not_ours_is_told() {
     let get = "GET /apis/batch/v1/namespaces/ns/jobs/m-inspect";
     assert_eq!(paths(&calls), [MAKE_CONTRACT, MAKE_JOB, get, STATUS]);
     let (_, reason, message) = condition(&calls[3].1["status"], READY);
-    assert!(reason == "WriteRefused" && message.contains("Job m-inspect exists and is not ours"), "{message}");
+    assert!(
+        reason == "WriteRefused" && message.contains("Job m-inspect exists and is not ours"),
+        "{message}"
+    );
 }

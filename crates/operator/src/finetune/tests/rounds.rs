@@ -15,7 +15,11 @@ struct World {
     models: Vec<Model>,
 }
 
-async fn round(job: &FineTuneJob, world: World, answers: &[(&str, u16, Value)]) -> (Vec<Call>, Result<Action, Error>) {
+async fn round(
+    job: &FineTuneJob,
+    world: World,
+    answers: &[(&str, u16, Value)],
+) -> (Vec<Call>, Result<Action, Error>) {
     let (client, server) = Server::start(answers);
     let models = world.models.into_iter().chain([model("base", json!({}))]);
     let controller = FineTuneJobs {
@@ -50,7 +54,8 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
 
     // The rows are good: the volume, the contract, the Job, in this order.
     let check = || job("t-check-data", "check-data", ended("Complete"));
-    let world = World { jobs: vec![check()], pods: vec![said("t-check-data", 0, checked())], ..World::default() };
+    let world =
+        World { jobs: vec![check()], pods: vec![said("t-check-data", 0, checked())], ..World::default() };
     let (calls, done) = round(&with_status(status), world, &[]).await;
     done.expect("a round");
     let claim = "POST /api/v1/namespaces/ns/persistentvolumeclaims";
@@ -77,15 +82,18 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
     ];
     assert_eq!(paths(&calls), expected);
     let made = calls.iter().find(|(call, _)| *call == format!("POST {models}")).map(|(_, body)| body.clone());
-    assert_eq!(made.expect("a Model"), json!({
-        "apiVersion": "lathe.dev/v1alpha1", "kind": "Model", "metadata": {"name": "out", "namespace": "ns"},
-        "spec": {
-            "source": {"uri": format!("pvc://lathe-artifacts/models/out/{}", "e".repeat(64)), "digest": digest('e')},
-            "adapterOf": {"name": "base"},
-            "derivedFrom": {"job": "t", "base": "base", "datasetDigest": digest('d'), "inputsHash": "aaaabbbbccccdddd"},
-            "reclaimPolicy": "Retain",
-        },
-    }));
+    assert_eq!(
+        made.expect("a Model"),
+        json!({
+            "apiVersion": "lathe.dev/v1alpha1", "kind": "Model", "metadata": {"name": "out", "namespace": "ns"},
+            "spec": {
+                "source": {"uri": format!("pvc://lathe-artifacts/models/out/{}", "e".repeat(64)), "digest": digest('e')},
+                "adapterOf": {"name": "base"},
+                "derivedFrom": {"job": "t", "base": "base", "datasetDigest": digest('d'), "inputsHash": "aaaabbbbccccdddd"},
+                "reclaimPolicy": "Retain",
+            },
+        })
+    );
     let status = status_of(&calls);
     assert_eq!(status["modelRef"], json!({"name": "out"}));
 
@@ -100,7 +108,11 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
 async fn the_job_is_what_the_cluster_needs() {
     let known = json!({"observedGeneration": 1, "datasetDigest": digest('d')});
     let (calls, _) = round(&with_status(known), World::default(), &[]).await;
-    let made = calls.iter().find(|(call, _)| *call == format!("POST {JOBS}")).map(|(_, body)| body.clone()).expect("a Job");
+    let made = calls
+        .iter()
+        .find(|(call, _)| *call == format!("POST {JOBS}"))
+        .map(|(_, body)| body.clone())
+        .expect("a Job");
     let labels = json!({
         "app.kubernetes.io/managed-by": "lathe", "app.kubernetes.io/name": "lathe-worker",
         "lathe.dev/kind": "finetunejob", "lathe.dev/name": "t", "lathe.dev/task": "train",
@@ -108,25 +120,41 @@ async fn the_job_is_what_the_cluster_needs() {
     assert_eq!(made["metadata"]["labels"], labels);
     assert_eq!(made["metadata"]["name"], "t-1");
     assert_eq!(made["metadata"]["annotations"]["lathe.dev/profile"], "cpu");
-    assert_eq!(made["metadata"]["ownerReferences"], json!([
-        {"apiVersion": "lathe.dev/v1alpha1", "kind": "FineTuneJob", "name": "t", "uid": "uid-t", "controller": true}]));
+    assert_eq!(
+        made["metadata"]["ownerReferences"],
+        json!([
+        {"apiVersion": "lathe.dev/v1alpha1", "kind": "FineTuneJob", "name": "t", "uid": "uid-t", "controller": true}])
+    );
     let mut spec = made["spec"].clone();
     let template = spec.as_object_mut().expect("a spec").remove("template").expect("a template");
-    assert_eq!(spec, json!({
-        "backoffLimit": 3, "completions": 1, "parallelism": 1, "podReplacementPolicy": "Failed", "suspend": false,
-        "podFailurePolicy": {"rules": [
-            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-            {"action": "Ignore", "onExitCodes": {"containerName": "worker", "operator": "In", "values": [75]}},
-            {"action": "FailJob", "onExitCodes": {"containerName": "worker", "operator": "In", "values": [64]}},
-        ]},
-    }));
+    assert_eq!(
+        spec,
+        json!({
+            "backoffLimit": 3, "completions": 1, "parallelism": 1, "podReplacementPolicy": "Failed", "suspend": false,
+            "podFailurePolicy": {"rules": [
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {"action": "Ignore", "onExitCodes": {"containerName": "worker", "operator": "In", "values": [75]}},
+                {"action": "FailJob", "onExitCodes": {"containerName": "worker", "operator": "In", "values": [64]}},
+            ]},
+        })
+    );
     assert_eq!(template["metadata"]["labels"], labels);
     let pod = &template["spec"];
-    assert_eq!((&pod["restartPolicy"], &pod["terminationGracePeriodSeconds"]), (&json!("Never"), &json!(120)));
+    assert_eq!(
+        (&pod["restartPolicy"], &pod["terminationGracePeriodSeconds"]),
+        (&json!("Never"), &json!(120))
+    );
     assert_eq!(pod["automountServiceAccountToken"], false);
-    assert_eq!((&pod["containers"][0]["args"], &pod["containers"][0]["image"]), (&json!(["train"]), &json!("worker:1")));
-    let mounted: Vec<&str> = pod["volumes"].as_array().expect("volumes").iter()
-        .filter_map(|v| v["persistentVolumeClaim"]["claimName"].as_str()).collect();
+    assert_eq!(
+        (&pod["containers"][0]["args"], &pod["containers"][0]["image"]),
+        (&json!(["train"]), &json!("worker:1"))
+    );
+    let mounted: Vec<&str> = pod["volumes"]
+        .as_array()
+        .expect("volumes")
+        .iter()
+        .filter_map(|v| v["persistentVolumeClaim"]["claimName"].as_str())
+        .collect();
     assert_eq!(mounted, ["data", "lathe-artifacts", "models"]);
 }
 
@@ -149,13 +177,18 @@ async fn what_the_api_server_refuses_is_in_the_status_and_tried_again() {
     assert_eq!(done.expect_err("refused").category(), "WriteRefused");
     let status: lathe_api::FineTuneJobStatus = object(status_of(&calls));
     let (_, reason, message) = condition(&status, conditions::SUCCEEDED);
-    assert!(reason == "WriteRefused" && message.contains("exceeded quota: jobs") && message.contains("Next: "), "{message}");
+    assert!(
+        reason == "WriteRefused" && message.contains("exceeded quota: jobs") && message.contains("Next: "),
+        "{message}"
+    );
 }
 
 #[tokio::test]
 async fn a_server_that_is_away_changes_nothing() {
     let map = format!("PATCH {MAPS}/t-check-data-contract");
-    let (calls, done) = round(&with_status(Value::Null), World::default(), &[(&map, 500, failure(500, "InternalError"))]).await;
+    let (calls, done) =
+        round(&with_status(Value::Null), World::default(), &[(&map, 500, failure(500, "InternalError"))])
+            .await;
     assert_eq!(done.expect_err("away").category(), "WriteFailed");
     assert_eq!(paths(&calls), [map.as_str()]);
 }

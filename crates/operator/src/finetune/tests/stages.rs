@@ -193,7 +193,11 @@ type Expected = (&'static str, &'static str, &'static str, &'static str);
 #[case::failed(
     tune(json!({}), known()),
     world(|w| w.attempt = attempt(ended("Failed"), vec![said("t-1", 64, failed("LossNotFinite"))])), ("", "False", "LossNotFinite", "a person"))]
-fn each_state_of_the_world_has_one_answer(#[case] tuned: FineTuneJob, #[case] observed: Observed, #[case] expected: Expected) {
+fn each_state_of_the_world_has_one_answer(
+    #[case] tuned: FineTuneJob,
+    #[case] observed: Observed,
+    #[case] expected: Expected,
+) {
     let (plan, status) = decide(&tuned, &observed);
     let (state, reason, message) = condition(&status, SUCCEEDED);
     let next = match (condition(&status, RECONCILING).0.as_str(), condition(&status, STALLED).0.as_str()) {
@@ -207,7 +211,8 @@ fn each_state_of_the_world_has_one_answer(#[case] tuned: FineTuneJob, #[case] ob
     if next == "a person" {
         assert!(message.contains("Next: "), "{message}");
     }
-    let all = ["Planned", "DatasetValid", "Scheduled", "Training", "Evaluated", SUCCEEDED, RECONCILING, STALLED];
+    let all =
+        ["Planned", "DatasetValid", "Scheduled", "Training", "Evaluated", SUCCEEDED, RECONCILING, STALLED];
     assert_eq!(status.conditions.iter().map(|c| c.type_.as_str()).collect::<Vec<_>>(), all);
     assert!(status.conditions.iter().all(|c| !c.reason.is_empty() && !c.message.is_empty()));
     let over = next == "nobody" || state == "False";
@@ -221,21 +226,26 @@ fn an_equal_jobs_model_is_adopted() {
         plan.training.expect("planned").inputs_hash.expect("known")
     };
     let hash = hash(&world(|_| ()));
-    let there = model("out", json!({
-        "spec": {"derivedFrom": {"job": "other", "base": "base", "inputsHash": hash}},
-        "status": {"scores": [{"metric": "Perplexity", "before": "9", "after": "3"}]},
-    }));
+    let there = model(
+        "out",
+        json!({
+            "spec": {"derivedFrom": {"job": "other", "base": "base", "inputsHash": hash}},
+            "status": {"scores": [{"metric": "Perplexity", "before": "9", "after": "3"}]},
+        }),
+    );
     let (plan, status) = decide(&tune(json!({}), known()), &world(|w| w.output = Some(there.clone())));
     assert_eq!((writes(&plan).as_str(), condition(&status, SUCCEEDED).1.as_str()), ("", "Adopted"));
     assert_eq!(status.scores.len(), 1);
-    let (_, status) = decide(&tune(json!({"training": {"seed": 7}}), known()), &world(|w| w.output = Some(there)));
+    let (_, status) =
+        decide(&tune(json!({"training": {"seed": 7}}), known()), &world(|w| w.output = Some(there)));
     assert_eq!(condition(&status, SUCCEEDED).1, "OutputExists");
 }
 
 #[test]
 fn a_finished_job_keeps_its_words_and_loses_its_jobs_when_their_time_has_come() {
     let job = tune(json!({}), known());
-    let done = |w: &mut Observed| w.attempt = attempt(ended("Complete"), vec![said("t-1", 0, trained(json!({})))]);
+    let done =
+        |w: &mut Observed| w.attempt = attempt(ended("Complete"), vec![said("t-1", 0, trained(json!({})))]);
     let (_, status) = decide(&job, &world(done));
     let finished = |ttl: Value| {
         let mut over = tune(json!({"ttlSecondsAfterFinished": ttl}), Value::Null);
@@ -243,10 +253,12 @@ fn a_finished_job_keeps_its_words_and_loses_its_jobs_when_their_time_has_come() 
         over.status = Some(status.clone());
         over
     };
-    let at = |time: &str| world(|w| {
-        done(w);
-        w.now = time.parse().expect("a time");
-    });
+    let at = |time: &str| {
+        world(|w| {
+            done(w);
+            w.now = time.parse().expect("a time");
+        })
+    };
     let (plan, kept) = decide(&finished(json!(600)), &at("2026-01-01T01:09:59Z"));
     assert_eq!((writes(&plan).as_str(), plan.next.map(|n| n.as_secs())), ("", Some(1)));
     assert_eq!(condition(&kept, SUCCEEDED), condition(&status, SUCCEEDED));
@@ -266,8 +278,11 @@ fn progress_is_told_in_the_columns_and_bounded() {
     });
     let (_, status) = decide(&tune(json!({}), known()), &observed);
     let progress = serde_json::to_value(status.progress.as_ref().expect("progress")).expect("JSON");
-    assert_eq!(progress, json!({"summary": "120/300 40%", "step": 120, "steps": 300, "tokens": 9000, "tokensPerSecond": "812",
-        "loss": "1.2346", "remaining": "1h1m", "lastCheckpoint": {"step": 100, "digest": "sha256:x"}}));
+    assert_eq!(
+        progress,
+        json!({"summary": "120/300 40%", "step": 120, "steps": 300, "tokens": 9000, "tokensPerSecond": "812",
+        "loss": "1.2346", "remaining": "1h1m", "lastCheckpoint": {"step": 100, "digest": "sha256:x"}})
+    );
     assert_eq!(serde_json::to_value(&status.restarts).expect("JSON"), json!({"count": 1, "lostSteps": 20}));
     assert_eq!((status.device_seconds, status.cost.as_deref()), (Some(1800), Some("1.80 USD")));
     assert_eq!(condition(&status, "Training").0, "True");
@@ -278,5 +293,8 @@ fn progress_is_told_in_the_columns_and_bounded() {
     });
     let (_, status) = decide(&tune(json!({}), known()), &observed);
     let progress = status.progress.expect("progress");
-    assert_eq!((progress.step, progress.steps, progress.loss, status.restarts), (0, (1 << 53) - 1, None, None));
+    assert_eq!(
+        (progress.step, progress.steps, progress.loss, status.restarts),
+        (0, (1 << 53) - 1, None, None)
+    );
 }
