@@ -197,7 +197,7 @@ fn owner(meta: &ObjectMeta) -> Option<&str> {
 
 fn failed<K: Written>(verb: &'static str, name: &str) -> impl FnOnce(kube::Error) -> Error {
     let (kind, name) = (K::kind(&()).into_owned(), name.to_owned());
-    move |source| Error::Write { verb, kind, name, source }
+    move |source| Error::Write { verb, kind, name, source: Box::new(source) }
 }
 
 /// A status without the times of its conditions: they never change alone.

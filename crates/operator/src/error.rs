@@ -1,4 +1,5 @@
 //! Why a reconcile failed. What a user can mend is a condition, not an error.
+use kube::core::Status;
 
 /// Why a reconcile failed; it is tried again with growing pauses.
 #[derive(Debug, thiserror::Error)]
@@ -9,7 +10,7 @@ pub enum Error {
         /// What was read.
         what: &'static str,
         /// Why not.
-        source: kube::Error,
+        source: Box<kube::Error>,
     },
     /// The API server did not take a write.
     #[error("failed to {verb} {kind} {name}: {source}")]
@@ -21,7 +22,7 @@ pub enum Error {
         /// Its name.
         name: String,
         /// Why not.
-        source: kube::Error,
+        source: Box<kube::Error>,
     },
     /// An object of ours could not be written as JSON.
     #[error("failed to build {what}: {source}")]
@@ -56,9 +57,10 @@ impl Error {
     /// What the API server said where it refused for good (a quota, an admission rule, a missing right): people must act.
     pub fn refusal(&self) -> Option<String> {
         match self {
-            Error::Write { source: kube::Error::Api(status), verb, kind, name } => {
-                let refused = matches!(status.code, 400 | 403 | 422) && !self.is_gone();
-                refused.then(|| format!("the API server refuses to {verb} {kind} {name}: {}", status.message))
+            Error::Write { verb, kind, name, .. } => {
+                let status =
+                    self.status().filter(|s| matches!(s.code, 400 | 403 | 422) && !self.is_gone())?;
+                Some(format!("the API server refuses to {verb} {kind} {name}: {}", status.message))
             }
             Error::NameTaken { .. } => Some(self.to_string()),
             _ => None,
@@ -67,15 +69,21 @@ impl Error {
 
     /// True where the object is gone or its namespace is going: nothing is left to do.
     pub fn is_gone(&self) -> bool {
+        let terminating = |status: &Status| {
+            let causes = status.details.iter().flat_map(|d| &d.causes);
+            causes.into_iter().any(|c| c.reason == "NamespaceTerminating")
+        };
+        self.status().is_some_and(|status| status.is_not_found() || terminating(status))
+    }
+
+    /// The API server's answer to a write.
+    fn status(&self) -> Option<&Status> {
         match self {
-            Error::Write { source: kube::Error::Api(status), .. } => {
-                status.is_not_found()
-                    || status
-                        .details
-                        .as_ref()
-                        .is_some_and(|d| d.causes.iter().any(|c| c.reason == "NamespaceTerminating"))
-            }
-            _ => false,
+            Error::Write { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => Some(status),
+                _ => None,
+            },
+            _ => None,
         }
     }
 }

@@ -1,4 +1,5 @@
 //! The Lathe operator: reconciles Models, FineTuneJobs and InferenceServices, and applies the profile catalogue.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 mod apply;
 mod channel;
 mod context;

@@ -71,7 +71,10 @@ fn unschedulable(pod: &Pod) -> Option<Trouble> {
     if scheduled.status != "False" || scheduled.reason.as_deref() != Some("Unschedulable") {
         return None;
     }
-    let message = shown(scheduled.message.as_deref().unwrap_or_default());
+    // What pre-emption would do helps nobody to find a node.
+    let said =
+        scheduled.message.as_deref().unwrap_or_default().split("preemption:").next().unwrap_or_default();
+    let message = shown(said.trim_end_matches([',', ' ']));
     if message.contains("persistentvolumeclaim") && message.contains("not found") {
         let next = "Next: make the PersistentVolumeClaim, or correct the `pvc://` address.";
         return Some(Trouble::new("VolumeNotFound", format!("{message}. {next}"), true));

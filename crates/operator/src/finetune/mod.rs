@@ -170,10 +170,9 @@ impl FineTuneJobs {
                 written.insert(uid, Instant::now());
             }
         }
-        if ended && old.is_none_or(|old| old.completion_time.is_none()) {
-            if let Some(end) = conditions::find(&fresh.conditions, conditions::SUCCEEDED) {
-                self.tell(job, end.status == "True", &end.reason, &end.message).await;
-            }
+        let just_ended = ended && old.is_none_or(|old| old.completion_time.is_none());
+        if let Some(end) = conditions::find(&fresh.conditions, conditions::SUCCEEDED).filter(|_| just_ended) {
+            self.tell(job, end.status == "True", &end.reason, &end.message).await;
         }
         Ok(())
     }

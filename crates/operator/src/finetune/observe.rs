@@ -112,8 +112,10 @@ async fn ask(jobs: &FineTuneJobs, job: &FineTuneJob, observed: &mut Observed) {
 
 async fn live(jobs: &FineTuneJobs, owner: &Owner, name: &str) -> Result<Option<Job>, Error> {
     let api: Api<Job> = Api::namespaced(jobs.context.client.clone(), &owner.namespace);
-    let found =
-        api.get_opt(name).await.map_err(|source| Error::Read { what: "the attempt's Job", source })?;
+    let found = api
+        .get_opt(name)
+        .await
+        .map_err(|source| Error::Read { what: "the attempt's Job", source: source.into() })?;
     Ok(found.filter(|job| owner.controls(job) && job.metadata.deletion_timestamp.is_none()))
 }
 

@@ -62,14 +62,13 @@ fn held(pod: &Pod, now: Timestamp) -> Option<(i64, i64)> {
 /// Why a job must stop, where its budget is spent.
 pub fn over(budget: Option<&Budget>, usage: &Usage, devices: i64) -> Option<String> {
     let budget = budget?;
-    if let (Some(limit), Some((cost, currency))) =
-        (budget.max_cost.as_ref().and_then(|c| c.value()), &usage.cost)
+    let most = budget.max_cost.as_ref().and_then(|c| c.value());
+    if let Some((cost, currency)) =
+        usage.cost.as_ref().filter(|(cost, _)| most.is_some_and(|most| *cost >= most))
     {
-        if *cost >= limit {
-            return Some(format!(
-                "after {cost:.2} {currency}; checkpoint kept. Next: raise `spec.budget.maxCost`"
-            ));
-        }
+        return Some(format!(
+            "after {cost:.2} {currency}; checkpoint kept. Next: raise `spec.budget.maxCost`"
+        ));
     }
     let limit = budget.max_duration.as_ref()?;
     let ran = usage.device_seconds / devices.max(1);

@@ -159,7 +159,7 @@ impl Finder<'_> {
                 let api: Api<K> = Api::namespaced(self.client.clone(), self.namespace);
                 api.get_opt(name)
                     .await
-                    .map_err(|source| Error::Read { what: "an object of a service", source })?
+                    .map_err(|source| Error::Read { what: "an object of a service", source: source.into() })?
             }
         };
         let Some(found) = found else { return Ok(None) };

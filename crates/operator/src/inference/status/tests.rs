@@ -1,5 +1,6 @@
 use k8s_openapi::api::core::v1::Node;
 use lathe_api::{
+    ThroughputStatus,
     conditions::find,
     kstatus::{Kstatus, kstatus},
 };
@@ -153,7 +154,7 @@ fn with_tone() -> World {
 /// (Ready, Available, RolledOut, Reconciling, Stalled), the reason of Ready and words of its message, and what Flux makes of it.
 #[rstest]
 #[case::first_visit(nothing_made(World::new(json!({}))), "FFUTF", "Starting", "waiting for pods", Kstatus::InProgress)]
-#[case::pods_start(World::new(json!({})).pods(&[json!({})]), "FFFTF", "Starting", "1 pods are starting", Kstatus::InProgress)]
+#[case::pods_start(World::new(json!({})).pods(&[json!({})]), "FFFTF", "Starting", "a pod is starting", Kstatus::InProgress)]
 #[case::answers(World::new(json!({})).pods(&[ready()]), "TTTFF", "Answering", "1 of 1 replicas answer", Kstatus::Current)]
 #[case::one_of_two(World::new(json!({"replicas": 2})).pods(&[ready()]), "TTFTF", "Answering", "1 of 2", Kstatus::InProgress)]
 #[case::one_too_many(World::new(json!({})).pods(&[ready(), ready()]), "TTFTF", "Answering", "2 of 1", Kstatus::InProgress)]
