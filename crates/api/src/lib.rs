@@ -3,6 +3,8 @@
 //! The schema is the first line of defence and the documentation: every field has a description,
 //! every string, list and number has bounds, defaults are stated there and nowhere else.
 #![deny(missing_docs)]
+// Columns of one kind share values; clippy takes them for repeated attributes.
+#![allow(clippy::duplicated_attributes)]
 
 mod accelerator;
 pub mod conditions;
