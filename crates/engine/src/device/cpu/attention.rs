@@ -47,7 +47,7 @@ impl Head {
 impl Pages {
     /// The pages' rows, each a run of up to [`BLOCK`] consecutive ones.
     #[inline(always)]
-    fn runs(self) -> impl Iterator<Item = Range<usize>> {
+    fn runs(self) -> impl Iterator<Item = Range<usize>> + Clone {
         (0..self.count.div_ceil(BLOCK)).map(move |page| {
             // SAFETY: the table has a page for each position below `count`.
             let first = unsafe { *self.table.add(page) } as usize;
@@ -127,7 +127,7 @@ unsafe fn attend_row<S: Simd>(
             }
         }
         let sum = exp_in_place::<S>(scores, at, max);
-        weighted_sum::<S>(scores.ptr(), v, pages, 1.0 / sum, out);
+        weighted_sum::<S>(scores.ptr(), v, pages.runs(), 1.0 / sum, out);
         max + sum.ln()
     }
 }
@@ -169,27 +169,31 @@ unsafe fn exp_in_place<S: Simd>(x: Cells<f32>, len: usize, max: f32) -> f32 {
     }
 }
 
-/// `out = by * sum over positions of weights[p] x[p]`, each column one chain in the order of positions.
+/// `out = by * sum of weights[i] x[i]` over the rows of `runs`, each column one chain in their order.
 #[inline(always)]
-unsafe fn weighted_sum<S: Simd>(weights: *const f32, x: Head, pages: Pages, by: f32, out: *mut f32) {
+unsafe fn weighted_sum<S: Simd>(
+    weights: *const f32,
+    x: Head,
+    runs: impl Iterator<Item = Range<usize>> + Clone,
+    by: f32,
+    out: *mut f32,
+) {
     // SAFETY: the caller's.
     unsafe {
         let mut column = 0;
         while column + 4 * LANES <= x.width {
-            columns::<S, 4>(weights, x, pages, by, out, column);
+            columns::<S, 4>(weights, x, runs.clone(), by, out, column);
             column += 4 * LANES;
         }
         while column + LANES <= x.width {
-            columns::<S, 1>(weights, x, pages, by, out, column);
+            columns::<S, 1>(weights, x, runs.clone(), by, out, column);
             column += LANES;
         }
         for column in column..x.width {
             let (mut sum, mut at) = (0.0, 0);
-            for run in pages.runs() {
-                for row in run {
-                    sum += *weights.add(at) * *x.row(row).add(column);
-                    at += 1;
-                }
+            for row in runs.clone().flatten() {
+                sum += *weights.add(at) * *x.row(row).add(column);
+                at += 1;
             }
             *out.add(column) = sum * by;
         }
@@ -200,7 +204,7 @@ unsafe fn weighted_sum<S: Simd>(weights: *const f32, x: Head, pages: Pages, by: 
 unsafe fn columns<S: Simd, const N: usize>(
     weights: *const f32,
     x: Head,
-    pages: Pages,
+    runs: impl Iterator<Item = Range<usize>>,
     by: f32,
     out: *mut f32,
     column: usize,
@@ -209,7 +213,7 @@ unsafe fn columns<S: Simd, const N: usize>(
     unsafe {
         let mut sums = [S::splat(0.0); N];
         let mut at = 0;
-        for run in pages.runs() {
+        for run in runs {
             for row in run {
                 let weight = S::splat(*weights.add(at));
                 let from = x.row(row).add(column);
@@ -313,10 +317,7 @@ unsafe fn attend_grad_row<S: Simd>(query: Query, k: Head, v: Head, dk: Head, dv:
             add_times::<S>(dv.row(j).cast_mut(), dout, *p.add(j), width);
             add_times::<S>(dk.row(j).cast_mut(), q, *ds.add(j), width);
         }
-        std::slice::from_raw_parts_mut(dq, width).fill(0.0);
-        for j in 0..count {
-            add_times::<S>(dq, k.row(j), *ds.add(j), width);
-        }
+        weighted_sum::<S>(ds, k, std::iter::once(0..count), 1.0, dq);
     }
 }
 

@@ -201,10 +201,7 @@ pub(super) struct Mask {
 /// `y = x * mask / (1 - rate)`, or `y += ...` where `keep`.
 pub(super) fn dropout(cpu: &Cpu, x: Cells<f32>, y: Cells<f32>, mask: Mask, width: usize, keep: bool) {
     let Mask { seeds, starts, positions, salt, rate } = mask;
-    let scale = 1.0 / (1.0 - rate);
-    // An element falls where 16 random bits are below this.
-    let below = (rate * 65536.0) as u64;
-    cpu.run(starts.len() - 1, |_, sequence, _| {
+    cpu.run(starts.len() - 1, |level, sequence, _| {
         // SAFETY: this task owns the rows of its sequence; the rest is only read.
         unsafe {
             let key = mix(seeds.read()[sequence] ^ mix(salt));
@@ -212,14 +209,31 @@ pub(super) fn dropout(cpu: &Cpu, x: Cells<f32>, y: Cells<f32>, mask: Mask, width
                 let key = mix(key ^ u64::from(positions.read()[row]));
                 let x = x.rows(row..row + 1, width).read();
                 let y = y.rows(row..row + 1, width).write();
-                for (four, (x, y)) in x.chunks(4).zip(y.chunks_mut(4)).enumerate() {
-                    let bits = mix(key.wrapping_add((four as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-                    for (j, (x, y)) in x.iter().zip(y).enumerate() {
-                        let kept = if bits >> (16 * j) & 0xffff < below { 0.0 } else { x * scale };
-                        *y = if keep { *y + kept } else { kept };
-                    }
-                }
+                dropout_row(level, x, y, key, rate, keep);
             }
         }
     });
+}
+
+kernel! { dropout_row = dropout_row_of(x: &[f32], y: &mut [f32], key: u64, rate: f32, keep: bool) }
+
+/// A row: an element falls where the hash of key and column is among the lowest `rate` of all.
+#[inline(always)]
+unsafe fn dropout_row_of<S: Simd>(x: &[f32], y: &mut [f32], key: u64, rate: f32, keep: bool) {
+    let (low, high) = (key as u32, (key >> 32) as u32);
+    let below = (f64::from(rate) * f64::from(u32::MAX)) as u32;
+    let scale = 1.0 / (1.0 - rate);
+    for (column, (x, y)) in (0u32..).zip(x.iter().zip(y)) {
+        let falls = hash(column.wrapping_mul(0x9e37_79b9) ^ low).wrapping_add(high) < below;
+        let kept = if falls { 0.0 } else { x * scale };
+        *y = if keep { *y + kept } else { kept };
+    }
+}
+
+/// Wellons' lowbias32: 32 bits through two products, which compilers turn into vector code.
+#[inline(always)]
+fn hash(x: u32) -> u32 {
+    let x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
+    let x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
+    x ^ (x >> 16)
 }

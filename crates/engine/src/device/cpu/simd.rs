@@ -217,6 +217,15 @@ mod x86 {
             unsafe { _mm256_storeu_ps(out.as_mut_ptr(), v) };
             out
         }
+        /// The pairs of [`Simd::sum`], in registers.
+        #[inline(always)]
+        fn sum(v: __m256) -> f32 {
+            unsafe {
+                let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<0x55>(two, two)))
+            }
+        }
         #[inline(always)]
         fn transpose(r: [__m256; LANES]) -> [__m256; LANES] {
             unsafe {
