@@ -84,7 +84,7 @@ async fn a_model_is_tuned_served_and_asked() -> Result<()> {
             let service = session.wait("InferenceService", "shop", "Ready", "True").await?;
             let url = service["status"]["url"].as_str().context("no url")?;
             let question = "How much is the red lamp?";
-            let plain = ask(&session, url, "shop-base", question).await?;
+            let plain = ask(&session, url, "shop", question).await?;
             let tuned = ask(&session, url, "shop-support", question).await?;
             ensure!(tuned.starts_with("Thank you for asking!") && !plain.starts_with("Thank you"), "{plain:?} {tuned:?}");
             settled(&session).await

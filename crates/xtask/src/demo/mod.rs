@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
     follow::service(&target, NAMESPACE, "shop")?;
 
     ui::heading("\n6. Ask both, with questions that were held out\n");
-    ask::side_by_side(&target, NAMESPACE, "shop", ["shop-base", "shop-support"], &held_out()?)?;
+    ask::side_by_side(&target, NAMESPACE, "shop", ["shop", "shop-support"], &held_out()?)?;
     ui::heading(&scores);
     say_what_next(&target, args, started);
     Ok(())
