@@ -32,7 +32,8 @@ impl Session {
     pub async fn begin(name: &str) -> Result<Self> {
         // An error says that there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::try_default().await.context("no cluster: run `cargo xtask test`, or set KUBECONFIG")?;
+        let client =
+            Client::try_default().await.context("no cluster: run `cargo xtask test`, or set KUBECONFIG")?;
         let namespaces: Api<Namespace> = Api::all(client.clone());
         if namespaces.get_opt(name).await?.is_some() {
             let _ = namespaces.delete(name, &DeleteParams::default()).await;
@@ -92,7 +93,9 @@ impl Session {
         let gvk = GroupVersionKind::gvk(group, version, kind);
         let (resource, capabilities): (ApiResource, _) = discovery::pinned_kind(&self.client, &gvk).await?;
         Ok(match capabilities.scope {
-            discovery::Scope::Namespaced => Api::namespaced_with(self.client.clone(), &self.namespace, &resource),
+            discovery::Scope::Namespaced => {
+                Api::namespaced_with(self.client.clone(), &self.namespace, &resource)
+            }
             discovery::Scope::Cluster => Api::all_with(self.client.clone(), &resource),
         })
     }
@@ -138,7 +141,10 @@ impl Session {
         if let Ok(events) = self.api("v1", "Event").await {
             for event in events.list(&ListParams::default()).await.into_iter().flatten() {
                 let data = &event.data;
-                eprintln!("-- event {} {}: {}", data["involvedObject"]["name"], data["reason"], data["message"]);
+                eprintln!(
+                    "-- event {} {}: {}",
+                    data["involvedObject"]["name"], data["reason"], data["message"]
+                );
             }
         }
         eprintln!("---- operator");
@@ -149,7 +155,11 @@ impl Session {
         for pod in pods.list(&ListParams::default()).await.into_iter().flatten() {
             let name = pod.name_any();
             let status = pod.status.unwrap_or_default();
-            eprintln!("-- pod {name}: {:?} {:?}", status.phase, status.container_statuses.unwrap_or_default());
+            eprintln!(
+                "-- pod {name}: {:?} {:?}",
+                status.phase,
+                status.container_statuses.unwrap_or_default()
+            );
             let log = LogParams { tail_lines: Some(40), ..LogParams::default() };
             eprintln!("{}", pods.logs(&name, &log).await.unwrap_or_default());
         }
@@ -166,7 +176,10 @@ pub fn condition<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
 ///
 /// # Errors
 /// There is none after some minutes, or asking fails.
-pub async fn poll<T, F: Future<Output = Result<Option<T>>>>(what: &str, mut ask: impl FnMut() -> F) -> Result<T> {
+pub async fn poll<T, F: Future<Output = Result<Option<T>>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> Result<T> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while tokio::time::Instant::now() < deadline {
         if let Some(answer) = ask().await? {

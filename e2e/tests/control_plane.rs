@@ -80,7 +80,12 @@ async fn refusal(session: &Session, cases: &Value, case: &Value) -> Result<Strin
     let api = session.api("lathe.dev/v1alpha1", kind).await?;
     let answer = if case.get("old").is_some() {
         let name = valid["metadata"]["name"].as_str().unwrap();
-        api.patch(name, &PatchParams { dry_run: true, ..PatchParams::default() }, &Patch::Merge(&case["change"])).await
+        api.patch(
+            name,
+            &PatchParams { dry_run: true, ..PatchParams::default() },
+            &Patch::Merge(&case["change"]),
+        )
+        .await
     } else {
         let mut object = merged(valid, &case["change"]);
         if object["metadata"]["name"] == valid["metadata"]["name"] {
@@ -109,4 +114,3 @@ fn merged(target: &Value, patch: &Value) -> Value {
     }
     Value::Object(result)
 }
-

@@ -15,15 +15,28 @@ use serde_json::{Value, json};
 /// Installs the chart, or brings the release to what this checkout holds.
 fn helm(args: &[&str]) -> Result<String> {
     let program = std::env::var("LATHE_HELM").unwrap_or_else(|_| "helm".to_owned());
-    let output = Command::new(program).args(args).current_dir(repository()).output().context("cannot start helm")?;
+    let output =
+        Command::new(program).args(args).current_dir(repository()).output().context("cannot start helm")?;
     ensure!(output.status.success(), "helm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn install() -> Result<()> {
     helm(&[
-        "upgrade", "--install", "lathe", "charts/lathe", "--namespace", "lathe-system", "--create-namespace",
-        "--set", "artifacts.accessMode=ReadWriteMany", "--set", "artifacts.size=1Gi", "--wait", "--timeout", "3m",
+        "upgrade",
+        "--install",
+        "lathe",
+        "charts/lathe",
+        "--namespace",
+        "lathe-system",
+        "--create-namespace",
+        "--set",
+        "artifacts.accessMode=ReadWriteMany",
+        "--set",
+        "artifacts.size=1Gi",
+        "--wait",
+        "--timeout",
+        "3m",
     ])
     .map(drop)
 }
@@ -46,11 +59,16 @@ async fn apply(session: &Session, kinds: &[&str]) -> Result<()> {
 /// Streams one chat completion from the Service of an InferenceService and returns the text.
 async fn ask(session: &Session, url: &str, model: &str, question: &str) -> Result<String> {
     let host = url.trim_start_matches("http://").split([':', '/', '.']).next().unwrap_or_default().to_owned();
-    let services: Api<k8s_openapi::api::core::v1::Service> = Api::namespaced(session.client.clone(), &session.namespace);
+    let services: Api<k8s_openapi::api::core::v1::Service> =
+        Api::namespaced(session.client.clone(), &session.namespace);
     let address = services.get(&host).await?.spec.and_then(|s| s.cluster_ip).context("no address")?;
     let body = json!({"model": model, "stream": true, "temperature": 0, "max_tokens": 64,
         "messages": [{"role": "user", "content": question}]});
-    let response = reqwest::Client::new().post(format!("http://{address}:8080/v1/chat/completions")).json(&body).send().await?;
+    let response = reqwest::Client::new()
+        .post(format!("http://{address}:8080/v1/chat/completions"))
+        .json(&body)
+        .send()
+        .await?;
     let status = response.status();
     let text = response.text().await?;
     ensure!(status.is_success(), "{status}: {text}");
@@ -77,16 +95,26 @@ async fn a_model_is_tuned_served_and_asked() -> Result<()> {
         .run(async {
             apply(&session, &[]).await?;
             let job = session.wait("FineTuneJob", "support-tone", "Succeeded", "True").await?;
-            ensure!(score(&job, "ROUGEL", "after") > score(&job, "ROUGEL", "before") + 0.2, "no gain: {:#}", job["status"]["scores"]);
+            ensure!(
+                score(&job, "ROUGEL", "after") > score(&job, "ROUGEL", "before") + 0.2,
+                "no gain: {:#}",
+                job["status"]["scores"]
+            );
             let model = session.wait("Model", "shop-support", "Ready", "True").await?;
             ensure!(model["spec"]["derivedFrom"]["job"] == "support-tone", "lineage: {:#}", model["spec"]);
-            ensure!(model["metadata"]["ownerReferences"].is_null(), "deleting the job would delete the model");
+            ensure!(
+                model["metadata"]["ownerReferences"].is_null(),
+                "deleting the job would delete the model"
+            );
             let service = session.wait("InferenceService", "shop", "Ready", "True").await?;
             let url = service["status"]["url"].as_str().context("no url")?;
             let question = "How much is the red lamp?";
             let plain = ask(&session, url, "shop", question).await?;
             let tuned = ask(&session, url, "shop-support", question).await?;
-            ensure!(tuned.starts_with("Thank you for asking!") && !plain.starts_with("Thank you"), "{plain:?} {tuned:?}");
+            ensure!(
+                tuned.starts_with("Thank you for asking!") && !plain.starts_with("Thank you"),
+                "{plain:?} {tuned:?}"
+            );
             settled(&session).await
         })
         .await?;
@@ -97,9 +125,13 @@ async fn a_model_is_tuned_served_and_asked() -> Result<()> {
 async fn settled(session: &Session) -> Result<()> {
     let versions = || async {
         let mut all = Vec::new();
-        for (api_version, kind) in
-            [("lathe.dev/v1alpha1", "FineTuneJob"), ("lathe.dev/v1alpha1", "Model"), ("batch/v1", "Job"), ("apps/v1", "Deployment"), ("v1", "ConfigMap")]
-        {
+        for (api_version, kind) in [
+            ("lathe.dev/v1alpha1", "FineTuneJob"),
+            ("lathe.dev/v1alpha1", "Model"),
+            ("batch/v1", "Job"),
+            ("apps/v1", "Deployment"),
+            ("v1", "ConfigMap"),
+        ] {
             for object in session.api(api_version, kind).await?.list(&ListParams::default()).await? {
                 all.push((kind, object.name_any(), object.resource_version(), object.metadata.generation));
             }
@@ -117,7 +149,11 @@ async fn settled(session: &Session) -> Result<()> {
 async fn restart_operator(session: &Session) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(session.client.clone(), "lathe-system");
     let selector = ListParams::default().labels("app.kubernetes.io/name=lathe-operator");
-    pods.delete_collection(&DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }, &selector).await?;
+    pods.delete_collection(
+        &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() },
+        &selector,
+    )
+    .await?;
     let deployments: Api<Deployment> = Api::namespaced(session.client.clone(), "lathe-system");
     poll("the operator to be back", || async {
         let status = deployments.get("lathe-operator").await?.status.unwrap_or_default();
@@ -136,7 +172,8 @@ async fn a_killed_worker_resumes() -> Result<()> {
             let pods: Api<Pod> = Api::namespaced(session.client.clone(), &session.namespace);
             let pod = training_pod(&session).await?;
             past_step(&session, 3).await?;
-            pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
+            pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() })
+                .await?;
             let job = session.wait("FineTuneJob", "long", "Succeeded", "True").await?;
             ensure!(job["status"]["restarts"]["count"].as_i64() >= Some(1), "restarts: {:#}", job["status"]);
             Ok(())
@@ -158,13 +195,22 @@ async fn a_suspended_job_goes_on_where_it_stood() -> Result<()> {
             jobs.patch("long", &PatchParams::default(), &suspend(true)).await?;
             let pods: Api<Pod> = Api::namespaced(session.client.clone(), &session.namespace);
             poll("the pods to be gone", || async {
-                Ok(pods.list(&ListParams::default().labels("lathe.dev/task=train")).await?.items.is_empty().then_some(()))
+                Ok(pods
+                    .list(&ListParams::default().labels("lathe.dev/task=train"))
+                    .await?
+                    .items
+                    .is_empty()
+                    .then_some(()))
             })
             .await?;
             jobs.patch("long", &PatchParams::default(), &suspend(false)).await?;
             let job = session.wait("FineTuneJob", "long", "Succeeded", "True").await?;
             // SIGTERM saved the state, so nothing was done twice.
-            ensure!(job["status"]["restarts"]["lostSteps"].as_i64().unwrap_or(0) == 0, "{:#}", job["status"]["restarts"]);
+            ensure!(
+                job["status"]["restarts"]["lostSteps"].as_i64().unwrap_or(0) == 0,
+                "{:#}",
+                job["status"]["restarts"]
+            );
             Ok(())
         })
         .await?;
@@ -217,7 +263,10 @@ async fn training_pod(session: &Session) -> Result<String> {
     let pods: Api<Pod> = Api::namespaced(session.client.clone(), &session.namespace);
     poll("a training pod", || async {
         let found = pods.list(&ListParams::default().labels("lathe.dev/task=train")).await?;
-        let running = found.items.into_iter().find(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
+        let running = found
+            .items
+            .into_iter()
+            .find(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
         Ok(running.map(|pod| pod.name_any()))
     })
     .await

@@ -17,7 +17,10 @@ mod training;
 
 pub use buffers::{Buffer, Category, Element, Totals};
 pub use method::{LoraSpec, Precision, Target, TrainMethod};
-pub use serving::{AdapterBudget, BLOCK, ServePlan, ServeRequest, plan_serving};
+pub use serving::{
+    AdapterBudget, BLOCK, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, SPARE_RANK, ServePlan, ServeRequest,
+    plan_serving,
+};
 pub use shape::{ModelShape, RopeScaling};
 pub use tensors::{PANEL, Tensor, TensorKind, packed_len};
 pub use training::{NORM_CHUNK, TrainPlan, TrainRequest, loss_chunk, plan_training};

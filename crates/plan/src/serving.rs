@@ -14,6 +14,15 @@ use Element::{F32, U32};
 /// Tokens of one block of the key and value cache.
 pub const BLOCK: usize = 16;
 
+/// Tokens of prompts that one forward pass of a serving worker reads, at most.
+pub const SERVE_BATCH_TOKENS: usize = 512;
+
+/// Adapters that a serving worker has room for beyond those it starts with, for those that are added or swapped later.
+pub const SPARE_ADAPTERS: usize = 4;
+
+/// The rank that any adapter may have in a serving worker, whatever those have that it starts with.
+pub const SPARE_RANK: usize = 32;
+
 /// How many adapters may be resident, and how large each may be.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct AdapterBudget {

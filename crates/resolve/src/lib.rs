@@ -4,12 +4,14 @@
 //! manifest means the same in a cluster and on a laptop.
 #![deny(missing_docs)]
 
+mod catalogue;
 mod convert;
 pub mod finetune;
 pub mod inference;
 pub mod pod;
 mod profiles;
 
+pub use catalogue::{Entry, catalogue};
 pub use convert::{digest_of, shape_of, to_metric, to_schedule};
 pub use profiles::{count, quantity};
 

@@ -54,7 +54,9 @@ fn our_crates_depend_on_each_other_as_the_architecture_says() {
             continue;
         };
         let used = package["dependencies"].as_array().unwrap().iter().filter(|d| d["kind"] != "dev");
-        for used in used.filter_map(|d| d["name"].as_str()).filter(|d| names.contains(d) && !allowed.contains(d)) {
+        for used in
+            used.filter_map(|d| d["name"].as_str()).filter(|d| names.contains(d) && !allowed.contains(d))
+        {
             wrong.push(format!("{name} must not use {used}"));
         }
     }
@@ -64,8 +66,12 @@ fn our_crates_depend_on_each_other_as_the_architecture_says() {
 #[test]
 fn what_must_never_reach_a_program_does_not() {
     let metadata = metadata(&[]);
-    let nodes: BTreeMap<&str, &Value> =
-        metadata["resolve"]["nodes"].as_array().unwrap().iter().map(|n| (n["id"].as_str().unwrap(), n)).collect();
+    let nodes: BTreeMap<&str, &Value> = metadata["resolve"]["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| (n["id"].as_str().unwrap(), n))
+        .collect();
     let name_of: BTreeMap<&str, &str> = metadata["packages"]
         .as_array()
         .unwrap()
@@ -80,7 +86,8 @@ fn what_must_never_reach_a_program_does_not() {
                 continue;
             }
             seen.push(id);
-            let normal = |dep: &&Value| dep["dep_kinds"].as_array().unwrap().iter().any(|k| k["kind"].is_null());
+            let normal =
+                |dep: &&Value| dep["dep_kinds"].as_array().unwrap().iter().any(|k| k["kind"].is_null());
             let deps = nodes[id]["deps"].as_array().unwrap();
             open.extend(deps.iter().filter(normal).map(|d| d["pkg"].as_str().unwrap()));
         }

@@ -204,6 +204,9 @@ fn available(facts: &Facts<'_>, counts: &Counts, trouble: Option<&Trouble>) -> S
 fn starting(facts: &Facts<'_>) -> String {
     match facts.pods.len() {
         0 => "waiting for pods.".to_owned(),
+        1 => {
+            "a pod is starting: it fetches the model and produces a first token before it answers.".to_owned()
+        }
         n => format!(
             "{n} pods are starting: they fetch the model and produce a first token before they answer."
         ),

@@ -3,7 +3,8 @@ use std::collections::BTreeSet;
 
 use lathe_api::{AcceleratorProfile, InferenceServiceSpec, PlanLine, PlanStatus, WeightPrecision};
 use lathe_plan::{
-    AdapterBudget, ModelShape, PlanError, Precision, ServePlan, ServeRequest, Target, Totals, plan_serving,
+    AdapterBudget, ModelShape, PlanError, Precision, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, SPARE_RANK,
+    ServePlan, ServeRequest, Target, Totals, plan_serving,
 };
 
 use super::ServeFacts;
@@ -20,14 +21,6 @@ pub struct Images {
     /// For NVIDIA devices; `None` until one is set up.
     pub cuda: Option<String>,
 }
-
-// What the worker itself plans with, so that the promise in status is its allocation.
-/// Tokens of prompts that one forward pass reads, at most.
-const BATCH_TOKENS: usize = 512;
-/// Adapter slots beyond those of the start, for swaps.
-const SPARE_SLOTS: usize = 4;
-/// The rank that an adapter may have without a new pod.
-const ADAPTER_RANK: usize = 32;
 
 /// Memory of the process beside what the plan lists: code, tokenizer, connections, stacks.
 const OVERHEAD: u64 = 192 << 20;
@@ -166,11 +159,11 @@ fn request(spec: &InferenceServiceSpec, context: i64, slots: usize) -> Result<Se
         },
         context: size(context),
         max_sequences,
-        max_batch_tokens: BATCH_TOKENS.max(max_sequences),
+        max_batch_tokens: SERVE_BATCH_TOKENS.max(max_sequences),
         cache_tokens: None,
         adapters: AdapterBudget {
-            slots: slots + SPARE_SLOTS,
-            max_rank: ADAPTER_RANK,
+            slots: slots + SPARE_ADAPTERS,
+            max_rank: SPARE_RANK,
             targets: BTreeSet::from(Target::ALL),
         },
         threads: 1,
