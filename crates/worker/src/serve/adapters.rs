@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use lathe_contract::{AdapterEntry, AdapterState, AdapterStatus, ModelInput, ServedAdapter};
+use lathe_contract::{AdapterEntry, AdapterState, AdapterStatus, ModelInput, Phase, ServedAdapter};
 use lathe_engine::files::read_adapter;
 use lathe_engine::plan::ModelShape;
 use tokio::sync::watch;
@@ -257,6 +257,11 @@ impl Adapters {
         }
         drop(state);
         drop(unwanted);
+        self.context.status.update(|report| {
+            if report.phase == Phase::Serving {
+                report.message = super::serving(&self.base);
+            }
+        });
         self.tell();
         self.changed.send_replace(());
     }

@@ -19,6 +19,7 @@ struct Figures {
     generation: Rate,
     /// Mean time of an answer in the engine, the last ones weighing most.
     answer: Option<f64>,
+    capacity: f64,
 }
 
 impl LoadMeter {
@@ -31,7 +32,13 @@ impl LoadMeter {
             prompt: Rate::new(now),
             generation: Rate::new(now),
             answer: None,
+            capacity: 0.0,
         }))
+    }
+
+    /// Tokens a second that the engine measured for itself.
+    pub fn can(&self, tokens_per_second: f64) {
+        self.lock().capacity = tokens_per_second;
     }
 
     /// What the engine holds after a step.
@@ -69,7 +76,7 @@ impl LoadMeter {
             cache_usage: figures.cache_usage,
             prompt_tokens_per_second: figures.prompt.per_second(now),
             generation_tokens_per_second: figures.generation.per_second(now),
-            capacity_tokens_per_second: 0.0,
+            capacity_tokens_per_second: figures.capacity,
         }
     }
 
@@ -85,12 +92,13 @@ pub fn orca(load: &Load) -> String {
     format!(
         "TEXT named_metrics.kv_cache_usage_perc={:.4}, named_metrics.num_requests_running={}, \
          named_metrics.num_requests_waiting={}, named_metrics.prompt_tokens_per_second={:.1}, \
-         named_metrics.generation_tokens_per_second={:.1}",
+         named_metrics.generation_tokens_per_second={:.1}, named_metrics.capacity_tokens_per_second={:.1}",
         load.cache_usage,
         load.running,
         load.waiting,
         load.prompt_tokens_per_second,
-        load.generation_tokens_per_second
+        load.generation_tokens_per_second,
+        load.capacity_tokens_per_second
     )
 }
 
@@ -123,6 +131,7 @@ mod tests {
         let start = Instant::now();
         let load = LoadMeter::new(start);
         load.holds(2, 3, 0.25);
+        load.can(70.5);
         load.count(start, 20, 4);
         let now = start + Duration::from_secs(2);
         let read = load.read(now);
@@ -132,7 +141,7 @@ mod tests {
             orca(&read),
             "TEXT named_metrics.kv_cache_usage_perc=0.2500, named_metrics.num_requests_running=2, \
              named_metrics.num_requests_waiting=3, named_metrics.prompt_tokens_per_second=10.0, \
-             named_metrics.generation_tokens_per_second=2.0"
+             named_metrics.generation_tokens_per_second=2.0, named_metrics.capacity_tokens_per_second=70.5"
         );
     }
 }

@@ -185,7 +185,7 @@ async fn serve(
         started = start(&task, context.clone(), &load, metrics, &front) => started?,
     };
     control.set_ready(true);
-    status.phase(Phase::Serving, format!("serving `{}`", task.model_id));
+    status.phase(Phase::Serving, serving(&task.model_id));
     let refresher = refresh(Arc::clone(&front), context);
     let Started { mut engine, door } = thread;
     let died = tokio::select! {
@@ -227,6 +227,11 @@ async fn serve(
     let _ = tokio::time::timeout(LAST_WORDS, ports.close()).await;
     refresher.abort();
     Ok(())
+}
+
+/// The report's words for a person while all is well.
+fn serving(base: &str) -> String {
+    format!("serving `{base}`")
 }
 
 /// The tasks behind the two ports.

@@ -6,20 +6,14 @@ use lathe_contract::{Precision, ServeTask, ServedAdapter};
 use lathe_engine::Model;
 use lathe_engine::files::{AdapterConfig, ChatTemplate, ModelConfig, ModelWeights, Tokenizer};
 use lathe_engine::plan::{
-    self, AdapterBudget, ModelShape, PlanError, ServePlan, ServeRequest, Target, plan_serving,
+    self, AdapterBudget, ModelShape, PlanError, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, SPARE_RANK, ServePlan,
+    ServeRequest, Target, plan_serving,
 };
 
 use super::adapters::MAX_ADAPTERS;
 use super::prompt::Prompter;
 use crate::context::Context;
 use crate::failure::{Done, Halt};
-
-/// Tokens of prompts that one forward pass reads, at most.
-const BATCH_TOKENS: usize = 512;
-/// Slots beyond the adapters of the contract, for those that are added or swapped later.
-const SPARE_SLOTS: usize = 4;
-/// The rank that later adapters may have, whatever the first ones have.
-const SPARE_RANK: usize = 32;
 
 /// A model that is here and not in memory yet.
 pub struct Opened {
@@ -99,7 +93,7 @@ fn request(task: &ServeTask, weights: plan::Precision, adapters: AdapterBudget) 
         weights,
         context,
         max_sequences,
-        max_batch_tokens: BATCH_TOKENS.max(max_sequences),
+        max_batch_tokens: SERVE_BATCH_TOKENS.max(max_sequences),
         cache_tokens: Some(positive("cacheTokens", task.cache_tokens)?),
         adapters,
         threads: Model::default_threads(),
@@ -111,7 +105,7 @@ fn request(task: &ServeTask, weights: plan::Precision, adapters: AdapterBudget) 
 fn budget(task: &ServeTask, context: &Context) -> AdapterBudget {
     let ranks = task.adapters.iter().filter_map(|adapter| rank(adapter, context));
     AdapterBudget {
-        slots: (task.adapters.len() + SPARE_SLOTS).min(MAX_ADAPTERS + SPARE_SLOTS),
+        slots: (task.adapters.len() + SPARE_ADAPTERS).min(MAX_ADAPTERS + SPARE_ADAPTERS),
         max_rank: ranks.max().unwrap_or(0).max(SPARE_RANK),
         targets: Target::ALL.into_iter().collect(),
     }

@@ -144,3 +144,13 @@ async fn answers_are_the_same_alone_and_in_any_batch() {
     let different: BTreeSet<String> = alone.iter().map(Value::to_string).collect();
     assert!(different.len() > 20, "the answers must differ for the comparison to mean anything");
 }
+
+#[tokio::test]
+async fn http_2_without_tls_is_spoken_too() {
+    let server = start(|_, _| {}).await;
+    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().expect("a client");
+    let body = json!({"model": "base", "prompt": "x", "max_tokens": 3});
+    let request = client.post(format!("{}/v1/completions", server.base)).json(&body);
+    let answer = request.send().await.expect("an answer");
+    assert_eq!((answer.version(), answer.status().as_u16()), (reqwest::Version::HTTP_2, 200));
+}

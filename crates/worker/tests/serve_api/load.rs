@@ -64,6 +64,7 @@ async fn one_more_than_may_wait_is_sent_away_and_a_leaving_client_frees_its_slot
     })
     .await;
     assert!(load.cache_usage > 0.0 && load.generation_tokens_per_second > 0.0, "{load:?}");
+    assert!(load.capacity_tokens_per_second > 0.0, "{load:?}");
 
     drop(running);
     waiting.next().await.expect("its turn has come");

@@ -4,6 +4,7 @@
 //! forward pass, hand each token to its client. Nothing in a round waits for a client.
 mod round;
 mod sequence;
+mod warm_up;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -135,9 +136,9 @@ impl EngineThread {
             .name("engine".into())
             .spawn(body)
             .map_err(|error| Halt::transient("EngineFailed", error, "let the pod have more threads"))?;
-        let started = Self { engine: Engine { commands }, thread: Some(thread), died };
+        // Whoever stops waiting here leaves the thread to its loading and does not wait for it.
         match ready.await {
-            Ok(result) => result.map(|()| started),
+            Ok(result) => result.map(|()| Self { engine: Engine { commands }, thread: Some(thread), died }),
             Err(_) => Err(died_loading()),
         }
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::mpsc::TryRecvError;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use lathe_engine::{Adapter, AdapterId, Emitted, Generator, Model, Sampling};
+use lathe_engine::{Adapter, AdapterId, Emitted, Generator, Model};
 
 use super::sequence::{Sequence, Surroundings};
+use super::warm_up::{capacity, warm_up};
 use super::{Command, Commands, Job, Setup};
 use crate::failure::{Done, Halt};
 use crate::serve::error::ApiError;
@@ -29,13 +30,14 @@ pub struct Round {
 }
 
 impl Round {
-    /// Takes the model, allocates what the plan lists, and produces a token with it.
+    /// Takes the model, allocates what the plan lists, produces a token with it, and measures how many it can produce.
     ///
     /// # Errors
     /// No memory, a plan of another model, no token.
     pub fn new(model: Model, setup: Setup) -> Done<Self> {
         let mut generator = Generator::new(model, &setup.plan)?;
         warm_up(&mut generator)?;
+        setup.load.can(capacity(&mut generator, setup.plan.max_sequences)?);
         Ok(Round {
             generator,
             setup,
@@ -285,20 +287,4 @@ impl Round {
 fn names<'a>(adapters: impl Iterator<Item = Option<&'a Arc<super::Resident>>>) -> String {
     let names: BTreeSet<&str> = adapters.flatten().map(|resident| resident.name.as_str()).collect();
     names.into_iter().collect::<Vec<_>>().join(",")
-}
-
-/// Produces one token, so that whoever is told of readiness finds an engine that works.
-fn warm_up(generator: &mut Generator) -> Done<()> {
-    let greedy = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
-    generator.add_sequence(0, &[0], None, greedy, 1)?;
-    while !generator.idle() {
-        if generator.step()?.iter().any(|token| token.sequence == 0) {
-            return Ok(());
-        }
-    }
-    Err(Halt::transient(
-        "EngineFailed",
-        "the warm-up token did not come",
-        "report this to Lathe's maintainers",
-    ))
 }
