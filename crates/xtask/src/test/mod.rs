@@ -83,7 +83,7 @@ fn unit(programs: &[TestProgram]) -> Result<()> {
     cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     generate::run(&generate::Args { check: true })?;
     let elsewhere = ["lathe-engine", "lathe-worker", "lathe-e2e"];
-    run_all(programs.iter().filter(|program| !elsewhere.contains(&program.package.as_str())), &[])?;
+    run_all(programs.iter().filter(|program| !elsewhere.contains(&program.package.as_str())), &[], &[])?;
     cargo(&["test", "--workspace", "--doc"])
 }
 
@@ -96,12 +96,11 @@ fn engine(programs: &[TestProgram]) -> Result<()> {
             continue;
         }
         ui::heading(&format!("-- kernel level {level}"));
-        run_all(
-            programs.iter().filter(|program| program.package == "lathe-engine"),
-            &[("LATHE_CPU", level)],
-        )?;
+        let engine = programs.iter().filter(|program| program.package == "lathe-engine");
+        // Those that need Python are ignored elsewhere.
+        run_all(engine, &[("LATHE_CPU", level)], &["--include-ignored"])?;
     }
-    run_all(programs.iter().filter(|program| program.package == "lathe-worker"), &[])
+    run_all(programs.iter().filter(|program| program.package == "lathe-worker"), &[], &[])
 }
 
 /// The reference implementations that tests compare with.
@@ -186,6 +185,7 @@ fn test_against(programs: &[TestProgram], cluster: &Cluster, name: &str) -> Resu
     run_all(
         programs.iter().filter(|program| program.package == "lathe-e2e" && program.name == name),
         &environment,
+        &[],
     )
 }
 

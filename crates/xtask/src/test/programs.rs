@@ -65,6 +65,7 @@ fn program(line: &str) -> Option<TestProgram> {
 pub fn run_all<'a>(
     programs: impl Iterator<Item = &'a TestProgram>,
     environment: &[(&str, &str)],
+    args: &[&str],
 ) -> Result<()> {
     let (mut ran, mut failed) = (0, Vec::new());
     for program in programs {
@@ -72,7 +73,7 @@ pub fn run_all<'a>(
         let label = format!("{}/{}", program.package, program.name);
         println!("     Running {label}");
         let mut test = Command::new(&program.path);
-        test.current_dir(&program.folder).envs(environment.iter().copied());
+        test.args(args).current_dir(&program.folder).envs(environment.iter().copied());
         let status = test.status().with_context(|| format!("cannot start {}", program.path.display()))?;
         if !status.success() {
             failed.push(label);
