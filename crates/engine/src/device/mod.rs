@@ -68,11 +68,6 @@ impl Buf {
     pub fn first(self, len: usize) -> Buf {
         self.part(0, len)
     }
-
-    /// Whether two ranges share an element.
-    pub fn overlaps(self, other: Buf) -> bool {
-        self.id == other.id && self.start < other.start + other.len && other.start < self.start + self.len
-    }
 }
 
 /// Elements on the host, to be written to a device.
@@ -86,8 +81,6 @@ pub enum Data<'a> {
     U32(&'a [u32]),
     /// Seeds.
     U64(&'a [u64]),
-    /// Doubles.
-    F64(&'a [f64]),
 }
 
 /// Room on the host, to be read into from a device.

@@ -7,6 +7,7 @@
 
 mod atomic;
 mod config;
+mod contain;
 mod error;
 mod fields;
 mod header;

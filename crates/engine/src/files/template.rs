@@ -13,12 +13,14 @@ use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde::{Deserialize, Serialize};
 
+use super::contain::with_deep_stack;
 use super::error::{FileError, read_bounded};
 use super::fields::{Fields, parse_json};
 
 const CONFIG: &str = "tokenizer_config.json";
 const MAX_CONFIG: u64 = 16 << 20;
-const MAX_TEMPLATE: u64 = 1 << 20;
+/// The longest published templates have some 30 KB. The parser and the values recurse, which the stack must bear.
+const MAX_TEMPLATE: u64 = 128 << 10;
 /// An instruction or 64 bytes of text cost one each: at most 64 MB and about a tenth of a second.
 const FUEL: u64 = 1_000_000;
 const MAX_OUTPUT: usize = 16 << 20;
@@ -85,11 +87,16 @@ impl ChatTemplate {
                 None => return Ok(None),
             },
         };
-        let mut environment = environment();
-        environment
-            .add_template_owned(NAME, without_generation_tags(source))
-            .map_err(|error| FileError::Template(describe(&error)))?;
-        Ok(Some(ChatTemplate { environment, tokens: special_tokens(&fields)? }))
+        let source = without_generation_tags(source);
+        let tokens = special_tokens(&fields)?;
+        with_deep_stack(move || {
+            let mut environment = environment();
+            environment
+                .add_template_owned(NAME, source)
+                .map_err(|error| FileError::Template(describe(&error)))?;
+            Ok(Some(ChatTemplate { environment, tokens }))
+        })
+        .ok_or_else(broken)?
     }
 
     /// Writes a conversation as the model was taught to read it. `add_generation_prompt` ends it with the beginning of
@@ -98,6 +105,15 @@ impl ChatTemplate {
     /// # Errors
     /// [`FileError::Template`]: the template refuses the messages, fails, or exceeds its budget.
     pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        now: jiff::Timestamp,
+    ) -> Result<String, FileError> {
+        with_deep_stack(|| self.render_here(messages, add_generation_prompt, now)).ok_or_else(broken)?
+    }
+
+    fn render_here(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
@@ -261,6 +277,10 @@ impl serde_json::ser::Formatter for Spaced {
     fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
         writer.write_all(b": ")
     }
+}
+
+fn broken() -> FileError {
+    FileError::Template("cannot be run; simplify it".to_owned())
 }
 
 /// One line: what went wrong and where.

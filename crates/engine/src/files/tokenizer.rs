@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use super::contain::without_panic;
 use super::error::{FileError, read_bounded};
 
 const MAX_BYTES: u64 = 128 << 20;
@@ -39,7 +40,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::read`].
     pub fn parse(json: &[u8], vocab: usize) -> Result<Self, FileError> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(failed)?;
+        let mut inner = contained(|| tokenizers::Tokenizer::from_bytes(json))?;
         // Cutting and padding belong to the caller; a file that asks for them would hide rows' true lengths.
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
@@ -60,7 +61,7 @@ impl Tokenizer {
     /// # Errors
     /// [`FileError::Tokenizer`] if the text has characters that the vocabulary cannot express and no unknown token.
     pub fn encode(&self, text: &str, special: bool) -> Result<Encoded, FileError> {
-        let encoding = self.inner.encode(text, special).map_err(failed)?;
+        let encoding = contained(|| self.inner.encode(text, special))?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end.max(start)).collect();
         Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets })
     }
@@ -70,7 +71,7 @@ impl Tokenizer {
     /// # Errors
     /// [`FileError::Tokenizer`] if the decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, FileError> {
-        self.inner.decode(ids, skip_special).map_err(failed)
+        contained(|| self.inner.decode(ids, skip_special))
     }
 
     /// The id of a token by its text, e.g. `<|im_end|>`.
@@ -141,6 +142,12 @@ impl TextStream {
             None => tokenizer.decode(&self.ids[self.printed..], true),
         }
     }
+}
+
+/// The library panics on some files that contradict themselves, e.g. merges shorter than the prefix of subwords.
+fn contained<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, FileError> {
+    let result = without_panic(work);
+    result.ok_or_else(|| FileError::Tokenizer("contradicts itself".to_owned()))?.map_err(failed)
 }
 
 fn failed(error: tokenizers::Error) -> FileError {

@@ -207,7 +207,6 @@ impl Device for Cpu {
             Data::BF16(from) => copy(self.cells(to, Element::BF16), from),
             Data::U32(from) => copy(self.u32(to), from),
             Data::U64(from) => copy(self.cells(to, Element::U64), from),
-            Data::F64(from) => copy(self.f64(to), from),
         }
     }
 
