@@ -10,7 +10,7 @@ use lathe_api::names::FIELD_MANAGER;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::error::Error;
+use crate::{error::Error, job::Objects};
 
 /// Writes to the API server.
 pub struct Writer {
@@ -88,6 +88,15 @@ impl Writer {
         Err(Error::NameTaken { kind: K::kind(&()).into_owned(), name: name.to_owned() })
     }
 
+    /// Makes a Job with what its pod needs, in the order in which the pod needs it.
+    pub async fn start(&self, objects: &Objects) -> Result<(), Error> {
+        let Objects { contract, policy, job } = objects;
+        self.apply(contract).await?;
+        self.apply(policy).await?;
+        self.create_once(job).await?;
+        Ok(())
+    }
+
     /// Changes some fields of an object: a JSON merge patch.
     pub async fn merge<K: Written>(&self, object: &K, patch: &Value) -> Result<(), Error> {
         let (namespace, name) = place(object.meta());
@@ -149,7 +158,7 @@ impl Writer {
     }
 
     /// Tells people what happened to `object`. An event that cannot be written is logged, never an error.
-    pub async fn event<K: Written>(&self, object: &K, happened: &Happened<'_>) {
+    pub async fn event<K: Resource<DynamicType = ()>>(&self, object: &K, happened: &Happened<'_>) {
         let Happened { good, reason, action, message } = *happened;
         let event = Event {
             type_: if good { EventType::Normal } else { EventType::Warning },

@@ -9,13 +9,19 @@ use k8s_openapi::{
             PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
         },
         core::v1::{ConfigMap, Pod, PodTemplateSpec},
+        networking::v1::{
+            NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+        },
     },
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
+        util::intstr::IntOrString,
+    },
 };
 use kube::{Resource, ResourceExt as _};
 use lathe_api::names;
 use lathe_contract::{
-    CONTRACT_VERSION, Contract, Failure, Mounts, ObjectRef, Outcome, Summary, Task, Trust, exit,
+    CONTRACT_VERSION, CONTROL_PORT, Contract, Failure, Mounts, ObjectRef, Outcome, Summary, Task, Trust, exit,
 };
 use lathe_resolve::pod;
 
@@ -41,6 +47,16 @@ pub struct JobRequest {
     pub template: PodTemplateSpec,
     /// Somebody else (Kueue) lets it start.
     pub suspended: bool,
+}
+
+/// Everything that a Job's pod needs, in the order in which it is applied.
+pub struct Objects {
+    /// The ConfigMap with the contract.
+    pub contract: ConfigMap,
+    /// Who may talk to the object's pods.
+    pub policy: NetworkPolicy,
+    /// The Job.
+    pub job: Job,
 }
 
 /// The object that children belong to.
@@ -110,6 +126,45 @@ pub fn contract_map(
         data: Some(data),
         ..ConfigMap::default()
     })
+}
+
+/// Nobody but the operator may talk to the pods of an object's Jobs, and it to the control port alone.
+pub fn policy(owner: &Owner, name: String, kind: &str, operator_namespace: &str) -> NetworkPolicy {
+    let labels = pod::labels(kind, &owner.reference.name, None);
+    let mut own = labels.clone();
+    own.retain(|key, _| key.starts_with("lathe.dev/"));
+    let select = |labels: BTreeMap<String, String>| LabelSelector {
+        match_labels: Some(labels),
+        match_expressions: None,
+    };
+    let operator = NetworkPolicyPeer {
+        namespace_selector: Some(select(BTreeMap::from([(
+            "kubernetes.io/metadata.name".to_owned(),
+            operator_namespace.to_owned(),
+        )]))),
+        pod_selector: Some(select(BTreeMap::from([(
+            "app.kubernetes.io/name".to_owned(),
+            names::FIELD_MANAGER.to_owned(),
+        )]))),
+        ip_block: None,
+    };
+    let control = NetworkPolicyPort {
+        port: Some(IntOrString::Int(CONTROL_PORT.into())),
+        protocol: Some("TCP".to_owned()),
+        end_port: None,
+    };
+    NetworkPolicy {
+        metadata: owner.meta(name, labels),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(select(own)),
+            policy_types: Some(vec!["Ingress".to_owned()]),
+            ingress: Some(vec![NetworkPolicyIngressRule {
+                ports: Some(vec![control]),
+                from: Some(vec![operator]),
+            }]),
+            egress: None,
+        }),
+    }
 }
 
 /// The Job.
@@ -225,6 +280,24 @@ impl Run {
         State::Waiting(self.trouble())
     }
 
+    /// A node that has been preparing the newest pod for more than a minute: nothing of its status says what is missing.
+    pub fn slow_start(&self, now: Timestamp) -> Option<Trouble> {
+        const USUAL: SignedDuration = SignedDuration::from_secs(60);
+        let pod = self.pods.first()?;
+        let status = pod.status.as_ref()?;
+        let scheduled =
+            status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "True")?;
+        let since = scheduled.last_transition_time.as_ref()?.0;
+        let waits = status.phase.as_deref() == Some("Pending") && now.duration_since(since) > USUAL;
+        waits.then(|| {
+            let next = format!("Next: `kubectl describe pod {}` names what is missing.", pod.name_any());
+            let message = format!(
+                "a node has been preparing volumes, Secrets and image for more than a minute. {next}"
+            );
+            Trouble { reason: "PodNotStarting".to_owned(), message, stalled: false }
+        })
+    }
+
     /// When it ended, well or not.
     pub fn ended(&self) -> Option<Timestamp> {
         let job = self.job.as_ref()?;
@@ -265,6 +338,17 @@ impl Run {
 
 fn condition<'a>(job: &'a Job, type_: &str) -> Option<&'a JobCondition> {
     job.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == type_ && c.status == "True")
+}
+
+/// The scheduler's words with a next step, for the small pods that inspect and check.
+pub fn advised(trouble: Option<Trouble>) -> Option<Trouble> {
+    trouble.map(|trouble| match trouble.reason.as_str() {
+        pods::UNSCHEDULABLE => {
+            let next = "Next: free a node, or check the claims (`kubectl get pvc`).";
+            Trouble { message: format!("no node takes the pod: {}. {next}", trouble.message), ..trouble }
+        }
+        _ => trouble,
+    })
 }
 
 /// What a failed look at a user's files is repeated after: they may be put there any minute. A quarter of the time that the

@@ -162,8 +162,57 @@ fn step(current: Option<&LeaseSpec>, identity: &str, silent: Duration) -> Step {
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
+    use serde_json::json;
 
     use super::*;
+    use crate::testing::{Server, failure, paths};
+
+    const ALL: &str = "/apis/coordination.k8s.io/v1/namespaces/ns/leases";
+    const ONE: &str = "/apis/coordination.k8s.io/v1/namespaces/ns/leases/lathe-operator";
+
+    /// One look at a server that answers so; whether the lease is ours then, and the calls.
+    async fn look(answers: &[(&str, u16, serde_json::Value)]) -> (bool, Vec<String>) {
+        let (client, server) = Server::start(answers);
+        let mut lease = Lease::new(client, "ns", "me".to_owned());
+        let ours = lease.look().await.unwrap();
+        drop(lease);
+        let calls = server.calls().await;
+        (ours, paths(&calls).into_iter().map(str::to_owned).collect())
+    }
+
+    fn held(by: &str) -> serde_json::Value {
+        json!({"metadata": {"name": "lathe-operator", "namespace": "ns", "resourceVersion": "7"},
+            "spec": {"holderIdentity": by, "leaseDurationSeconds": 15}})
+    }
+
+    #[tokio::test]
+    async fn the_first_replica_makes_the_lease_and_a_slower_one_waits() {
+        assert_eq!(look(&[]).await, (true, vec![format!("GET {ONE}"), format!("POST {ALL}")]));
+        let create = format!("POST {ALL}");
+        let (ours, _) = look(&[(&create, 409, failure(409, "AlreadyExists"))]).await;
+        assert!(!ours);
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_somebody_holds_is_only_read() {
+        let get = format!("GET {ONE}");
+        assert_eq!(look(&[(&get, 200, held("other"))]).await, (false, vec![get]));
+    }
+
+    #[tokio::test]
+    async fn a_write_names_the_version_that_was_read_and_a_conflict_is_a_loss() {
+        let (get, put) = (format!("GET {ONE}"), format!("PUT {ONE}"));
+        let (client, server) = Server::start(&[(&get, 200, held(""))]);
+        let mut lease = Lease::new(client, "ns", "me".to_owned());
+        assert!(lease.look().await.unwrap());
+        drop(lease);
+        let calls = server.calls().await;
+        assert_eq!(calls[1].0, put);
+        assert_eq!(calls[1].1["metadata"]["resourceVersion"], "7");
+        assert_eq!(calls[1].1["spec"]["holderIdentity"], "me");
+        let (ours, _) = look(&[(&get, 200, held("")), (&put, 409, failure(409, "Conflict"))]).await;
+        assert!(!ours);
+    }
 
     #[rstest]
     #[case::ours(Some("me"), 0, Step::Renew)]

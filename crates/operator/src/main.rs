@@ -47,9 +47,15 @@ async fn main() -> anyhow::Result<()> {
     let version = client.apiserver_version().await.context("the Kubernetes API does not answer")?;
     tracing::info!(kubernetes = %version.git_version, "started");
     health.set_ready();
+    let work = work(&options, client, &health, stop);
+    tokio::pin!(work);
     tokio::select! {
-        done = work(&options, client, &health, stop) => done?,
-        failed = server => failed.context("the HTTP server ended in a bug")?.context("cannot serve HTTP")?,
+        done = &mut work => done?,
+        ended = server => {
+            ended.context("the HTTP server ended in a bug")?.context("cannot serve HTTP")?;
+            // It ends well only when all stops: what is under way is finished, and the lease given back.
+            work.await?;
+        }
     }
     tracing::info!("stopped");
     Ok(())

@@ -1,5 +1,5 @@
 //! Command line and environment.
-use std::net::SocketAddr;
+use std::{io::IsTerminal as _, net::SocketAddr};
 
 use clap::{Parser, ValueEnum};
 
@@ -84,7 +84,8 @@ impl Options {
     pub fn start_logging(&self) -> anyhow::Result<()> {
         use tracing_subscriber::{EnvFilter, fmt};
         let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new("info"))?;
-        let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let colours = std::io::stderr().is_terminal();
+        let log = fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
         let started = match self.log_format {
             LogFormat::Text => log.try_init(),
             LogFormat::Json => log.json().try_init(),

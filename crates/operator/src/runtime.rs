@@ -194,9 +194,13 @@ async fn once<R: Reconcile>(
     let object = match &object.0 {
         Ok(object) => object,
         Err(invalid) => {
-            let (namespace, name) = (&invalid.metadata.namespace, &invalid.metadata.name);
-            tracing::warn!(kind = R::NAME, ?namespace, ?name, error = %invalid.error, "an object cannot be read");
+            let message =
+                format!("this object cannot be read: {}. Next: correct or delete it.", invalid.error);
+            tracing::warn!(kind = R::NAME, name = ?invalid.metadata.name, namespace = ?invalid.metadata.namespace, message);
             context.metrics.failed(R::NAME, "InvalidObject");
+            let happened =
+                Happened { good: false, reason: "InvalidObject", action: "Read", message: &message };
+            context.writer.event(object, &happened).await;
             return Ok(Action::await_change());
         }
     };

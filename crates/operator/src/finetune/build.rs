@@ -2,10 +2,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::{
-        batch::v1::Job,
-        core::v1::{ConfigMap, PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements},
-    },
+    api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements},
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 use kube::ResourceExt as _;
@@ -23,7 +20,7 @@ use super::{
 use crate::{
     context::{ArtifactVolume, Context},
     error::Error,
-    job::{self, JobRequest, Owner},
+    job::{self, JobRequest, Objects, Owner},
 };
 
 /// Annotation of an attempt's Job: its profile.
@@ -63,7 +60,7 @@ struct Needs<'a> {
 }
 
 /// The check of the dataset, with its contract.
-pub fn check(job: &FineTuneJob, context: &Context, checking: &Checking) -> Result<(ConfigMap, Job), Error> {
+pub fn check(job: &FineTuneJob, context: &Context, checking: &Checking) -> Result<Objects, Error> {
     let needs = Needs {
         name: names::check_job(&job.name_any()),
         task: Task::CheckData(checking.task.clone()),
@@ -87,7 +84,7 @@ pub fn train(
     context: &Context,
     attempt: i32,
     training: &Training,
-) -> Result<(ConfigMap, Job), Error> {
+) -> Result<Objects, Error> {
     let profile = training.profile.metadata.name.clone().unwrap_or_default();
     let mut annotations = BTreeMap::from([(PROFILE.to_owned(), profile)]);
     annotations.extend(training.inputs_hash.clone().map(|hash| (INPUTS.to_owned(), hash)));
@@ -113,7 +110,7 @@ pub fn train(
 }
 
 /// The pod that repeats lost last words from the report beside the artefact, with its contract.
-pub fn summary(job: &FineTuneJob, context: &Context) -> Result<(ConfigMap, Job), Error> {
+pub fn summary(job: &FineTuneJob, context: &Context) -> Result<Objects, Error> {
     let mut mounts = Mounts::default();
     let location = finetune::output_folder(&job.spec);
     // The location was mounted by the training before.
@@ -137,7 +134,7 @@ pub fn summary(job: &FineTuneJob, context: &Context) -> Result<(ConfigMap, Job),
     objects(job, context, needs)
 }
 
-fn objects(job: &FineTuneJob, context: &Context, needs: Needs<'_>) -> Result<(ConfigMap, Job), Error> {
+fn objects(job: &FineTuneJob, context: &Context, needs: Needs<'_>) -> Result<Objects, Error> {
     let owner = Owner::of(job);
     let mut labels = pod::labels(KIND, &job.name_any(), Some(pod::task_name(&needs.task)));
     let contract = owner.contract(&context.trust, needs.mounts.contract(), needs.task);
@@ -167,6 +164,8 @@ fn objects(job: &FineTuneJob, context: &Context, needs: Needs<'_>) -> Result<(Co
         let queue = job.labels().get(QUEUE).cloned();
         labels.extend(queue.map(|queue| (QUEUE.to_owned(), queue)));
     }
+    let policy =
+        job::policy(&owner, format!("{}-tune", job.name_any()), KIND, &context.config.release_namespace);
     let request = JobRequest {
         name: needs.name,
         owner,
@@ -175,7 +174,7 @@ fn objects(job: &FineTuneJob, context: &Context, needs: Needs<'_>) -> Result<(Co
         template,
         suspended: needs.queued,
     };
-    Ok((map, job::build(request)))
+    Ok(Objects { contract: map, policy, job: job::build(request) })
 }
 
 /// The artefact volume of the job's namespace. It belongs to nobody, so that results outlive every job.

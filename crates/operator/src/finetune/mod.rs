@@ -40,6 +40,9 @@ const KIND: &str = "finetunejob";
 /// Progress alone is written this often, at most.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(10);
 
+/// Unfinished jobs are looked at this often, whatever happens.
+const IDLE: Duration = Duration::from_secs(600);
+
 /// The controller of FineTuneJobs.
 struct FineTuneJobs {
     context: Arc<Context>,
@@ -92,6 +95,8 @@ impl Reconcile for FineTuneJobs {
         self.record(job, &fresh).await?;
         match refused {
             Some((_, error)) => Err(error),
+            // A watch that lost an event must not leave a job standing.
+            None if fresh.completion_time.is_none() => Ok(Action::requeue(plan.next.unwrap_or(IDLE))),
             None => Ok(plan.next.map_or_else(Action::await_change, Action::requeue)),
         }
     }
@@ -104,18 +109,16 @@ impl FineTuneJobs {
         for write in &plan.writes {
             match write {
                 Write::Check(checking) => {
-                    let (contract, check) = build::check(job, &self.context, checking)?;
-                    writer.apply(&contract).await?;
-                    writer.create_once(&check).await?;
+                    writer.start(&build::check(job, &self.context, checking)?).await?;
                 }
                 Write::Claim => {
                     drop(writer.create_once(&build::claim(job, &self.context.config.artifacts)).await?)
                 }
                 Write::Start { attempt, training } => {
-                    let (contract, train) = build::train(job, &self.context, *attempt, training)?;
-                    writer.apply(&contract).await?;
-                    writer.create_once(&train).await?;
-                    self.tell(job, true, "AttemptStarted", &format!("made Job {}", train.name_any())).await;
+                    let train = build::train(job, &self.context, *attempt, training)?;
+                    writer.start(&train).await?;
+                    self.tell(job, true, "AttemptStarted", &format!("made Job {}", train.job.name_any()))
+                        .await;
                 }
                 Write::Suspend(attempt, suspend) => {
                     writer.merge(&**attempt, &json!({"spec": {"suspend": suspend}})).await?;
@@ -125,9 +128,7 @@ impl FineTuneJobs {
                 }
                 Write::Delete(gone) => writer.delete(&**gone).await?,
                 Write::Summarise => {
-                    let (contract, summary) = build::summary(job, &self.context)?;
-                    writer.apply(&contract).await?;
-                    writer.create_once(&summary).await?;
+                    writer.start(&build::summary(job, &self.context)?).await?;
                 }
                 Write::MakeModel(trained, scores) => {
                     let made = writer.create_once(&build::model(job, trained)).await?;

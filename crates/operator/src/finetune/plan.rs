@@ -17,7 +17,7 @@ use super::{
     usage::{self, Usage},
 };
 use crate::{
-    job::{Run, State, again_at},
+    job::{Run, State, advised, again_at},
     pods::Trouble,
 };
 
@@ -264,7 +264,10 @@ fn check(job: &FineTuneJob, observed: &Observed, base: &Model) -> Plan {
             Err(rejection) => Plan::at(Stage::Rejected(rejection)),
         },
         State::Running | State::Suspended => Plan::at(Stage::Checking(None)),
-        State::Waiting(trouble) => Plan::at(Stage::Checking(trouble)),
+        State::Waiting(trouble) => {
+            let trouble = trouble.or_else(|| observed.check.slow_start(observed.now));
+            Plan { next: Some(LOOK), ..Plan::at(Stage::Checking(advised(trouble))) }
+        }
         // Its words were lost with its pod, or are not those of a check: once more.
         State::Complete(_) => delete(Plan::at(Stage::Checking(None))),
         State::Failed(trouble) => {
@@ -344,7 +347,10 @@ fn stage_of_attempt(job: &FineTuneJob, observed: &Observed, attempt: &Attempt, u
         State::Running => Plan { next: Some(ASK), ..Plan::at(Stage::Running) },
         State::Suspended if is_queued(job) => Plan::at(Stage::Queued),
         State::Suspended => Plan::at(Stage::Pending(None)).write(Write::Suspend(own, false)),
-        State::Waiting(trouble) => Plan { next: Some(LOOK), ..Plan::at(Stage::Pending(trouble)) },
+        State::Waiting(trouble) => {
+            let trouble = trouble.or_else(|| attempt.run.slow_start(observed.now));
+            Plan { next: Some(LOOK), ..Plan::at(Stage::Pending(trouble)) }
+        }
         _ => Plan::at(Stage::Pending(None)),
     }
 }
@@ -377,7 +383,7 @@ fn recover(job: &FineTuneJob, observed: &Observed, attempt: &Attempt) -> Plan {
     match observed.summary.state() {
         State::Absent => Plan::at(Stage::Lost(None)).write(Write::Summarise),
         State::Running | State::Suspended => Plan::at(Stage::Lost(None)),
-        State::Waiting(trouble) => Plan::at(Stage::Lost(trouble)),
+        State::Waiting(trouble) => Plan::at(Stage::Lost(advised(trouble))),
         State::Complete(Some(outcome)) => conclude(job, observed, attempt, *outcome),
         State::Complete(None) => match observed.summary.job.clone() {
             Some(summary) => Plan::at(Stage::Lost(None)).write(Write::Delete(summary)),

@@ -1,5 +1,4 @@
 //! The objects of an inspection.
-use k8s_openapi::api::{batch::v1::Job, core::v1::ConfigMap};
 use kube::ResourceExt as _;
 use lathe_api::{Model, names};
 use lathe_contract::{InspectTask, SourceRef, Task};
@@ -9,7 +8,7 @@ use super::KIND;
 use crate::{
     context::Context,
     error::Error,
-    job::{self, JobRequest, Owner},
+    job::{self, JobRequest, Objects, Owner},
 };
 
 /// Half a core: a model on a volume is hashed as a whole.
@@ -21,12 +20,12 @@ const CACHE: i64 = 1 << 30;
 /// An inspection holds nothing that would have to be saved.
 const GRACE_SECONDS: i64 = 5;
 
-/// The ConfigMap with the contract, and the Job.
+/// The Job and what its pod needs.
 pub fn inspection(
     model: &Model,
     context: &Context,
     (mounts, source): &(Mounts, SourceRef),
-) -> Result<(ConfigMap, Job), Error> {
+) -> Result<Objects, Error> {
     let task = Task::Inspect(InspectTask { source: source.clone(), summary_of: None });
     let owner = Owner::of(model);
     let name = names::inspect_job(&model.name_any());
@@ -50,7 +49,8 @@ pub fn inspection(
         grace_seconds: GRACE_SECONDS,
         restart_policy: "Never",
     });
+    let policy = job::policy(&owner, name.clone(), KIND, &context.config.release_namespace);
     let request =
         JobRequest { name, owner, labels, annotations: Default::default(), template, suspended: false };
-    Ok((map, job::build(request)))
+    Ok(Objects { contract: map, policy, job: job::build(request) })
 }

@@ -90,9 +90,7 @@ impl Models {
         match &plan.write {
             Write::Nothing => {}
             Write::Inspect(seen) => {
-                let (contract, job) = build::inspection(model, &self.context, seen)?;
-                writer.apply(&contract).await?;
-                writer.create_once(&job).await?;
+                writer.start(&build::inspection(model, &self.context, seen)?).await?;
             }
             Write::DeleteJob => {
                 if let Some(job) = &observed.inspection.job {

@@ -7,7 +7,7 @@ use lathe_resolve::pod::{Mounts, Use};
 
 use super::observe::Observed;
 use crate::{
-    job::{State, again_at},
+    job::{State, advised, again_at},
     pods::Trouble,
 };
 
@@ -83,7 +83,10 @@ pub fn plan(model: &Model, observed: &Observed) -> Plan {
             }
         }
         State::Suspended | State::Running => plan(Write::Nothing, View::Inspecting(None)),
-        State::Waiting(trouble) => plan(Write::Nothing, View::Inspecting(trouble)),
+        State::Waiting(trouble) => {
+            let trouble = trouble.or_else(|| observed.inspection.slow_start(observed.now));
+            Plan { next: Some(LOOK_AGAIN), ..plan(Write::Nothing, View::Inspecting(advised(trouble))) }
+        }
         State::Complete(Some(outcome)) => match *outcome {
             Outcome::Inspected(report) => plan(Write::Nothing, View::Found(Box::new(report))),
             _ => again(model, observed, unexpected()),

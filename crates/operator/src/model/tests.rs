@@ -10,6 +10,7 @@ use crate::testing::{Call, Server, context, failure, filled, object, paths};
 
 const JOB: &str = "/apis/batch/v1/namespaces/ns/jobs/m-inspect";
 const MAKE_CONTRACT: &str = "PATCH /api/v1/namespaces/ns/configmaps/m-inspect-contract";
+const MAKE_POLICY: &str = "PATCH /apis/networking.k8s.io/v1/namespaces/ns/networkpolicies/m-inspect";
 const MAKE_JOB: &str = "POST /apis/batch/v1/namespaces/ns/jobs";
 const STATUS: &str = "PATCH /apis/lathe.dev/v1alpha1/namespaces/ns/models/m/status";
 
@@ -90,7 +91,7 @@ fn condition(status: &Value, type_: &str) -> (String, String, String) {
 #[tokio::test]
 async fn a_new_model_gets_a_job_and_every_condition() {
     let (calls, status) = round(&model("m", source(), Value::Null), vec![], vec![], vec![]).await;
-    assert_eq!(paths(&calls), [MAKE_CONTRACT, MAKE_JOB, STATUS]);
+    assert_eq!(paths(&calls), [MAKE_CONTRACT, MAKE_POLICY, MAKE_JOB, STATUS]);
     let status = status.expect("a status");
     assert_eq!(condition(&status, READY).0, "Unknown");
     assert_eq!(condition(&status, RECONCILING).0, "True");
@@ -183,8 +184,8 @@ async fn a_job_of_that_name_that_is_not_ours_is_told() {
     drop(controller);
     let calls = server.calls().await;
     let get = "GET /apis/batch/v1/namespaces/ns/jobs/m-inspect";
-    assert_eq!(paths(&calls), [MAKE_CONTRACT, MAKE_JOB, get, STATUS]);
-    let (_, reason, message) = condition(&calls[3].1["status"], READY);
+    assert_eq!(paths(&calls), [MAKE_CONTRACT, MAKE_POLICY, MAKE_JOB, get, STATUS]);
+    let (_, reason, message) = condition(&calls[4].1["status"], READY);
     assert!(
         reason == "WriteRefused" && message.contains("Job m-inspect exists and is not ours"),
         "{message}"

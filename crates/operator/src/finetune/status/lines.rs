@@ -139,6 +139,12 @@ fn scheduled(observed: &Observed, plan: &Plan) -> Option<Line> {
             let node = pod.and_then(|p| p.spec.as_ref()).and_then(|s| s.node_name.clone());
             line(State::True, "Scheduled", format!("on node {}", node.unwrap_or_default()))
         }
+        Stage::Lost(_) | Stage::Finished { adopted: false, .. } | Stage::Failed(_) => {
+            line(State::True, "Scheduled", "its pod has run")
+        }
+        Stage::Finished { adopted: true, .. } => {
+            line(State::False, "NotNeeded", "an equal job had made the model")
+        }
         _ => None,
     }
 }

@@ -6,6 +6,7 @@ use crate::testing::{Call, Server, context, failure, filled, paths};
 
 const MAPS: &str = "/api/v1/namespaces/ns/configmaps";
 const JOBS: &str = "/apis/batch/v1/namespaces/ns/jobs";
+const POLICY: &str = "PATCH /apis/networking.k8s.io/v1/namespaces/ns/networkpolicies/t-tune";
 const STATUS: &str = "PATCH /apis/lathe.dev/v1alpha1/namespaces/ns/finetunejobs/t/status";
 
 #[derive(Default)]
@@ -49,7 +50,7 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
     let (calls, done) = round(&with_status(Value::Null), World::default(), &[]).await;
     done.expect("a round");
     let check_map = format!("PATCH {MAPS}/t-check-data-contract");
-    assert_eq!(paths(&calls), [check_map.as_str(), &format!("POST {JOBS}"), STATUS]);
+    assert_eq!(paths(&calls), [check_map.as_str(), POLICY, &format!("POST {JOBS}"), STATUS]);
     let status = status_of(&calls);
 
     // The rows are good: the volume, the contract, the Job, in this order.
@@ -60,7 +61,7 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
     done.expect("a round");
     let claim = "POST /api/v1/namespaces/ns/persistentvolumeclaims";
     let train_map = format!("PATCH {MAPS}/t-1-contract");
-    assert_eq!(paths(&calls), [claim, train_map.as_str(), &format!("POST {JOBS}"), STATUS]);
+    assert_eq!(paths(&calls), [claim, train_map.as_str(), POLICY, &format!("POST {JOBS}"), STATUS]);
     let status = status_of(&calls);
     assert_eq!((&status["attempt"], &status["datasetDigest"]), (&json!(1), &json!(digest('d'))));
     assert_eq!(status["plan"]["profile"], "cpu");
