@@ -5,12 +5,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Deserializer, Value, json};
 
 use super::layout::Layout;
@@ -18,6 +18,8 @@ use super::processes::Process;
 use crate::command::{run, run_with};
 
 const CLASS: &str = "lathe-local";
+/// Of the process and its program.
+const NAME: &str = "provisioner";
 const PROVISIONER: &str = "lathe.dev/local";
 
 /// Makes the storage class and starts the loop.
@@ -39,18 +41,22 @@ pub fn ensure(layout: &Layout) -> Result<()> {
             "volumeBindingMode": "Immediate",
         }),
     )?;
-    let program = std::env::current_exe()?;
-    ensure!(
-        program.file_name().is_some_and(|name| name == "xtask"),
-        "only the program xtask can start a cluster, since its storage is another xtask"
-    );
     let process = Process {
-        name: "provisioner".to_owned(),
-        program,
+        name: NAME.to_owned(),
+        program: own_program(layout)?,
         args: ["cluster", "provision", "--name", &layout.name].map(str::to_owned).into(),
         inside: None,
     };
     process.ensure(layout).map(drop)
+}
+
+/// A copy of this program, since cargo may replace the one that runs while tests are built.
+fn own_program(layout: &Layout) -> Result<PathBuf> {
+    let (copy, unfinished) = (layout.at(NAME), layout.at(format!("{NAME}.part")));
+    fs::copy("/proc/self/exe", &unfinished).context("cannot copy this program")?;
+    // A rename, since a running copy cannot be written to.
+    fs::rename(&unfinished, &copy)?;
+    Ok(copy)
 }
 
 /// The loop: never returns.
