@@ -3,7 +3,9 @@
 #![deny(missing_docs)]
 
 mod cluster;
+mod install;
 mod manifests;
 
 pub use cluster::{Session, condition, poll};
+pub use install::{RELEASE_NAMESPACE, helm, install};
 pub use manifests::{documents, quickstart, repository};

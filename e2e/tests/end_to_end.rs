@@ -1,48 +1,17 @@
 //! The main job on a real node, and what may happen to it on the way.
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
-use lathe_e2e::{Session, condition, poll, quickstart, repository};
+use lathe_e2e::{Session, condition, install, poll, quickstart};
 use serde_json::{Value, json};
 
-/// Installs the chart, or brings the release to what this checkout holds.
-fn helm(args: &[&str]) -> Result<String> {
-    let program = std::env::var("LATHE_HELM").unwrap_or_else(|_| "helm".to_owned());
-    let output =
-        Command::new(program).args(args).current_dir(repository()).output().context("cannot start helm")?;
-    ensure!(output.status.success(), "helm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn install() -> Result<()> {
-    helm(&[
-        "upgrade",
-        "--install",
-        "lathe",
-        "charts/lathe",
-        "--namespace",
-        "lathe-system",
-        "--create-namespace",
-        "--set",
-        "artifacts.accessMode=ReadWriteMany",
-        "--set",
-        "artifacts.size=1Gi",
-        "--wait",
-        "--timeout",
-        "3m",
-    ])
-    .map(drop)
-}
-
 async fn begin(name: &str) -> Result<Session> {
-    install()?;
+    install(&[])?;
     Session::begin(name).await
 }
 
