@@ -11,7 +11,8 @@ use crate::{command, paths, ui};
 /// The committed model may weigh this much.
 const MOST_BYTES: u64 = 8_000_000;
 
-/// Train the demo model from random weights with our own worker, and write models/demo and examples/quickstart/data.
+/// Train the demo model from random weights with our own worker, and write both into the
+/// quick-start's volume.
 #[derive(clap::Args)]
 pub struct Args {}
 
@@ -49,7 +50,8 @@ pub fn run(_: &Args) -> Result<()> {
         "tokenizer.json",
         "tokenizer_config.json",
     ];
-    let target = root.join("models/demo");
+    let volume = root.join("examples/quickstart/volumes/quickstart");
+    let target = volume.join("model");
     fs::create_dir_all(&target)?;
     let mut bytes = 0;
     for name in wanted {
@@ -57,12 +59,12 @@ pub fn run(_: &Args) -> Result<()> {
             .with_context(|| format!("the trained model has no {name}"))?;
     }
     ensure!(bytes <= MOST_BYTES, "the demo model must be at most {MOST_BYTES} bytes (it is {bytes})");
-    let data = root.join("examples/quickstart/data");
+    let data = volume.join("data");
     fs::create_dir_all(&data)?;
     for name in ["train.jsonl", "test.jsonl"] {
         fs::copy(folder.join("data").join(name), data.join(name))?;
     }
-    ui::note(&format!("models/demo: {:.1} MB", bytes as f64 / 1e6));
+    ui::note(&format!("{}: {:.1} MB", target.display(), bytes as f64 / 1e6));
     Ok(())
 }
 

@@ -107,11 +107,11 @@ fn quickstart(registry: &str, root: &Path) -> Result<Image> {
     files.program("copy", fs::read(programs::small("copy")?)?);
     files.folder("files", 0o755);
     let mut entrypoint = vec!["/copy".to_owned()];
-    for (folder, name) in [("models/demo", "model"), ("examples/quickstart/data", "data")] {
-        if root.join(folder).is_dir() {
-            files.copy(&root.join(folder), &format!("files/{name}"))?;
-            entrypoint.push(format!("/files/{name}"));
-        }
+    // The folder that `lathe run` takes for the claim `quickstart`.
+    let volume = root.join("examples/quickstart/volumes/quickstart");
+    for name in ["model", "data"] {
+        files.copy(&volume.join(name), &format!("files/{name}"))?;
+        entrypoint.push(format!("/files/{name}"));
     }
     recipe(registry, "lathe-quickstart", files, entrypoint).build()
 }
