@@ -2,6 +2,7 @@
 //!
 //! A contract says what to do; the control port tells how far it is; the termination message and the exit code are the
 //! last words. [`train`], [`evaluate`], [`inspect`] and [`check_data`] run to their end.
+#![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod base;
