@@ -1,5 +1,6 @@
 //! Build tasks of the repository, for its command line and for the end-to-end tests.
 
+pub mod bench;
 pub mod cluster;
 mod command;
 pub mod demo;

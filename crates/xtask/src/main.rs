@@ -1,14 +1,15 @@
-//! Build tasks of the repository: test, generate, images, cluster, demo-model.
+//! Build tasks of the repository: test, bench, generate, images, cluster, demo-model.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use xtask::{cluster, demo, demo_model, generate, images, test};
+use xtask::{bench, cluster, demo, demo_model, generate, images, test};
 
 /// Build tasks of the repository.
 #[derive(Parser)]
 #[command(name = "cargo xtask", version, disable_help_subcommand = true)]
 enum Task {
+    Bench(bench::Args),
     #[command(subcommand)]
     Cluster(cluster::cli::Command),
     Demo(demo::Args),
@@ -20,6 +21,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Task::parse() {
+        Task::Bench(args) => bench::run(&args),
         Task::Cluster(command) => cluster::cli::run(&command),
         Task::Demo(args) => demo::run(&args),
         Task::DemoModel(args) => demo_model::run(&args),

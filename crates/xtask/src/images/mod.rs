@@ -3,7 +3,7 @@
 pub mod archive;
 pub mod cli;
 pub mod oci;
-mod programs;
+pub(crate) mod programs;
 pub mod push;
 
 use std::fs;

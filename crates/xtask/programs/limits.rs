@@ -1,0 +1,227 @@
+//! What this machine can do at most: memory reads and multiply-adds, all threads at once. One line of JSON.
+//!
+//! Each figure is the median of several rounds, in units of 1e9 a second; what the processor lacks is null. Reads are taken
+//! by two loops, since neither is the faster one on every machine: the better median counts.
+#![allow(unsafe_code)] // Functions for instruction sets that are looked for at run time, and tiles by inline assembly.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+/// More than any cache that a guest can count on; each thread reads its share.
+const BYTES: usize = 512 << 20;
+const ROUNDS: usize = 7;
+
+fn main() {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    // Written, so that every page is a page of its own and not the one of zeros.
+    let words: Vec<u64> = (0..BYTES as u64 / 8).collect();
+    let bytes = (words.len() * 8) as f64;
+    let share = words.len() / threads;
+    let read = |sum: fn(&[u64]) -> u64| {
+        let each = |thread: usize| {
+            black_box(sum(&words[thread * share..(thread + 1) * share]));
+        };
+        rate(threads, bytes, each)
+    };
+    let reads = read(one_stream).max(read(two_streams));
+    let [portable, avx2, avx512, amx] = multiply_adds(threads).map(shown);
+    println!(
+        "{{\"threads\":{threads},\"read\":{reads:.2},\"portable\":{portable},\"avx2\":{avx2},\"avx512\":{avx512},\"amx\":{amx}}}"
+    );
+}
+
+fn shown(rate: Option<f64>) -> String {
+    rate.map_or("null".to_owned(), |rate| format!("{rate:.2}"))
+}
+
+/// The median of rounds in which every thread does `each` once and all of it together is `work`; in 1e9 a second.
+fn rate(threads: usize, work: f64, each: impl Fn(usize) + Sync) -> f64 {
+    let round = || {
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            for thread in 1..threads {
+                let each = &each;
+                scope.spawn(move || each(thread));
+            }
+            each(0);
+        });
+        work / started.elapsed().as_secs_f64() / 1e9
+    };
+    round();
+    let mut rates: Vec<f64> = (0..ROUNDS).map(|_| round()).collect();
+    rates.sort_by(f64::total_cmp);
+    rates[ROUNDS / 2]
+}
+
+/// Each thread reads from one place.
+fn one_stream(words: &[u64]) -> u64 {
+    sum(words, &[])
+}
+
+/// Each thread reads from two places in turn.
+fn two_streams(words: &[u64]) -> u64 {
+    let (first, second) = words.split_at(words.len() / 2);
+    sum(first, second)
+}
+
+fn sum(first: &[u64], second: &[u64]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        #[target_feature(enable = "avx2")]
+        fn wide(first: &[u64], second: &[u64]) -> u64 {
+            plain(first, second)
+        }
+        // SAFETY: the processor has AVX2.
+        return unsafe { wide(first, second) };
+    }
+    plain(first, second)
+}
+
+/// Sums that do not wait for each other; the compiler makes vectors of them.
+#[inline(always)]
+fn plain(first: &[u64], second: &[u64]) -> u64 {
+    const LANES: usize = 32;
+    let mut sums = [0_u64; LANES];
+    let mut add = |chunk: &[u64; LANES]| {
+        for (sum, word) in sums.iter_mut().zip(chunk) {
+            *sum = sum.wrapping_add(*word);
+        }
+    };
+    let (first, second) = (first.as_chunks().0, second.as_chunks().0);
+    if second.is_empty() {
+        first.iter().for_each(add);
+    } else {
+        for (one, other) in first.iter().zip(second) {
+            add(one);
+            add(other);
+        }
+    }
+    sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
+}
+
+/// GFLOP/s of f32 on any processor, of f32 by AVX2, of f32 by AVX-512 and of bf16 by AMX; a multiply-add is 2 operations.
+fn multiply_adds(threads: usize) -> [Option<f64>; 4] {
+    /// Some tenths of a second a round.
+    const TURNS: usize = 10_000_000;
+    let portable = rate(threads, (threads * TURNS * 16) as f64, |_| {
+        black_box(portable(TURNS));
+    });
+    #[cfg(target_arch = "x86_64")]
+    {
+        use x86::{amx, avx2, avx512};
+        // SAFETY: each is called where the processor has what it is for.
+        let avx2 = (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then(|| {
+            rate(threads, (threads * TURNS * 12 * 16) as f64, |_| {
+                black_box(unsafe { avx2(TURNS) });
+            })
+        });
+        // SAFETY: as above.
+        let avx512 = is_x86_feature_detected!("avx512f").then(|| {
+            rate(threads, (threads * TURNS * 24 * 32) as f64, |_| {
+                black_box(unsafe { avx512(TURNS) });
+            })
+        });
+        let amx = x86::amx_allowed().then(|| {
+            const TURNS: usize = 1_000_000;
+            // SAFETY: as above, and the kernel lets this process have tiles.
+            rate(threads, (threads * TURNS * 4 * 16 * 16 * 32 * 2) as f64, |_| unsafe { amx(TURNS) })
+        });
+        [Some(portable), avx2, avx512, amx]
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    [Some(portable), None, None, None]
+}
+
+/// 8 sums, each with one addition and one multiplication a turn.
+fn portable(turns: usize) -> f32 {
+    let mut sums = [1.0_f32; 8];
+    let factor = black_box(0.999_f32);
+    for _ in 0..turns {
+        for sum in &mut sums {
+            *sum = *sum * factor + factor;
+        }
+    }
+    sums.iter().sum()
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::asm;
+    use std::arch::x86_64::*;
+
+    /// 12 sums of 8 numbers: more than two units of four cycles each can be waiting for.
+    #[target_feature(enable = "avx2,fma")]
+    pub fn avx2(turns: usize) -> f32 {
+        let factor = _mm256_set1_ps(0.999);
+        let mut sums = [_mm256_set1_ps(1.0); 12];
+        for _ in 0..turns {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, factor, factor);
+            }
+        }
+        let all = sums.into_iter().reduce(|all, sum| _mm256_add_ps(all, sum));
+        all.map_or(0.0, |all| _mm256_cvtss_f32(all))
+    }
+
+    /// 24 sums of 16 numbers.
+    #[target_feature(enable = "avx512f")]
+    pub fn avx512(turns: usize) -> f32 {
+        let factor = _mm512_set1_ps(0.999);
+        let mut sums = [_mm512_set1_ps(1.0); 24];
+        for _ in 0..turns {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, factor, factor);
+            }
+        }
+        let all = sums.into_iter().reduce(|all, sum| _mm512_add_ps(all, sum));
+        all.map_or(0.0, |all| _mm512_reduce_add_ps(all))
+    }
+
+    /// Whether the processor has bf16 tiles and the kernel lets this process use them.
+    pub fn amx_allowed() -> bool {
+        const TILES: u32 = 1 << 24;
+        const BF16: u32 = 1 << 22;
+        /// `arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)`.
+        const SYSCALL: i64 = 158;
+        let has = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & (TILES | BF16) == (TILES | BF16);
+        has && {
+            let mut result = SYSCALL;
+            // SAFETY: a system call that touches no memory of ours; it clobbers rcx and r11.
+            unsafe {
+                asm!("syscall", inlateout("rax") result, in("rdi") 0x1023, in("rsi") 18,
+                    lateout("rcx") _, lateout("r11") _, options(nostack));
+            }
+            result == 0
+        }
+    }
+
+    /// 8 tiles of 16 rows of 64 bytes.
+    #[repr(C, align(64))]
+    struct Shape([u8; 64]);
+
+    /// 4 products of 16 x 32 and 32 x 16 a turn, each into a tile of its own.
+    ///
+    /// # Safety
+    /// [`amx_allowed`] said yes.
+    pub unsafe fn amx(turns: usize) {
+        let mut shape = Shape([0; 64]);
+        shape.0[0] = 1;
+        for tile in 0..8 {
+            shape.0[16 + 2 * tile] = 64;
+            shape.0[48 + tile] = 16;
+        }
+        // SAFETY: tiles are zero after the configuration, and released before other code runs on this thread.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const shape);
+            for _ in 0..turns {
+                asm!(
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7"
+                );
+            }
+            asm!("tilerelease");
+        }
+    }
+}

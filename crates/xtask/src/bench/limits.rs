@@ -1,0 +1,125 @@
+//! The machine's limits, measured again and again between the other measurements.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use lathe_plan::Precision;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::stats::Figure;
+use super::table::Table;
+use crate::command::run;
+use crate::paths;
+
+/// Names of the figures, and how tables call them.
+const FIGURES: [(&str, &str, &str); 5] = [
+    ("read", "memory read", "GB/s"),
+    ("portable", "f32, any processor", "GFLOP/s"),
+    ("avx2", "f32, AVX2 FMA", "GFLOP/s"),
+    ("avx512", "f32, AVX-512 FMA", "GFLOP/s"),
+    ("amx", "bf16, AMX", "GFLOP/s"),
+];
+
+/// The program that measures, and what it has found so far.
+pub struct Limits {
+    program: PathBuf,
+    found: [Vec<f64>; FIGURES.len()],
+}
+
+/// What shares are shares of.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ceiling {
+    /// Bytes a second.
+    pub read: f64,
+    /// f32 operations a second.
+    pub f32: f64,
+    /// Operations a second on bf16 numbers: where the processor has none for them, those of f32.
+    pub bf16: f64,
+}
+
+impl Limits {
+    /// Compiles the program.
+    ///
+    /// # Errors
+    /// The compiler refuses it.
+    pub fn build() -> Result<Self> {
+        let folder = paths::cache()?.join("programs");
+        fs::create_dir_all(&folder)?;
+        let program = folder.join("limits");
+        let source = paths::repository().join("crates/xtask/programs/limits.rs");
+        // Not by size, as the programs of images are: its loops must stay in registers.
+        let mut rustc = Command::new("rustc");
+        rustc.args(["--edition=2024", "-C", "opt-level=3"]).arg(source).arg("-o").arg(&program);
+        run(&mut rustc)?;
+        Ok(Self { program, found: Default::default() })
+    }
+
+    /// Measures once more: some seconds.
+    ///
+    /// # Errors
+    /// The program fails.
+    pub fn measure(&mut self) -> Result<()> {
+        let said: Value = serde_json::from_str(&run(&mut Command::new(&self.program))?)?;
+        for ((name, ..), found) in FIGURES.iter().zip(&mut self.found) {
+            found.extend(said[name].as_f64());
+        }
+        Ok(())
+    }
+
+    /// The medians until now.
+    ///
+    /// # Errors
+    /// Nothing was measured.
+    pub fn ceiling(&self) -> Result<Ceiling> {
+        let [read, portable, avx2, avx512, amx] =
+            self.found.each_ref().map(|found| Some(Figure::of(found.clone())?.median * 1e9));
+        let f32 = [portable, avx2, avx512].into_iter().flatten().reduce(f64::max);
+        let f32 = f32.context("no limit was measured")?;
+        Ok(Ceiling { read: read.context("no limit was measured")?, f32, bf16: amx.unwrap_or(f32) })
+    }
+
+    /// For people.
+    pub fn table(&self) -> Table {
+        let mut table = Table::new("Limits of the machine", &["What", "Median (range)", "Unit"]);
+        for ((_, what, unit), found) in FIGURES.iter().zip(&self.found) {
+            let shown = Figure::of(found.clone()).map_or("not present".to_owned(), |figure| figure.shown());
+            table.rows.push(vec![(*what).to_owned(), shown, (*unit).to_owned()]);
+        }
+        let times = self.found[0].len();
+        table
+            .notes
+            .push(format!("All cores at once, measured {times} times between the other measurements."));
+        table
+    }
+}
+
+impl Ceiling {
+    /// Operations a second on weights of that precision.
+    pub fn compute(&self, precision: Precision) -> f64 {
+        match precision {
+            Precision::F32 => self.f32,
+            Precision::BF16 => self.bf16,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_instructions_for_bf16_its_limit_is_that_of_f32() -> Result<()> {
+        let found = [vec![20.0, 30.0, 25.0], vec![5.0], vec![180.0], vec![], vec![]];
+        let limits = Limits { program: PathBuf::new(), found };
+        let ceiling = limits.ceiling()?;
+        assert_eq!(ceiling, Ceiling { read: 25e9, f32: 180e9, bf16: 180e9 });
+        assert_eq!(limits.table().rows[4][1], "not present");
+        let found = [vec![20.0], vec![5.0], vec![180.0], vec![400.0], vec![6000.0]];
+        let ceiling = Limits { program: PathBuf::new(), found }.ceiling()?;
+        assert_eq!((ceiling.compute(Precision::F32), ceiling.compute(Precision::BF16)), (400e9, 6000e9));
+        Ok(())
+    }
+}

@@ -1,0 +1,227 @@
+//! `cargo xtask bench`: how fast and how large the engine and the operator are, as shares of what the machine can do.
+
+mod ask;
+mod engine;
+mod limits;
+mod machine;
+mod models;
+mod operator;
+mod page;
+mod peer;
+mod process;
+mod report;
+mod stats;
+mod table;
+mod work;
+mod worker;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use lathe_plan::{Precision, TrainMethod};
+use serde_json::{Value, json};
+
+use crate::images::programs;
+use crate::{paths, ui};
+use engine::{Bench, Effort, Held, Row, lora};
+use limits::Limits;
+use machine::Machine;
+use models::Model;
+use table::Table;
+
+/// Measure speed and memory, of the engine and of the operator.
+#[derive(clap::Args)]
+pub struct Args {
+    /// This part alone.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// Fewer and shorter runs: for a look, not for a page.
+    #[arg(long)]
+    quick: bool,
+    /// The same work by torch, transformers and peft too (installs them once).
+    #[arg(long)]
+    peers: bool,
+    /// Write every figure as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Put the tables into docs/benchmarks.md.
+    #[arg(long)]
+    write: bool,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Training and serving.
+    Engine,
+    /// Reconciling 500 objects.
+    Operator,
+}
+
+/// What a part found.
+struct Found {
+    part: &'static str,
+    tables: Vec<Table>,
+    figures: Value,
+    loads: [f64; 2],
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Something does not build or run; the text has its last words.
+pub fn run(args: &Args) -> Result<()> {
+    let parts =
+        [Part::Engine, Part::Operator].into_iter().filter(|part| args.only.is_none_or(|only| only == *part));
+    let machine = Machine::here();
+    ui::heading(&format!("{}, {} cores, {}", machine.processor, machine.cores, machine.features.join(" ")));
+    let minutes = |part| match (part, args.quick) {
+        (Part::Engine, true) => 5,
+        (Part::Engine, false) => 15,
+        (Part::Operator, true) => 2,
+        (Part::Operator, false) => 8,
+    };
+    let total: u32 = parts.clone().map(minutes).sum::<u32>() + if args.peers { 8 } else { 0 };
+    ui::heading(&format!("about {total} minutes on 2 cores, and up to 10 more where nothing is built yet"));
+    let step = ui::step("build lathe-worker, lathe-operator");
+    step.expect("up to 10 minutes from scratch on 2 cores");
+    let built = programs::workspace(&["lathe-worker", "lathe-operator"])?;
+    step.done("");
+    let [worker, operator] = <[PathBuf; 2]>::try_from(built).ok().context("cargo built two programs")?;
+
+    let mut all = Vec::new();
+    for part in parts {
+        let load = machine::load();
+        let mut found = match part {
+            Part::Engine => engine_part(&worker, args)?,
+            Part::Operator => operator::run(&operator, args.quick)?,
+        };
+        found.loads[0] = load;
+        found.tables.iter().for_each(|table| println!("\n{}", table.text()));
+        if args.write {
+            page::write(&machine, &found)?;
+        }
+        all.push(found);
+    }
+    if let Some(file) = &args.json {
+        let parts: serde_json::Map<_, _> =
+            all.into_iter().map(|found| (found.part.to_owned(), found.figures)).collect();
+        let whole = json!({"machine": machine, "parts": parts});
+        fs::write(file, serde_json::to_vec_pretty(&whole)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn engine_part(worker: &Path, args: &Args) -> Result<Found> {
+    let cache = paths::cache()?.join("bench");
+    fs::create_dir_all(&cache)?;
+    let scratch = worker::empty_folder(&cache, &std::process::id().to_string())?;
+    let measured = measure_engine(&Bench { program: worker.to_path_buf(), scratch: scratch.clone() }, args);
+    // The model in it is a gigabyte.
+    let cleaned =
+        fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()));
+    let found = measured?;
+    cleaned.map(|()| found)
+}
+
+fn measure_engine(bench: &Bench, args: &Args) -> Result<Found> {
+    let step = ui::step("random weights in the shape of a model of half a billion");
+    let q05 = models::random(&bench.scratch.join("q05"))?;
+    step.done("");
+    let demo = models::demo()?;
+    let mut limits = Limits::build()?;
+    let (few, many) = efforts(args.quick);
+    let (mut rows, mut held) = (Vec::new(), Vec::new());
+    limit(&mut limits)?;
+    trained(bench, &demo, &TrainMethod::Full, Precision::F32, many, (&mut rows, &mut held))?;
+    trained(bench, &demo, &lora(), Precision::F32, many, (&mut rows, &mut held))?;
+    served(bench, &demo, Precision::F32, many, (&mut rows, &mut held))?;
+    for precision in [Precision::BF16, Precision::F32] {
+        limit(&mut limits)?;
+        trained(bench, &q05, &lora(), precision, few, (&mut rows, &mut held))?;
+        limit(&mut limits)?;
+        served(bench, &q05, precision, few, (&mut rows, &mut held))?;
+    }
+    let mut peers = Vec::new();
+    if args.peers {
+        let python = peer::python()?;
+        // Without instructions for bf16, torch takes minutes for a step of it.
+        let amx = limits.ceiling()?.bf16 > limits.ceiling()?.f32;
+        let bf16 = if amx { "train,prefill,decode" } else { "decode" };
+        for (precision, work) in
+            [(Precision::F32, "prefill,decode"), (Precision::F32, "train"), (Precision::BF16, bf16)]
+        {
+            limit(&mut limits)?;
+            let step = ui::step(format!("torch, {precision:?}: {work}"));
+            peers.extend(peer::run(&python, &bench.scratch, &q05, precision, work, few)?);
+            step.done("");
+        }
+    }
+    limit(&mut limits)?;
+    let ceiling = limits.ceiling()?;
+    let mut tables = vec![limits.table(), report::speed(&rows, &ceiling)?, report::memory(&held)];
+    if args.peers {
+        tables.push(peer::table(&rows, &peers));
+    }
+    let figures = json!({"limits": ceiling, "speed": rows, "memory": held, "peers": peers});
+    Ok(Found { part: "engine", tables, figures, loads: [0.0, machine::load()] })
+}
+
+/// Of the large model, and of the small one.
+fn efforts(quick: bool) -> (Effort, Effort) {
+    let few = Effort { warm_up: 1, stretches: 3, steps: 1, runs: 3, answer: 32 };
+    let many = Effort { warm_up: 10, stretches: 5, steps: 20, runs: 7, answer: 256 };
+    if quick {
+        return (
+            Effort { stretches: 1, runs: 1, answer: 16, ..few },
+            Effort { stretches: 2, runs: 3, answer: 128, ..many },
+        );
+    }
+    (few, many)
+}
+
+type Collected<'a> = (&'a mut Vec<Row>, &'a mut Vec<Held>);
+
+fn trained(
+    bench: &Bench,
+    model: &Model,
+    method: &TrainMethod,
+    precision: Precision,
+    effort: Effort,
+    (rows, held): Collected<'_>,
+) -> Result<()> {
+    let how = if *method == TrainMethod::Full { "full training" } else { "LoRA training" };
+    let step = ui::step(format!("{}, {precision:?}: {how}", model.name));
+    let (row, memory) = bench.train(model, method, precision, effort)?;
+    step.done(&format!("{} tokens/s", row.rate.shown()));
+    rows.push(row);
+    held.push(memory);
+    Ok(())
+}
+
+fn served(
+    bench: &Bench,
+    model: &Model,
+    precision: Precision,
+    effort: Effort,
+    (rows, held): Collected<'_>,
+) -> Result<()> {
+    let step = ui::step(format!("{}, {precision:?}: serving", model.name));
+    let (found, memory) = bench.serve(model, precision, effort)?;
+    let shown: Vec<String> = found.iter().map(|row| format!("{} {}", row.what, row.rate.shown())).collect();
+    step.done(&shown.join("; "));
+    rows.extend(found);
+    held.push(memory);
+    Ok(())
+}
+
+fn limit(limits: &mut Limits) -> Result<()> {
+    let step = ui::step("limits of the machine");
+    limits.measure()?;
+    let ceiling = limits.ceiling()?;
+    step.done(&format!("reads {:.1} GB/s, f32 {:.0} GFLOP/s", ceiling.read / 1e9, ceiling.f32 / 1e9));
+    Ok(())
+}

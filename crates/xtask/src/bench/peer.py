@@ -1,0 +1,90 @@
+"""The same work by torch, transformers and peft: tokens a second, one line of JSON for each kind of work.
+
+    python peer.py FOLDER f32|bf16 WORK,... THREADS ROW STEP_ROWS RANK PROMPT SEQUENCES RUNS ANSWER
+
+WORK is train, prefill or decode. A line is {"what": ..., "runs": [tokens/s, ...]}.
+"""
+
+import json
+import sys
+import time
+
+import torch
+from transformers import AutoModelForCausalLM
+
+folder, precision, work = sys.argv[1:4]
+threads, row, step_rows, rank, prompt, sequences, runs, answer = map(int, sys.argv[4:12])
+torch.set_num_threads(threads)
+dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def main() -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    if "prefill" in work:
+        tell("prefill", *timed(prefill(model), row))
+    if "decode" in work:
+        tell("decode, batch 1", *decode(model, 1))
+        tell(f"decode, batch {sequences}", *decode(model, sequences))
+    if "train" in work:
+        tell("LoRA training", *timed(train(model), row * step_rows))
+
+
+def tell(what: str, *rates: float) -> None:
+    print(json.dumps({"what": what, "runs": rates}), flush=True)
+
+
+def timed(once, tokens: int) -> list[float]:
+    once()
+    rates = []
+    for _ in range(runs):
+        begun = time.perf_counter()
+        once()
+        rates.append(tokens / (time.perf_counter() - begun))
+    return rates
+
+
+def prefill(model):
+    ids = torch.randint(5, model.config.vocab_size, (1, row))
+
+    @torch.inference_mode()
+    def once() -> None:
+        model(ids, use_cache=True, logits_to_keep=1).logits.argmax()
+
+    return once
+
+
+@torch.inference_mode()
+def decode(model, batch: int) -> list[float]:
+    rates = []
+    for run in range(runs + 1):
+        ids = torch.randint(5, model.config.vocab_size, (batch, prompt))
+        out = model(ids, use_cache=True, logits_to_keep=1)
+        begun = time.perf_counter()
+        for _ in range(answer - 1):
+            ids = out.logits[:, -1].argmax(-1, keepdim=True)
+            out = model(ids, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+        out.logits.argmax()
+        if run > 0:
+            rates.append(batch * (answer - 1) / (time.perf_counter() - begun))
+    return rates
+
+
+def train(model):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model.train()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
+    ids = torch.randint(5, model.config.vocab_size, (step_rows, row))
+
+    def once() -> None:
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return once
+
+
+main()
