@@ -38,6 +38,11 @@ pub const KUBERNETES: GoProgram = GoProgram {
     package: ".",
     takes: "about 8 minutes on 2 cores, once",
 };
+/// The oldest that the chart allows and the newest there is, for the compatibility tests.
+pub const OTHER_KUBERNETES: [GoProgram; 2] = [
+    GoProgram { name: "kubernetes-1.32", ..KUBERNETES },
+    GoProgram { name: "kubernetes-1.37", ..KUBERNETES },
+];
 /// The store behind the API server.
 pub const ETCD: GoProgram = GoProgram {
     name: "etcd",

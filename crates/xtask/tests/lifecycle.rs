@@ -1,17 +1,15 @@
-//! A cluster from its beginning to its end: two nodes that work, an image pulled from a registry, a node
+//! A cluster from its beginning to its end: two nodes that work, the demo with images from a registry, a node
 //! that survives its kubelet, and nothing left afterwards.
 
 mod registry;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use registry::Server;
-use serde_json::json;
 use xtask::cluster::{self, Cluster};
-use xtask::images::{self, push::Registry};
 
 const NAME: &str = "lathe-test-lifecycle";
 
@@ -23,7 +21,7 @@ fn a_cluster_works_heals_and_leaves_nothing() -> Result<()> {
     xtask(&["up", "--nodes", "2"])?;
     let cluster = cluster::find(NAME)?.context("it does not run")?;
     cluster.check()?;
-    runs_an_image_of_a_registry(&cluster)?;
+    the_demo_runs_from_a_registry(&cluster)?;
 
     let pids = cluster.kubeconfig().with_file_name("pids");
     let pid = fs::read_to_string(pids.join("kubelet-2"))?;
@@ -48,22 +46,24 @@ fn xtask(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn runs_an_image_of_a_registry(cluster: &Cluster) -> Result<()> {
+/// As with a cluster of the user's own: by a context of the user's kubeconfig and the kubectl in PATH.
+fn the_demo_runs_from_a_registry(cluster: &Cluster) -> Result<()> {
     let storage = tempfile::tempdir()?;
     let address = cluster.host_address().context("no address of this machine")?;
     let server = Server::start(storage.path(), address, "")?;
-    let image = format!("{}/team/probe:1", server.host);
-    Registry::of(&server.host).push(&images::probe(&image)?)?;
     cluster.trust_registry(&server.host)?;
-    cluster.apply(&json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "pulled", "namespace": "default"},
-        "spec": {"containers": [{"name": "probe", "image": image, "args": ["serve"]}]},
-    }))?;
-    let mut wait = cluster.kubectl();
-    wait.args(["wait", "--for=condition=Ready", "pod/pulled", "--timeout=120s"]);
-    ensure!(wait.status()?.success(), "the image was not pulled");
+    let kubectl = PathBuf::from(cluster.kubectl().get_program());
+    let path = std::env::var_os("PATH").context("no PATH")?;
+    let folders = kubectl.parent().map(Path::to_owned).into_iter().chain(std::env::split_paths(&path));
+    let path = std::env::join_paths(folders)?;
+    let context = String::from_utf8(cluster.kubectl().args(["config", "current-context"]).output()?.stdout)?;
+    let registry = format!("{}/team", server.host);
+    for down in [None, Some("--down")] {
+        let mut demo = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        demo.args(["demo", "--context", context.trim(), "--registry", &registry]).args(down);
+        demo.env("KUBECONFIG", cluster.kubeconfig()).env("PATH", &path);
+        ensure!(demo.status()?.success(), "the demo from a registry failed");
+    }
     Ok(())
 }
 

@@ -26,7 +26,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::toolchain::{self, COREDNS, ETCD, HELM, KUBERNETES, KWOK};
+use crate::toolchain::{self, COREDNS, ETCD, GoProgram, HELM, KUBERNETES, KWOK};
 use crate::{images, ui};
 use certs::Authority;
 use control_plane::Endpoint;
@@ -67,6 +67,14 @@ pub struct Cluster {
 /// # Errors
 /// Something cannot be built, installed or started; the text says what, with its last words.
 pub fn up(options: &Options) -> Result<Cluster> {
+    up_with(&KUBERNETES, options)
+}
+
+/// As [`up`], of another version of Kubernetes.
+///
+/// # Errors
+/// As [`up`].
+pub fn up_with(kubernetes: &GoProgram, options: &Options) -> Result<Cluster> {
     ensure!(options.nodes <= MOST_NODES, "--nodes: at most {MOST_NODES}");
     if options.nodes > 0 {
         let root = rustix::process::geteuid().is_root();
@@ -74,7 +82,7 @@ pub fn up(options: &Options) -> Result<Cluster> {
         toolchain::packages(&PACKAGES)?;
     }
     let etcd = toolchain::go_program(&ETCD)?;
-    let kubernetes = toolchain::go_program(&KUBERNETES)?;
+    let kubernetes = toolchain::go_program(kubernetes)?;
 
     let (_lock, layout, mut state) = open(options)?;
     let authority = Authority::open(layout.at("certs"))?;
