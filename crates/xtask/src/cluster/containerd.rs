@@ -39,6 +39,8 @@ pub fn ensure(layout: &Layout, node: u32, inside: u32) -> Result<()> {
 /// # Errors
 /// containerd refuses the archive.
 pub fn import(inside: u32, archive: &Path) -> Result<()> {
+    // nsenter leaves this process's folder.
+    let archive = std::path::absolute(archive)?;
     run(ctr(inside).args(["images", "import"]).arg(archive)).map(drop)
 }
 
