@@ -75,9 +75,14 @@ fn bounds(field: &Value) -> String {
         return format!(" One of {}.", words.join(", "));
     }
     match (&field["minimum"], &field["maximum"]) {
-        (Value::Number(low), Value::Number(high)) => format!(" {low} to {high}."),
+        (Value::Number(low), Value::Number(high)) => format!(" {} to {}.", bound(low), bound(high)),
         _ => String::new(),
     }
+}
+
+/// A bound as people write it: the schema holds every one as a floating-point number.
+fn bound(number: &serde_json::Number) -> String {
+    number.as_f64().map_or_else(|| number.to_string(), |value| value.to_string())
 }
 
 fn rules(schema: &Value, out: &mut String) {
