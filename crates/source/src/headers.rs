@@ -6,6 +6,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use crate::card::card_license;
 use crate::digest::{Digest, FileEntry, FileHash, digest_of};
 use crate::disk::{blocking, read_at};
 use crate::error::SourceError;
@@ -102,7 +103,8 @@ async fn read(location: &Location, options: &Options) -> Result<Headers, SourceE
             headers.weights.insert(part.path, tensors);
         }
     }
-    headers.license = headers.small.get("README.md").and_then(|card| license(card));
+    let license = headers.small.get("README.md").and_then(|card| card_license(card));
+    headers.license = license.map(|license| license.name.unwrap_or(license.license));
     headers.digest = entries.into_iter().collect::<Option<Vec<FileEntry>>>().map(|e| digest_of(&e));
     if let Place::Remote(_, listing) = place {
         headers.revision = listing.revision.clone();
@@ -196,51 +198,5 @@ async fn read_range(
             })
             .await
         }
-    }
-}
-
-/// `license:` of a model card's YAML front matter; `license_name:` where the licence is `other`.
-fn license(card: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(&card[..card.len().min(64 << 10)]).into_owned();
-    let mut lines = text.trim_start_matches('\u{feff}').lines();
-    if lines.next()?.trim_end() != "---" {
-        return None;
-    }
-    let (mut license, mut name) = (None, None);
-    for line in lines.take_while(|line| line.trim_end() != "---") {
-        // Only top-level keys: an indented one belongs to something else.
-        match line.split_once(':') {
-            Some(("license", value)) => license = word(value),
-            Some(("license_name", value)) => name = word(value),
-            _ => {}
-        }
-    }
-    if license.as_deref() == Some("other") { name.or(license) } else { license }
-}
-
-/// A plain or quoted YAML scalar of a name's form.
-fn word(value: &str) -> Option<String> {
-    let value =
-        value.split(" #").next().unwrap_or_default().trim().trim_matches(['"', '\'']).to_ascii_lowercase();
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._+".contains(&b);
-    (!value.is_empty() && value.len() <= 64 && value.bytes().all(plain)).then_some(value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rstest::rstest;
-
-    #[rstest]
-    #[case("---\nlanguage: en\nlicense: Apache-2.0\n---\n# x", Some("apache-2.0"))]
-    #[case("---\r\nlicense: \"llama3.2\" # see below\r\n---\r\n", Some("llama3.2"))]
-    #[case("---\nlicense: other\nlicense_name: my-own\n---", Some("my-own"))]
-    #[case("---\nmodel:\n  license: mit\n---", None)]
-    #[case("# x\nlicense: mit", None)]
-    #[case("---\n---\nlicense: mit", None)]
-    #[case("---\nlicense: <script>\n---", None)]
-    #[case("", None)]
-    fn licenses(#[case] card: &str, #[case] expected: Option<&str>) {
-        assert_eq!(license(card.as_bytes()).as_deref(), expected);
     }
 }

@@ -12,6 +12,7 @@
 
 mod attempt;
 mod cache;
+mod card;
 mod credentials;
 mod digest;
 mod disk;
@@ -36,6 +37,7 @@ mod safetensors;
 mod sniff;
 mod web;
 
+pub use card::{CardLicense, card_license};
 pub use credentials::Credentials;
 pub use digest::{Digest, FileEntry, FileHash, digest_of};
 pub use error::{Fault, SourceError};

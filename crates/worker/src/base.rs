@@ -5,6 +5,7 @@ use lathe_contract::ModelInput;
 use lathe_engine::Model;
 use lathe_engine::files::{ChatTemplate, ModelConfig, ModelWeights, StoredDtype, Tokenizer};
 use lathe_plan::Precision;
+use lathe_source::{Fetched, FileEntry, digest_of};
 
 use crate::context::Context;
 use crate::dataset::Encoder;
@@ -23,6 +24,8 @@ pub struct Base {
     pub dir: PathBuf,
     /// `sha256:<hex>` over them.
     pub digest: String,
+    /// [`weights_digest`] of them.
+    pub weights_digest: String,
     /// `config.json`.
     pub config: ModelConfig,
     tokenizer: Tokenizer,
@@ -37,14 +40,16 @@ impl Base {
     pub fn fetch(context: &Context, model: &ModelInput) -> Done<Self> {
         let what = format!("base model `{}`", model.name);
         let fetched = context.fetch(&what, &model.source)?;
-        Self::open(what.clone(), fetched.dir, fetched.digest.to_string()).map_err(|halt| halt.of(&what))
+        Self::open(what.clone(), fetched).map_err(|halt| halt.of(&what))
     }
 
-    fn open(what: String, dir: PathBuf, digest: String) -> Done<Self> {
+    fn open(what: String, fetched: Fetched) -> Done<Self> {
+        let (digest, weights_digest) = (fetched.digest.to_string(), weights_digest(&fetched.files));
+        let dir = fetched.dir;
         let config = ModelConfig::read(&dir)?;
         let tokenizer = Tokenizer::read(&dir, config.shape.vocab)?;
         let template = ChatTemplate::read(&dir)?;
-        Ok(Base { what, dir, digest, config, tokenizer, template })
+        Ok(Base { what, dir, digest, weights_digest, config, tokenizer, template })
     }
 
     /// Makes tokens of rows for this model.
@@ -83,6 +88,12 @@ pub fn encoder_of<'a>(
     max_tokens: usize,
 ) -> Encoder<'a> {
     Encoder { tokenizer, template, eos: config.eos.first().copied(), now: TEMPLATE_DATE, max_tokens }
+}
+
+/// `sha256:<hex>` over the files of weights alone: a new model card does not make another base of it.
+pub fn weights_digest(files: &[FileEntry]) -> String {
+    let weights = files.iter().filter(|file| file.path.ends_with(".safetensors"));
+    digest_of(&weights.cloned().collect::<Vec<_>>()).to_string()
 }
 
 /// The precision that loses nothing of what is stored and takes no more room than it.

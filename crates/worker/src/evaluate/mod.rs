@@ -2,7 +2,6 @@
 pub mod measure;
 
 use lathe_contract::{EvaluateReport, EvaluateTask, Metric, ModelInput, Outcome, Phase, Score};
-use lathe_engine::files::read_adapter;
 use lathe_engine::{Adapter, Hyper, Model, Schedule, Trainer};
 use lathe_plan::{LoraSpec, Target, TrainMethod, TrainRequest, plan_training};
 
@@ -10,7 +9,7 @@ use crate::base::{Base, memory_limit, stored_precision};
 use crate::context::Context;
 use crate::data::{Files, encode_held};
 use crate::failure::{Done, Halt};
-use crate::train::artefact::check_base;
+use crate::train::artefact::read_lora;
 use measure::Exam;
 
 /// Measures a base, or a base with an adapter.
@@ -53,12 +52,7 @@ pub fn run(context: &Context, task: &EvaluateTask) -> Done<Outcome> {
 fn fetch_adapter(context: &Context, input: &ModelInput, base: &Base) -> Done<Adapter> {
     let what = format!("adapter `{}`", input.name);
     let fetched = context.fetch(&what, &input.source)?;
-    let read = || {
-        check_base(&fetched.dir, &base.digest)?;
-        let (_, adapter) = read_adapter(&fetched.dir, &base.config.shape)?;
-        Ok(adapter)
-    };
-    read().map_err(|halt: Halt| halt.of(&what))
+    read_lora(&fetched.dir, &base.config.shape, &base.weights_digest).map_err(|halt| halt.of(&what))
 }
 
 /// A trainer that only looks: the smallest one that can hold the adapter.

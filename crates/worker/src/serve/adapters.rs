@@ -3,12 +3,10 @@
 //! An adapter in the engine is an immutable generation ([`Resident`]) that each of its requests holds, so that a request
 //! ends on the weights it began with; the last holder's drop frees the slot.
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use lathe_contract::{AdapterEntry, AdapterState, AdapterStatus, ModelInput, Phase, ServedAdapter};
-use lathe_engine::files::read_adapter;
 use lathe_engine::plan::ModelShape;
 use tokio::sync::watch;
 
@@ -16,6 +14,7 @@ use super::engine::{Engine, Resident};
 use super::error::ApiError;
 use crate::context::Context;
 use crate::failure::{Done, Halt};
+use crate::train::artefact::read_lora;
 
 /// Most adapters that a replica is asked to hold.
 pub const MAX_ADAPTERS: usize = 64;
@@ -27,6 +26,8 @@ pub struct Adapters {
     /// The base's id.
     base: String,
     shape: ModelShape,
+    /// [`crate::base::weights_digest`] of the base.
+    weights_digest: String,
     context: Context,
     engine: Engine,
     /// Folders of Secrets that the contract names; a request can name no other.
@@ -67,6 +68,7 @@ impl Adapters {
     pub fn new(
         base: &str,
         shape: &ModelShape,
+        weights_digest: String,
         context: Context,
         engine: Engine,
         secret_dirs: BTreeSet<String>,
@@ -74,6 +76,7 @@ impl Adapters {
         Arc::new(Adapters {
             base: base.to_owned(),
             shape: shape.clone(),
+            weights_digest,
             context,
             engine,
             secret_dirs,
@@ -270,8 +273,7 @@ impl Adapters {
         let ServedAdapter { model_id, model } = adapter;
         let fetched = self.context.fetch(&format!("adapter `{model_id}`"), &model.source)?;
         let on_base = |halt: Halt| halt.of(&format!("adapter `{model_id}` on base model `{}`", self.base));
-        let (_, weights) =
-            read_adapter(Path::new(&fetched.dir), &self.shape).map_err(|error| on_base(error.into()))?;
+        let weights = read_lora(&fetched.dir, &self.shape, &self.weights_digest).map_err(on_base)?;
         self.engine.add_adapter(key, model_id.clone(), weights).map_err(on_base)
     }
 

@@ -278,7 +278,7 @@ async fn start(
         let next = "report this to Lathe's maintainers, with the worker's log";
         Err(Halt::transient("InternalError", format!("opening the model panicked: {panic}"), next))
     })?;
-    let open::Opened { dir, shape, plan, precision, prompter, eos, fingerprint } = opened;
+    let open::Opened { dir, weights_digest, shape, plan, precision, prompter, eos, fingerprint } = opened;
     context.status.phase(Phase::Loading, "loading weights");
     let threads = plan.threads;
     let setup =
@@ -289,8 +289,14 @@ async fn start(
 
     let sources = task.adapters.iter().map(|adapter| &adapter.model).chain([&task.model]);
     let secret_dirs: BTreeSet<String> = sources.filter_map(|model| model.source.secret_dir.clone()).collect();
-    let adapters =
-        Adapters::new(&task.model_id, &shape, context.clone(), engine.engine().clone(), secret_dirs);
+    let adapters = Adapters::new(
+        &task.model_id,
+        &shape,
+        weights_digest,
+        context.clone(),
+        engine.engine().clone(),
+        secret_dirs,
+    );
     adapters
         .set(&task.adapters)
         .map_err(|problem| Halt::user("InvalidContract", problem, "correct the service's `adapterRefs`"))?;

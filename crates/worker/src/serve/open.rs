@@ -6,12 +6,13 @@ use lathe_contract::{Precision, ServeTask, ServedAdapter};
 use lathe_engine::Model;
 use lathe_engine::files::{AdapterConfig, ChatTemplate, ModelConfig, ModelWeights, Tokenizer};
 use lathe_engine::plan::{
-    self, AdapterBudget, ModelShape, PlanError, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, SPARE_RANK, ServePlan,
+    self, AdapterBudget, ModelShape, PlanError, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, ServePlan,
     ServeRequest, Target, plan_serving,
 };
 
 use super::adapters::MAX_ADAPTERS;
 use super::prompt::Prompter;
+use crate::base::weights_digest;
 use crate::context::Context;
 use crate::failure::{Done, Halt};
 
@@ -19,6 +20,8 @@ use crate::failure::{Done, Halt};
 pub struct Opened {
     /// Its files.
     pub dir: PathBuf,
+    /// [`weights_digest`] of them.
+    pub weights_digest: String,
     /// Its dimensions.
     pub shape: ModelShape,
     /// Every buffer.
@@ -55,6 +58,7 @@ pub fn open(task: &ServeTask, context: &Context) -> Done<Opened> {
     let plan = plan_serving(&config.shape, &request).map_err(|error| refused(&error))?;
     let digest: String = fetched.digest.to_string().chars().rev().take(12).collect();
     Ok(Opened {
+        weights_digest: weights_digest(&fetched.files),
         prompter: Prompter {
             tokenizer: Arc::new(tokenizer),
             template,
@@ -101,12 +105,14 @@ fn request(task: &ServeTask, weights: plan::Precision, adapters: AdapterBudget) 
     })
 }
 
-/// Room for the contract's adapters and a few more, each as large as the largest of them.
+/// The room that the contract names; at least for its own adapters, each as large as the largest of them.
 fn budget(task: &ServeTask, context: &Context) -> AdapterBudget {
     let ranks = task.adapters.iter().filter_map(|adapter| rank(adapter, context));
+    let size = |number: i32| usize::try_from(number).unwrap_or(0);
+    let slots = size(task.adapter_room.slots).max(task.adapters.len()).min(MAX_ADAPTERS);
     AdapterBudget {
-        slots: (task.adapters.len() + SPARE_ADAPTERS).min(MAX_ADAPTERS + SPARE_ADAPTERS),
-        max_rank: ranks.max().unwrap_or(0).max(SPARE_RANK),
+        slots: slots + SPARE_ADAPTERS,
+        max_rank: ranks.max().unwrap_or(0).max(size(task.adapter_room.rank)),
         targets: Target::ALL.into_iter().collect(),
     }
 }

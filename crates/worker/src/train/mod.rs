@@ -1,5 +1,6 @@
 //! Fine-tuning: from a base and rows to a measured artefact, with nothing lost when the pod goes in between.
 pub mod artefact;
+pub mod card;
 pub mod checkpoint;
 pub mod curve;
 pub mod gates;
@@ -8,6 +9,8 @@ pub mod progress;
 pub mod record;
 pub mod run;
 pub mod settings;
+
+use std::path::Path;
 
 use lathe_contract::{Metric, Outcome, Phase, Score, SourceRef, TrainTask};
 use lathe_engine::files::ModelWeights;
@@ -74,7 +77,9 @@ pub fn run(context: &Context, task: &TrainTask) -> Done<Outcome> {
     gates::check(&task.evaluation.gates, &scores)?;
 
     context.status.phase(Phase::Saving, "writing the artefact");
-    let (location, digest) = story.save(tuned, &weights)?;
+    let (location, digest) = story.save(tuned, &weights, |dir| {
+        artefact::write_card(dir, &base, task, &files.digest.to_string(), &progress, &scores)
+    })?;
     let destination = task.output.destination.clone();
     let artefact = SourceRef { uri: location.uri().to_owned(), revision: None, digest: None, ..destination };
     let outcome = Outcome::Trained {
@@ -179,12 +184,18 @@ impl Story<'_> {
     }
 
     /// Writes the files into a temporary folder, and from there to the destination under their digest.
-    fn save(&self, tuned: Tuned, weights: &ModelWeights) -> Done<(Location, Digest)> {
+    fn save(
+        &self,
+        tuned: Tuned,
+        weights: &ModelWeights,
+        describe: impl FnOnce(&Path) -> Done<()>,
+    ) -> Done<(Location, Digest)> {
         let dir = self.context.scratch()?;
         match tuned {
             Tuned::Lora(adapter) => artefact::write_lora(dir.path(), &adapter, self.base, self.task)?,
             Tuned::Whole(mut model) => artefact::write_whole(dir.path(), &mut model, weights, self.base)?,
         }
+        describe(dir.path())?;
         self.context.go_on()?;
         let digest = lathe_source::digest_directory(dir.path(), &self.context.stop)?;
         let path = format!("{}/{}", self.task.output.model_name, digest.hex());

@@ -27,7 +27,10 @@ fn an_adapter_is_tuned_measured_and_written_the_same_every_time() {
     let hex = trained.digest.strip_prefix("sha256:").expect("a digest");
     assert_eq!(trained.uri, format!("pvc://data/artefacts/tuned/{hex}"));
     let files = world.names(&format!("artefacts/tuned/{hex}"));
-    assert_eq!(files, ["adapter_config.json", "adapter_model.safetensors", "lathe-manifest.json"]);
+    let expected =
+        ["LICENSE", "README.md", "adapter_config.json", "adapter_model.safetensors", "lathe-manifest.json"];
+    assert_eq!(files, expected);
+    assert_eq!(trained.model.license, "apache-2.0", "the base's licence goes on");
     assert_eq!(world.names("checkpoints"), Vec::<String>::new());
 
     let uid = "artefacts/tuned/jobs/11111111-2222-3333-4444-555555555555";
@@ -90,6 +93,7 @@ fn whole_weights_are_trained_from_text_and_can_be_tuned_further() {
     assert_eq!(trained.model.license, "apache-2.0");
     let whole = trained.uri.strip_prefix("pvc://data/").expect("on the volume").to_owned();
     let names = [
+        "LICENSE",
         "README.md",
         "config.json",
         "lathe-manifest.json",

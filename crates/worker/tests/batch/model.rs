@@ -22,6 +22,7 @@ pub fn write(dir: &Path, seed: u64) {
     text("tokenizer.json", &tokenizer());
     text("tokenizer_config.json", &json!({"chat_template": TEMPLATE, "eos_token": END}));
     fs::write(dir.join("README.md"), "---\nlicense: apache-2.0\n---\n").expect("card");
+    fs::write(dir.join("LICENSE"), "Apache License\n").expect("licence");
     let shape = ModelConfig::parse(config.to_string().as_bytes(), None).expect("config").shape;
     let weights = RandomWeights::new(&shape, seed);
     let layouts: Vec<TensorLayout> = shape

@@ -1,8 +1,15 @@
 //! Adapters that come and go while requests are answered.
-use lathe_contract::{AdapterEntry, AdapterState};
-use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
 
-use crate::model::{write_adapter, write_model};
+use lathe_contract::{AdapterEntry, AdapterState};
+use lathe_source::FileEntry;
+use lathe_worker::base::weights_digest;
+use lathe_worker::train::artefact::BASE_WEIGHTS;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::model::{write_adapter, write_adapter_of, write_model};
 use crate::server::{Server, adapter, joined, launch_in, source, start, until, volume};
 
 async fn entry(server: &Server, id: &str) -> Option<AdapterEntry> {
@@ -174,6 +181,45 @@ async fn what_does_not_fit_is_refused_with_names_and_shapes() {
         }
     }
     assert_eq!(server.greedy("base", "same", 5).await.len(), 5);
+}
+
+/// What training writes into an adapter, for the base whose weights lie in this file.
+fn made_for(weights: &Path) -> BTreeMap<String, String> {
+    let bytes = std::fs::read(weights).expect("weights");
+    let sha256 = Sha256::digest(&bytes).into();
+    let file = FileEntry { path: "model.safetensors".into(), size: bytes.len() as u64, sha256 };
+    [(BASE_WEIGHTS.to_owned(), weights_digest(&[file]))].into()
+}
+
+#[tokio::test]
+async fn an_adapter_of_another_base_of_the_same_shape_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let volume = volume(folder.path());
+    write_model(&volume.join("base"), 1, &[]);
+    write_model(&volume.join("other"), 2, &[]);
+    let [ours, foreign] =
+        ["base", "other"].map(|base| made_for(&volume.join(base).join("model.safetensors")));
+    write_adapter_of(&volume.join("ours"), 1, 32, ours);
+    write_adapter_of(&volume.join("foreign"), 1, 32, foreign);
+    // From the start: told, while base and others answer.
+    let server = launch_in(folder, |_, task| {
+        task.adapters = vec![adapter("first", "foreign"), adapter("ours", "ours")];
+    })
+    .await;
+    server.until_ready().await;
+    until_state(&server, "ours", AdapterState::Ready).await;
+    let failed = until_state(&server, "first", AdapterState::Failed).await.message.expect("a message");
+    // Added later.
+    server.put_adapters(&[adapter("ours", "ours"), adapter("later", "foreign")]).await;
+    let later = until_state(&server, "later", AdapterState::Failed).await.message.expect("a message");
+    for (id, message) in [("first", failed), ("later", later)] {
+        assert!(
+            message.starts_with(&format!("adapter `{id}` on base model `base`: it was made for")),
+            "{message}"
+        );
+        assert!(message.ends_with("Next: use the adapter with the base that it was made for."), "{message}");
+    }
+    assert_eq!(server.greedy("ours", "same", 5).await.len(), 5);
 }
 
 #[tokio::test]

@@ -62,6 +62,11 @@ pub fn write_model(dir: &Path, seed: u64, eos: &[u32]) {
 /// An adapter on the model that [`write_model`] makes, large enough to change every answer. `hidden` is 32 for one that
 /// fits.
 pub fn write_adapter(dir: &Path, seed: u64, hidden: usize) {
+    write_adapter_of(dir, seed, hidden, BTreeMap::new());
+}
+
+/// As [`write_adapter`], with strings in the header of the weights.
+pub fn write_adapter_of(dir: &Path, seed: u64, hidden: usize, metadata: BTreeMap<String, String>) {
     std::fs::create_dir_all(dir).expect("a folder");
     let config = json!({
         "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"],
@@ -78,7 +83,7 @@ pub fn write_adapter(dir: &Path, seed: u64, hidden: usize) {
     }
     let tensors: Vec<TensorLayout> =
         tensors.into_iter().map(|(name, shape)| TensorLayout { name, dtype: Dtype::F32, shape }).collect();
-    write_safetensors(&dir.join("adapter_model.safetensors"), &tensors, &BTreeMap::new(), |tensor| {
+    write_safetensors(&dir.join("adapter_model.safetensors"), &tensors, &metadata, |tensor| {
         let mut random = Random::new(seed, &tensor.name);
         let count = tensor.shape.iter().product();
         Ok(std::iter::repeat_with(|| random.next()).take(count).flat_map(f32::to_le_bytes).collect())
