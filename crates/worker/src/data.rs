@@ -38,7 +38,7 @@ pub struct Encoded {
     pub train: Vec<Row>,
     /// To measure with.
     pub held: Vec<Held>,
-    /// Rows that were cut at the sequence length.
+    /// Conversations whose end was cut at the sequence length.
     pub cut: usize,
 }
 
@@ -126,10 +126,8 @@ impl Rows {
         for row in &self.train.rows {
             context.go_on()?;
             let done = encoder.encode(&row.example).map_err(|what| refused(&self.train, row.line, what))?;
-            encoded.cut += usize::from(done.whole > encoder.max_tokens);
-            if done.learned > 0 {
-                encoded.train.push(done.row);
-            }
+            encoded.cut += usize::from(done.cut);
+            encoded.train.extend(done.rows.into_iter().filter(teaches));
         }
         if encoded.train.is_empty() {
             let file = self.train.file.clone();
@@ -158,10 +156,15 @@ pub fn encode_held(context: &Context, held: &Dataset, encoder: &Encoder<'_>) -> 
         }
         // A prompt that was cut asks something else.
         let question = encoder.question(&row.example).map_err(refuse)?;
-        let question = question.filter(|question| question.prompt.len() < encoder.max_tokens);
-        rows.push(Held { row: done.row, question });
+        let mut question = question.filter(|question| question.prompt.len() < encoder.max_tokens);
+        rows.extend(done.rows.into_iter().filter(teaches).map(|row| Held { row, question: question.take() }));
     }
     Ok(rows)
+}
+
+/// Nothing predicts the first token.
+fn teaches(row: &Row) -> bool {
+    row.weights.iter().skip(1).any(|&weight| weight > 0.0)
 }
 
 fn refused(dataset: &Dataset, line: usize, what: String) -> Halt {

@@ -159,9 +159,9 @@ impl Model {
     fn learned(&self, row: &str) -> String {
         let dataset = parse(row, DatasetFormat::Auto).unwrap();
         let encoded = self.encoder(1000).encode(&dataset.rows[0].example).unwrap();
-        assert_eq!(encoded.row.tokens.len(), encoded.row.weights.len());
+        assert_eq!(encoded.rows[0].tokens.len(), encoded.rows[0].weights.len());
         let learned =
-            encoded.row.tokens.iter().zip(&encoded.row.weights).filter(|(_, weight)| **weight == 1.0);
+            encoded.rows[0].tokens.iter().zip(&encoded.rows[0].weights).filter(|(_, weight)| **weight == 1.0);
         let ids: Vec<u32> = learned.map(|(id, _)| *id).collect();
         self.tokenizer.decode(&ids, false).unwrap()
     }
@@ -184,11 +184,11 @@ fn a_token_that_begins_every_text_is_no_answer_and_is_there_once() {
     let model = Model::new("byte-fallback.json", TEMPLATE);
     let dataset = parse(r#"{"prompt":"the cat","completion":" on"}"#, DatasetFormat::Auto).unwrap();
     let encoded = model.encoder(1000).encode(&dataset.rows[0].example).unwrap();
-    assert_eq!(encoded.row.tokens.first(), Some(&1));
-    assert_eq!(encoded.row.weights.first(), Some(&0.0));
+    assert_eq!(encoded.rows[0].tokens.first(), Some(&1));
+    assert_eq!(encoded.rows[0].weights.first(), Some(&0.0));
     assert_eq!(model.learned(r#"{"prompt":"the cat","completion":" on"}"#).trim(), "on</s>");
     let question = model.encoder(1000).question(&dataset.rows[0].example).unwrap().unwrap();
-    assert_eq!(question.prompt, encoded.row.tokens[..question.prompt.len()]);
+    assert_eq!(question.prompt, encoded.rows[0].tokens[..question.prompt.len()]);
 }
 
 #[test]
@@ -203,6 +203,36 @@ fn a_question_is_what_stands_before_the_last_answer() {
     assert_eq!(chat.reference, "hé");
     assert_eq!(question(r#"{"prompt":"a","completion":"b"}"#).unwrap().reference, "b");
     assert_eq!(question(r#"{"text":"a"}"#), None);
+}
+
+/// A text of 20 words is 20 tokens or more; with its end none may be lost and none learned twice.
+#[rstest]
+#[case::fits(1000, 1)]
+#[case::two_rows(21, 2)]
+#[case::many(4, 14)]
+#[case::smallest(2, 40)]
+fn a_long_text_goes_on_in_further_rows_and_loses_nothing(#[case] max_tokens: usize, #[case] rows: usize) {
+    let model = Model::new("byte-level.json", TEMPLATE);
+    let text = "x ".repeat(20);
+    let dataset = parse(format!("{{\"text\":\"{text}\"}}"), DatasetFormat::Auto).unwrap();
+    let encoded = model.encoder(max_tokens).encode(&dataset.rows[0].example).unwrap();
+    assert_eq!((encoded.rows.len(), encoded.cut), (rows, false));
+    assert!(encoded.rows.iter().all(|row| row.tokens.len() <= max_tokens));
+    let predicted = encoded.rows.iter().flat_map(|row| {
+        assert_eq!(row.tokens.len(), row.weights.len());
+        row.tokens
+            .iter()
+            .zip(&row.weights)
+            .skip(1)
+            .filter(|(_, weight)| **weight > 0.0)
+            .map(|(token, _)| *token)
+    });
+    let all: Vec<u32> = encoded.rows[0].tokens[..1].iter().copied().chain(predicted).collect();
+    assert_eq!(all.len(), encoded.whole);
+    assert_eq!(encoded.learned, encoded.whole - 1);
+    assert_eq!(model.tokenizer.decode(&all, false).unwrap(), format!("{text}<|endoftext|>"));
+    let report = check(&dataset, None, &model.encoder(max_tokens)).unwrap();
+    assert_eq!((report.rows, report.over_long_rows, report.learned_tokens), (1, 0, encoded.learned));
 }
 
 #[test]

@@ -13,13 +13,13 @@ use super::read::{Dataset, Row};
 pub struct DataReport {
     /// Well-formed training rows.
     pub rows: usize,
-    /// Their tokens, after cutting.
+    /// Their tokens, after cutting; tokens that two rows of a long text share count twice.
     pub tokens: usize,
     /// Those of them that are learned.
     pub learned_tokens: usize,
     /// Tokens of the longest row, before cutting.
     pub longest_row: usize,
-    /// Rows that are cut.
+    /// Conversations whose end is cut, since they are longer than a row may be. Texts never are.
     pub over_long_rows: usize,
     /// Rows that teach nothing, since their answer lies behind the cut.
     pub empty_rows: usize,
@@ -56,10 +56,10 @@ pub fn check(
             Err(what) => report.problem(train, row.line, what),
             Ok(encoded) => {
                 report.rows += 1;
-                report.tokens += encoded.row.tokens.len();
+                report.tokens += encoded.rows.iter().map(|row| row.tokens.len()).sum::<usize>();
                 report.learned_tokens += encoded.learned;
                 report.longest_row = report.longest_row.max(encoded.whole);
-                report.over_long_rows += usize::from(encoded.whole > encoder.max_tokens);
+                report.over_long_rows += usize::from(encoded.cut);
                 report.empty_rows += usize::from(encoded.learned == 0);
                 report.lost_answers += encoded.lost_answers;
                 report.duplicate_rows += usize::from(!known.insert(row.example.hash()));

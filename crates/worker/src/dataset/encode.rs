@@ -17,18 +17,21 @@ pub struct Encoder<'a> {
     pub eos: Option<u32>,
     /// What a template prints as today's date.
     pub now: jiff::Timestamp,
-    /// Tokens of a row, at most; the rest is cut.
+    /// Tokens of a row, at most. A longer text goes on in further rows; the end of a longer conversation is cut.
     pub max_tokens: usize,
 }
 
 /// An example as the engine learns it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedRow {
-    /// Tokens and their weights: 1 in an answer, 0 elsewhere.
-    pub row: Row,
-    /// Tokens before cutting.
+    /// Tokens and their weights: 1 in an answer, 0 elsewhere. A long text has several rows, each of which begins with the
+    /// last token of the one before, so that every token but the first is predicted exactly once.
+    pub rows: Vec<Row>,
+    /// Tokens of the example.
     pub whole: usize,
-    /// Tokens after cutting that are learned. A row with none teaches nothing.
+    /// Whether its end is left out.
+    pub cut: bool,
+    /// Tokens that are learned. An example with none teaches nothing.
     pub learned: usize,
     /// Answers that are not learned because the template writes them differently once the conversation goes on.
     pub lost_answers: usize,
@@ -71,15 +74,16 @@ impl Encoder<'_> {
                 let learned = |start: usize, end: usize| {
                     rendered.answers.iter().any(|answer| start < answer.end && end > answer.start)
                 };
-                Ok(self.mark(encoded, learned, false, rendered.lost_answers))
+                let marked = self.mark(encoded, learned, false);
+                Ok(EncodedRow { lost_answers: rendered.lost_answers, ..self.first(marked) })
             }
             Example::PromptCompletion { prompt, completion } => {
                 let encoded = self.tokenizer.encode(&format!("{prompt}{completion}"), true).map_err(say)?;
-                Ok(self.mark(encoded, |_, end| end > prompt.len(), true, 0))
+                Ok(self.first(self.mark(encoded, |_, end| end > prompt.len(), true)))
             }
             Example::Text(text) => {
                 let encoded = self.tokenizer.encode(text, true).map_err(say)?;
-                Ok(self.mark(encoded, |_, _| true, true, 0))
+                Ok(self.windows(self.mark(encoded, |_, _| true, true)))
             }
         }
     }
@@ -112,13 +116,8 @@ impl Encoder<'_> {
         }
     }
 
-    fn mark(
-        &self,
-        encoded: Encoded,
-        learned: impl Fn(usize, usize) -> bool,
-        ends: bool,
-        lost_answers: usize,
-    ) -> EncodedRow {
+    /// The whole example as one row, with the end of text where `ends`.
+    fn mark(&self, encoded: Encoded, learned: impl Fn(usize, usize) -> bool, ends: bool) -> Row {
         let Encoded { ids: mut tokens, offsets } = encoded;
         // What the tokenizer added covers no text and is no part of an answer.
         let weight =
@@ -132,13 +131,42 @@ impl Encoder<'_> {
             }
             weights.push(1.0);
         }
+        Row { tokens, weights }
+    }
+
+    /// The beginning, as much of it as fits: the middle of a conversation makes no sense without it.
+    fn first(&self, Row { mut tokens, mut weights }: Row) -> EncodedRow {
         let whole = tokens.len();
         tokens.truncate(self.max_tokens);
         weights.truncate(self.max_tokens);
-        // Nothing predicts the first token.
-        let learned = weights.iter().skip(1).filter(|&&weight| weight > 0.0).count();
-        EncodedRow { row: Row { tokens, weights }, whole, learned, lost_answers }
+        let row = Row { tokens, weights };
+        let learned = learned(&row);
+        EncodedRow { rows: vec![row], whole, cut: whole > self.max_tokens, learned, lost_answers: 0 }
     }
+
+    /// All of it, in rows that fit.
+    fn windows(&self, whole: Row) -> EncodedRow {
+        let tokens = whole.tokens.len();
+        let (size, mut start, mut rows) = (self.max_tokens.max(2), 0, Vec::new());
+        loop {
+            let end = tokens.min(start + size);
+            let part = start..end;
+            rows.push(Row {
+                tokens: whole.tokens[part.clone()].to_vec(),
+                weights: whole.weights[part].to_vec(),
+            });
+            if end == tokens {
+                break;
+            }
+            start = end - 1;
+        }
+        EncodedRow { rows, whole: tokens, cut: false, learned: learned(&whole), lost_answers: 0 }
+    }
+}
+
+/// Tokens that are learned: nothing predicts the first one.
+fn learned(row: &Row) -> usize {
+    row.weights.iter().skip(1).filter(|&&weight| weight > 0.0).count()
 }
 
 fn last_answer(messages: &[Message]) -> Option<(usize, &Message)> {

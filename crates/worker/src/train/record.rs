@@ -29,9 +29,9 @@ pub struct FullReport<'a> {
     pub inputs: &'a str,
     /// Digest of the artefact.
     pub digest: String,
-    /// Rows that were learned from.
+    /// Rows that were learned from; a long text is several.
     pub training_rows: usize,
-    /// Rows of those that were cut at the sequence length.
+    /// Conversations of those whose end was cut at the sequence length.
     pub cut_rows: usize,
     /// Rows that were measured with.
     pub evaluation_rows: usize,
