@@ -116,7 +116,11 @@ async fn once(
             Ok(Fetched { dir: slot.whole, files, digest, revision })
         }
         Err(error @ (SourceError::Changed { .. } | SourceError::PickleRefused { .. })) => {
-            slot.clear()?;
+            // A file that is still being written may stand in the way. That is not the cause to tell: what is left lies
+            // under no final name and under a key of its own.
+            if let Err(left) = slot.clear() {
+                tracing::debug!(%left, "an unfinished download is not removed yet");
+            }
             Err(error)
         }
         Err(error) => Err(error),

@@ -76,10 +76,11 @@ async fn a_repository_at_its_commit_and_no_token_to_the_other_host(#[case] sizes
 
 #[tokio::test]
 async fn a_cut_on_the_other_host_is_resumed_there() {
-    let h = hub(model(), true, |_| {}).await;
+    let h = hub(model(), true, |side| side.token = Some("hunter2".into())).await;
     h.store.fault(WEIGHTS, Fault::Cut(1_500_000));
-    assert_eq!(read(&h.get("hf://org/name", None).await.unwrap().dir), model());
+    assert_eq!(read(&h.get("hf://org/name", Some("hunter2")).await.unwrap().dir), model());
     assert_eq!(h.store.reads(WEIGHTS), [None, Some("bytes=1500000-".to_string())]);
+    assert!(h.store.seen().iter().all(|s| s.authorization.is_none()), "{:?}", h.store.seen());
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::model::{Files, complete, model, options, read, safetensors, sendable, write};
+use crate::server::{Fault, Server};
 
 struct Bucket {
     /// Objects are files in `<root>/models`.
@@ -189,35 +190,48 @@ async fn a_server_that_is_away_is_transient() {
     assert_eq!((error.reason(), error.is_transient()), ("Unreachable", true), "{error}");
 }
 
-/// Passes bytes on to `to`; the first connection that carries more than `limit` bytes back is cut there. Keeps what
-/// clients said.
-async fn proxy(to: String, limit: usize) -> (String, Arc<Mutex<Vec<u8>>>) {
+/// Passes bytes on to `to`; the first connection that carries more than `limit` bytes back, or `forth` bytes there, is
+/// cut, and then `cut` is run. Keeps what clients said.
+async fn proxy(
+    to: String,
+    (limit, most_forth): (usize, usize),
+    at_cut: impl FnOnce() + Send + 'static,
+) -> (String, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let said = Arc::new(Mutex::new(Vec::new()));
-    let (heard, cut) = (said.clone(), Arc::new(Mutex::new(false)));
+    let (heard, at_cut) = (said.clone(), Arc::new(Mutex::new(Some(at_cut))));
+    // Whether this connection is the one to break.
+    let breaks = move |sent: usize, limit: usize| {
+        let cut = (sent > limit).then(|| at_cut.lock().unwrap().take()).flatten();
+        cut.map(|cut| cut()).is_some()
+    };
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
-            let (server, heard, cut) = (TcpStream::connect(&to).await.unwrap(), heard.clone(), cut.clone());
-            let (mut from_client, mut to_client) = client.into_split();
-            let (mut from_server, mut to_server) = server.into_split();
-            let forth = tokio::spawn(async move {
-                let mut block = [0; 4096];
-                while let Ok(n @ 1..) = from_client.read(&mut block).await {
-                    heard.lock().unwrap().extend_from_slice(&block[..n]);
-                    to_server.write_all(&block[..n]).await.unwrap();
-                }
-            });
+            let (mut server, heard, breaks) =
+                (TcpStream::connect(&to).await.unwrap(), heard.clone(), breaks.clone());
+            let mut client = client;
             tokio::spawn(async move {
-                let (mut block, mut sent) = ([0; 4096], 0);
-                while let Ok(n @ 1..) = from_server.read(&mut block).await {
-                    sent += n;
-                    if sent > limit && !std::mem::replace(&mut *cut.lock().unwrap(), true) {
-                        forth.abort();
-                        return;
-                    }
-                    if to_client.write_all(&block[..n]).await.is_err() {
-                        return;
+                let (mut from_client, mut from_server) = ([0; 4096], [0; 4096]);
+                let (mut forth, mut back) = (0, 0);
+                loop {
+                    // Dropping both ends breaks the connection.
+                    tokio::select! {
+                        n = client.read(&mut from_client) => {
+                            let Ok(n @ 1..) = n else { return };
+                            heard.lock().unwrap().extend_from_slice(&from_client[..n]);
+                            forth += n;
+                            if breaks(forth, most_forth) || server.write_all(&from_client[..n]).await.is_err() {
+                                return;
+                            }
+                        }
+                        n = server.read(&mut from_server) => {
+                            let Ok(n @ 1..) = n else { return };
+                            back += n;
+                            if breaks(back, limit) || client.write_all(&from_server[..n]).await.is_err() {
+                                return;
+                            }
+                        }
                     }
                 }
             });
@@ -230,11 +244,54 @@ async fn proxy(to: String, limit: usize) -> (String, Arc<Mutex<Vec<u8>>>) {
 async fn a_connection_cut_in_the_middle_is_resumed() {
     let mut b = bucket().await;
     write(&b.root.path().join("models/base"), &model());
-    let (endpoint, said) = proxy(b.address.clone(), 2 << 20).await;
+    let (endpoint, said) = proxy(b.address.clone(), (2 << 20, usize::MAX), || ()).await;
     b.options.credentials = credentials(&endpoint);
     let fetched = b.get("s3://models/base").await.unwrap();
     assert_eq!(read(&fetched.dir), model());
     assert_eq!(complete(&b.options.cache), 1);
     let said = String::from_utf8_lossy(&said.lock().unwrap()).to_ascii_lowercase();
     assert!(said.contains("range: bytes="), "began anew");
+}
+
+#[tokio::test]
+async fn an_object_that_changes_between_two_ranges_is_never_mixed() {
+    let mut b = bucket().await;
+    write(&b.root.path().join("models/base"), &model());
+    let mut new = safetensors(3 << 20);
+    *new.last_mut().unwrap() ^= 0x55;
+    let (path, after) = (b.root.path().join("models/base/model.safetensors"), new.clone());
+    let replace = move || std::fs::write(path, after).unwrap();
+    let (endpoint, said) = proxy(b.address.clone(), (2 << 20, usize::MAX), replace).await;
+    b.options.credentials = credentials(&endpoint);
+    let fetched = b.get("s3://models/base/model.safetensors").await.unwrap();
+    let found = std::fs::read(fetched.file().unwrap()).unwrap();
+    assert!(found == new, "old and new bytes in one file");
+    let said = String::from_utf8_lossy(&said.lock().unwrap()).to_ascii_lowercase();
+    assert!(said.contains("if-match: \""), "the bytes that are meant are not named");
+}
+
+#[tokio::test]
+async fn an_upload_whose_connection_breaks_is_tried_again() {
+    let mut b = bucket().await;
+    write(&b.artefact(), &large());
+    let (endpoint, _) = proxy(b.address.clone(), (usize::MAX, 5 << 20), || ()).await;
+    b.options.credentials = credentials(&endpoint);
+    let digest = b.put("s3://models/jobs/one").await.unwrap();
+    assert_eq!(b.objects("jobs/one"), large());
+    assert_eq!(b.get("s3://models/jobs/one").await.unwrap().digest, digest);
+}
+
+/// A signed request would be worth something to whoever gets it.
+#[tokio::test]
+async fn a_redirect_to_another_host_is_not_followed() {
+    let (server, other) = (Server::of(Files::new()).await, Server::of(model()).await);
+    for _ in 0..20 {
+        server.fault("", Fault::Status(307, "location", format!("{}/models/base", other.url)));
+    }
+    let b = bucket().await;
+    let options = Options { credentials: credentials(&server.url), ..b.options };
+    let location = Location::parse("s3://models/base", None, None).unwrap();
+    let error = fetch(&location, &options, &|_: Update<'_>| {}, &CancellationToken::new()).await.unwrap_err();
+    assert!(!server.seen().is_empty(), "{error}");
+    assert!(other.seen().is_empty(), "{error}: {:?}", other.seen());
 }

@@ -95,18 +95,59 @@ async fn without_validators_nothing_old_is_taken_for_new() {
     assert_eq!(read(&fetched.dir)["tokenizer.json"], b"[]");
 }
 
-#[tokio::test]
-async fn a_file_that_changes_between_two_ranges_is_never_mixed() {
-    let mut new = model();
-    new.get_mut(WEIGHTS).unwrap().reverse();
+/// The model with other weights of the same size.
+fn changed() -> Files {
     let mut weights = safetensors(3 * MIB);
-    weights.last_mut().unwrap().clone_from(&0x55);
-    new.insert(WEIGHTS.into(), weights.clone());
-    let (server, cache) = (Server::of(model()).await, tempfile::tempdir().unwrap());
-    server.fault(WEIGHTS, Fault::CutAndReplace(MIB + 7, weights));
+    *weights.last_mut().unwrap() ^= 0x55;
+    Files::from_iter(model().into_iter().chain([(WEIGHTS.to_string(), weights)]))
+}
+
+#[rstest]
+#[case::by_tag(false, false)]
+#[case::by_date(true, false)]
+#[case::server_ignores_if_range(false, true)]
+#[case::server_of_dates_ignores_if_range(true, true)]
+#[tokio::test]
+async fn a_file_that_changes_between_two_ranges_is_never_mixed(
+    #[case] dates: bool,
+    #[case] ignore_if_range: bool,
+) {
+    let inner = Inner { files: Mutex::new(model()), dates, ignore_if_range, ..Inner::default() };
+    let (server, cache) = (Server::start(inner).await, tempfile::tempdir().unwrap());
+    server.fault(WEIGHTS, Fault::CutAndReplace(MIB + 7, changed()[WEIGHTS].clone()));
     let fetched = get(&at(&server), &options(cache.path())).await.unwrap();
-    assert_eq!(read(&fetched.dir), new);
+    assert!(read(&fetched.dir) == changed(), "old and new bytes in one file");
     assert_eq!(complete(cache.path()), 1);
+}
+
+/// Servers that send no validator with a range, or lose it in a proxy, must be told which bytes are wanted.
+#[rstest]
+#[case::by_tag(false, "\"")]
+#[case::by_date(true, "Thu, ")]
+#[tokio::test]
+async fn a_resumed_read_asks_for_the_same_bytes(#[case] dates: bool, #[case] begins: &str) {
+    let inner = Inner { files: Mutex::new(model()), dates, ..Inner::default() };
+    let (server, cache) = (Server::start(inner).await, tempfile::tempdir().unwrap());
+    server.fault(WEIGHTS, Fault::Cut(MIB + 7));
+    get(&at(&server), &options(cache.path())).await.unwrap();
+    let resumed = server.seen().into_iter().find(|s| s.range.as_deref() == Some("bytes=1048583-")).unwrap();
+    assert!(resumed.if_range.is_some_and(|tag| tag.starts_with(begins)));
+}
+
+#[tokio::test]
+async fn a_file_that_changed_while_nobody_read_it_is_read_anew() {
+    let (server, cache) = (Server::of(model()).await, tempfile::tempdir().unwrap());
+    server.fault(WEIGHTS, Fault::Stall(2 * MIB));
+    let stop = CancellationToken::new();
+    let progress = |update: Update<'_>| {
+        if update.file == WEIGHTS && update.done > MIB as u64 {
+            stop.cancel();
+        }
+    };
+    fetch(&at(&server), &options(cache.path()), &progress, &stop).await.unwrap_err();
+    *server.inner.files.lock().unwrap() = changed();
+    let fetched = get(&at(&server), &options(cache.path())).await.unwrap();
+    assert!(read(&fetched.dir) == changed(), "old and new bytes in one file");
 }
 
 #[tokio::test]
@@ -203,6 +244,23 @@ async fn a_redirect_gets_no_credentials() {
     assert!(server.seen().iter().all(|s| s.authorization.as_deref() == Some("Bearer hunter2")));
     let seen = other.seen();
     assert!(!seen.is_empty() && seen.iter().all(|s| s.authorization.is_none()), "{seen:?}");
+}
+
+/// The resumed read begins at the configured host again: a signed address may be over by then.
+#[tokio::test]
+async fn a_connection_cut_behind_a_redirect_is_resumed_and_the_token_stays_at_home() {
+    let (server, other) = (Server::of(model()).await, Server::of(model()).await);
+    let cache = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        server.fault(WEIGHTS, Fault::Status(302, "location", format!("{}/{WEIGHTS}", other.url)));
+    }
+    other.fault(WEIGHTS, Fault::Cut(MIB + 7));
+    let credentials = Credentials::default().with("token", "hunter2");
+    let options = Options { credentials, ..options(cache.path()) };
+    assert_eq!(read(&get(&at(&server), &options).await.unwrap().dir), model());
+    assert_eq!(other.reads(WEIGHTS), [None, Some("bytes=1048583-".to_string())]);
+    assert!(server.seen().iter().all(|s| s.authorization.as_deref() == Some("Bearer hunter2")));
+    assert!(other.seen().iter().all(|s| s.authorization.is_none()), "{:?}", other.seen());
 }
 
 #[tokio::test]
