@@ -139,27 +139,31 @@ fn measure_engine(bench: &Bench, args: &Args) -> Result<Found> {
     trained(bench, &demo, &TrainMethod::Full, Precision::F32, many, (&mut rows, &mut held))?;
     trained(bench, &demo, &lora(), Precision::F32, many, (&mut rows, &mut held))?;
     served(bench, &demo, Precision::F32, many, (&mut rows, &mut held))?;
-    for precision in [Precision::BF16, Precision::F32] {
+    // The peer's turn comes at once after ours: what else the machine does changes from minute to minute.
+    let mut peers = Vec::new();
+    let python = args.peers.then(peer::python).transpose()?;
+    let mut peer = |limits: &mut Limits, precision, work: &str| -> Result<()> {
+        let Some(python) = &python else { return Ok(()) };
+        limit(limits)?;
+        let step = ui::step(format!("torch, {precision:?}: {work}"));
+        peers.extend(peer::run(python, &bench.scratch, &q05, precision, work, few)?);
+        step.done("");
+        Ok(())
+    };
+    let both = [Precision::BF16, Precision::F32];
+    for precision in both {
         limit(&mut limits)?;
         trained(bench, &q05, &lora(), precision, few, (&mut rows, &mut held))?;
+    }
+    peer(&mut limits, Precision::F32, "train")?;
+    for precision in both {
         limit(&mut limits)?;
         served(bench, &q05, precision, few, (&mut rows, &mut held))?;
     }
-    let mut peers = Vec::new();
-    if args.peers {
-        let python = peer::python()?;
-        // Without instructions for bf16, torch takes minutes for a step of it.
-        let amx = limits.ceiling()?.bf16 > limits.ceiling()?.f32;
-        let bf16 = if amx { "train,prefill,decode" } else { "decode" };
-        for (precision, work) in
-            [(Precision::F32, "prefill,decode"), (Precision::F32, "train"), (Precision::BF16, bf16)]
-        {
-            limit(&mut limits)?;
-            let step = ui::step(format!("torch, {precision:?}: {work}"));
-            peers.extend(peer::run(&python, &bench.scratch, &q05, precision, work, few)?);
-            step.done("");
-        }
-    }
+    peer(&mut limits, Precision::F32, "prefill,decode")?;
+    // Without instructions for bf16, torch takes minutes for a step of it.
+    let amx = limits.ceiling()?.bf16 > limits.ceiling()?.f32;
+    peer(&mut limits, Precision::BF16, if amx { "train,prefill,decode" } else { "decode" })?;
     limit(&mut limits)?;
     let ceiling = limits.ceiling()?;
     let mut tables = vec![limits.table(), report::speed(&rows, &ceiling)?, report::memory(&held)];
