@@ -11,9 +11,23 @@ use kube::{
 };
 use serde_json::{Value, json};
 
+use crate::RELEASE_NAMESPACE;
+
 /// Field manager of what tests apply.
 const MANAGER: &str = "lathe-e2e";
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Last lines of each log that a failed test prints.
+const LINES: i64 = 60;
+/// Kinds whose status a failed test prints, beside pods and events.
+const EXPLAINED: [(&str, &str); 7] = [
+    ("lathe.dev/v1alpha1", "Model"),
+    ("lathe.dev/v1alpha1", "FineTuneJob"),
+    ("lathe.dev/v1alpha1", "InferenceService"),
+    ("batch/v1", "Job"),
+    ("apps/v1", "Deployment"),
+    ("v1", "PersistentVolumeClaim"),
+    ("v1", "Service"),
+];
 
 /// A client and the namespace of one test.
 #[derive(Clone)]
@@ -111,6 +125,41 @@ impl Session {
     /// # Errors
     /// It does not come to that; the text holds the last conditions.
     pub async fn wait(&self, kind: &str, name: &str, type_: &str, status: &str) -> Result<Value> {
+        let what = format!("{type_} is not {status}");
+        let settled = |object: &Value| condition(object, type_).is_some_and(|c| c["status"] == status);
+        self.until(kind, name, &what, settled).await
+    }
+
+    /// Waits until a Lathe object's condition has this status for this reason, and returns its message.
+    ///
+    /// # Errors
+    /// As [`Session::wait`].
+    pub async fn reason(
+        &self,
+        kind: &str,
+        name: &str,
+        type_: &str,
+        status: &str,
+        reason: &str,
+    ) -> Result<String> {
+        let what = format!("{type_} is not {status} for {reason}");
+        let is = |c: &Value| c["status"] == status && c["reason"] == reason;
+        let object = self.until(kind, name, &what, |object| condition(object, type_).is_some_and(is)).await?;
+        let message = condition(&object, type_).and_then(|c| c["message"].as_str());
+        Ok(message.unwrap_or_default().to_owned())
+    }
+
+    /// Waits until a Lathe object whose status is of its last generation is as `wanted` says.
+    ///
+    /// # Errors
+    /// It does not come to that: `what` is said with the last conditions.
+    pub async fn until(
+        &self,
+        kind: &str,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         let api = self.api("lathe.dev/v1alpha1", kind).await?;
         let mut last = Value::Null;
         let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -118,20 +167,20 @@ impl Session {
             if let Some(object) = api.get_opt(name).await? {
                 let object = serde_json::to_value(object)?;
                 let current = object["status"]["observedGeneration"] == object["metadata"]["generation"];
-                if current && condition(&object, type_).is_some_and(|c| c["status"] == status) {
+                if current && wanted(&object) {
                     return Ok(object);
                 }
                 last = object["status"]["conditions"].clone();
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        bail!("{kind} {name}: {type_} is not {status}; its conditions: {last:#}")
+        bail!("{kind} {name}: {what}; its conditions: {last:#}")
     }
 
     async fn explain(&self) {
         eprintln!("\n---- namespace {}", self.namespace);
-        for kind in ["Model", "FineTuneJob", "InferenceService"] {
-            let Ok(api) = self.api("lathe.dev/v1alpha1", kind).await else { continue };
+        for (api_version, kind) in EXPLAINED {
+            let Ok(api) = self.api(api_version, kind).await else { continue };
             for object in api.list(&ListParams::default()).await.into_iter().flatten() {
                 eprintln!("-- {kind} {}: {:#}", object.name_any(), object.data["status"]);
             }
@@ -142,26 +191,28 @@ impl Session {
             for event in events.list(&ListParams::default()).await.into_iter().flatten() {
                 let data = &event.data;
                 eprintln!(
-                    "-- event {} {}: {}",
-                    data["involvedObject"]["name"], data["reason"], data["message"]
+                    "-- event {} {} {}: {}",
+                    data["lastTimestamp"], data["involvedObject"]["name"], data["reason"], data["message"]
                 );
             }
         }
         eprintln!("---- operator");
-        self.explain_pods(&Api::namespaced(self.client.clone(), "lathe-system")).await;
+        self.explain_pods(&Api::namespaced(self.client.clone(), RELEASE_NAMESPACE)).await;
     }
 
     async fn explain_pods(&self, pods: &Api<Pod>) {
         for pod in pods.list(&ListParams::default()).await.into_iter().flatten() {
             let name = pod.name_any();
             let status = pod.status.unwrap_or_default();
-            eprintln!(
-                "-- pod {name}: {:?} {:?}",
-                status.phase,
-                status.container_statuses.unwrap_or_default()
-            );
-            let log = LogParams { tail_lines: Some(40), ..LogParams::default() };
-            eprintln!("{}", pods.logs(&name, &log).await.unwrap_or_default());
+            let containers = status.container_statuses.unwrap_or_default();
+            let restarted = containers.iter().any(|container| container.restart_count > 0);
+            let json = serde_json::to_string(&containers).unwrap_or_default();
+            eprintln!("-- pod {name}: {} {json}", status.phase.unwrap_or_default());
+            for previous in [true, false].into_iter().filter(|previous| !previous || restarted) {
+                let log = LogParams { tail_lines: Some(LINES), previous, ..LogParams::default() };
+                let text = pods.logs(&name, &log).await.unwrap_or_else(|error| format!("no log: {error}"));
+                eprintln!("{}{text}", if previous { "(the run before)\n" } else { "" });
+            }
         }
     }
 }

@@ -4,8 +4,12 @@
 
 mod cluster;
 mod install;
+pub mod machine;
 mod manifests;
+pub mod operator;
+pub mod serve;
+pub mod tune;
 
 pub use cluster::{Session, condition, poll};
-pub use install::{RELEASE_NAMESPACE, helm, install};
+pub use install::{RELEASE_NAMESPACE, belongings, helm, install, kubectl, uninstall};
 pub use manifests::{documents, quickstart, repository};

@@ -1,0 +1,52 @@
+//! Asking an InferenceService as its clients do.
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+use serde_json::{Value, json};
+
+use crate::{Session, quickstart};
+
+/// The quick-start's service with these adapters.
+///
+/// # Errors
+/// The quick-start cannot be read.
+pub fn service(name: &str, adapters: &[&str]) -> Result<Value> {
+    let all = quickstart()?;
+    let found = all.into_iter().find(|object| object["kind"] == "InferenceService");
+    let mut service = found.context("the quick-start has no InferenceService")?;
+    service["metadata"]["name"] = name.into();
+    let adapters: Vec<Value> = adapters.iter().map(|name| json!({"name": name})).collect();
+    service["spec"]["adapterRefs"] = adapters.into();
+    Ok(service)
+}
+
+/// Streams one chat completion of `model` from the service and returns the text.
+///
+/// # Errors
+/// It is refused (the text has the answer), or the stream has no end.
+pub async fn ask(session: &Session, service: &str, model: &str, question: &str) -> Result<String> {
+    let body = json!({"model": model, "stream": true, "temperature": 0, "max_tokens": 64,
+        "messages": [{"role": "user", "content": question}]});
+    let (status, text) = post(session, service, &body).await?;
+    ensure!(status == 200, "{status}: {text}");
+    ensure!(text.trim_end().ends_with("data: [DONE]"), "the stream does not end with [DONE]: {text}");
+    let events = text.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
+    events
+        .map(|data| {
+            let event: Value = serde_json::from_str(data)?;
+            Ok(event["choices"][0]["delta"]["content"].as_str().unwrap_or_default().to_owned())
+        })
+        .collect()
+}
+
+/// Posts a chat completion, and returns the status and body of the answer.
+///
+/// # Errors
+/// There is no answer.
+pub async fn post(session: &Session, service: &str, body: &Value) -> Result<(u16, String)> {
+    let services: Api<Service> = Api::namespaced(session.client.clone(), &session.namespace);
+    let address = services.get(service).await?.spec.and_then(|s| s.cluster_ip).context("no address")?;
+    let url = format!("http://{address}:8080/v1/chat/completions");
+    let response = reqwest::Client::new().post(url).json(body).send().await?;
+    Ok((response.status().as_u16(), response.text().await?))
+}
