@@ -1,0 +1,110 @@
+//! What is read, and what is refused by name.
+use rstest::rstest;
+
+use super::*;
+
+const MODEL: &str = "
+apiVersion: lathe.dev/v1alpha1
+kind: Model
+metadata: {name: base}
+spec: {source: {uri: pvc://data/model}}
+";
+
+fn read_text(text: &str) -> Done<Manifests> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("m.yaml");
+    std::fs::write(&file, text).unwrap();
+    read(&[file])
+}
+
+#[test]
+fn the_quick_start_is_read_and_what_is_not_ours_is_told() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/quickstart");
+    let all = read(&[folder]).unwrap();
+    assert_eq!((all.models.len(), all.jobs.len(), all.services.len()), (1, 1, 1));
+    assert_eq!(all.foreign, ["PersistentVolumeClaim quickstart", "Job quickstart-data"]);
+    assert!(all.folder.ends_with("examples/quickstart"), "{}", all.folder.display());
+}
+
+#[test]
+fn documents_that_are_empty_do_not_count() {
+    let all = read_text(&format!("---\n# nothing\n---{MODEL}---\n")).unwrap();
+    assert_eq!(all.models.len(), 1);
+}
+
+#[rstest]
+#[case::no_yaml("a: [", "m.yaml: ")]
+#[case::no_object("just text", "object 1: `apiVersion` and `kind` must be set")]
+#[case::nothing_of_ours("{apiVersion: v1, kind: Secret, metadata: {name: s}}", "no Model, FineTuneJob or InferenceService")]
+#[case::other_version("{apiVersion: lathe.dev/v9, kind: Model}", "`apiVersion` must be lathe.dev/v1alpha1 (found lathe.dev/v9)")]
+#[case::other_kind("{apiVersion: lathe.dev/v1alpha1, kind: Modell}", "`kind` must be one of")]
+#[case::a_number_for_text(
+    "{apiVersion: lathe.dev/v1alpha1, kind: Model, metadata: {name: m}, spec: {source: {uri: 3}}}",
+    "m.yaml, object 1: Model m: `spec.source.uri` must be of type string (found 3; put it in quotes)"
+)]
+#[case::a_rule(
+    "{apiVersion: lathe.dev/v1alpha1, kind: Model, metadata: {name: m}, spec: {source: {uri: 'ftp://x/y'}}}",
+    "`uri` must begin with hf://"
+)]
+#[case::misspelled(
+    "{apiVersion: lathe.dev/v1alpha1, kind: Model, metadata: {name: m}, spec: {sauce: {uri: 'pvc://a/b'}}}",
+    "`spec.sauce` is no field; allowed are"
+)]
+#[case::required(
+    "{apiVersion: lathe.dev/v1alpha1, kind: Model, metadata: {name: m}, spec: {}}",
+    "`spec.source` must be set"
+)]
+#[case::no_name("{apiVersion: lathe.dev/v1alpha1, kind: Model, spec: {source: {uri: 'pvc://a/b'}}}", "`metadata.name` must be")]
+#[case::a_bad_name(
+    "{apiVersion: lathe.dev/v1alpha1, kind: Model, metadata: {name: ../x}, spec: {source: {uri: 'pvc://a/b'}}}",
+    "`metadata.name` must be"
+)]
+fn what_is_wrong_is_named(#[case] text: &str, #[case] expected: &str) {
+    let problem = read_text(text).unwrap_err();
+    assert!(problem.message.contains(expected), "{problem}");
+    assert_eq!(problem.code, 64);
+}
+
+#[test]
+fn an_object_that_is_there_twice_is_refused() {
+    let problem = read_text(&format!("{MODEL}---{MODEL}")).unwrap_err();
+    assert!(problem.message.contains("object 2: Model base is there twice"), "{problem}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let problem = read(&["/nowhere/x.yaml".into()]).unwrap_err();
+    assert!(problem.message.contains("/nowhere/x.yaml"), "{problem}");
+}
+
+/// The same cases that the API server is asked: what it refuses by a rule, a local run refuses too.
+#[test]
+fn the_objects_that_admission_refuses_are_refused_here() {
+    let cases: Value = serde_json::from_str(include_str!("../../../api/tests/admission.json")).unwrap();
+    for (kind, object) in cases["valid"].as_object().unwrap() {
+        let checked = schema::check("lathe.dev/v1alpha1", kind, object);
+        assert!(checked.is_ok(), "{kind}: {checked:?}");
+    }
+    let fresh = cases["refused"].as_array().unwrap().iter().filter(|case| case.get("old").is_none());
+    for case in fresh {
+        let kind = case["kind"].as_str().unwrap();
+        let object = merged(&cases["valid"][kind], &case["change"]);
+        let problem = schema::check("lathe.dev/v1alpha1", kind, &object).expect_err(&case.to_string());
+        assert!(problem.message.contains(case["because"].as_str().unwrap()), "{case}\n{problem}");
+    }
+}
+
+/// RFC 7396.
+fn merged(target: &Value, patch: &Value) -> Value {
+    let Value::Object(patch) = patch else { return patch.clone() };
+    let mut result = target.as_object().cloned().unwrap_or_default();
+    for (key, change) in patch {
+        if change.is_null() {
+            result.remove(key);
+        } else {
+            let old = result.get(key).cloned().unwrap_or(Value::Null);
+            result.insert(key.clone(), merged(&old, change));
+        }
+    }
+    Value::Object(result)
+}
