@@ -1,5 +1,6 @@
-//! `cargo xtask generate`: everything in the repository that is made from the Rust types.
+//! `cargo xtask generate`: everything in the repository that is made from the Rust types and the chart.
 
+mod deploy;
 mod reference;
 mod yaml;
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use crate::{command, paths, ui};
 
-/// Writes crds/, the chart's copies and docs/reference/api.md from the Rust types.
+/// Writes crds/, the chart's copies and docs/reference/api.md from the Rust types, and deploy/ from the chart.
 #[derive(clap::Args)]
 pub struct Args {
     /// Write nothing; fail and name the files that differ.
@@ -41,7 +42,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if !stale.is_empty() {
         bail!(
-            "these files are not what the Rust types say: {}. Next: cargo xtask generate",
+            "these files are not what the Rust types and the chart say: {}. Next: cargo xtask generate",
             stale.join(", ")
         );
     }
@@ -55,7 +56,8 @@ fn files() -> Result<Vec<(PathBuf, String)>> {
     print.args(["run", "--quiet", "--package", "lathe-api", "--bin", "crds"]);
     let crds: Vec<Value> =
         serde_json::from_str(&command::run(&mut print)?).context("reading the printed CRDs")?;
-    let mut files = vec![(root.join("docs/reference/api.md"), reference::page(&crds))];
+    let mut files = deploy::files(&root, &crds)?;
+    files.push((root.join("docs/reference/api.md"), reference::page(&crds)));
     for crd in &crds {
         let name = crd["spec"]["names"]["plural"].as_str().context("a CRD without a plural name")?;
         let plain = yaml::document(crd);

@@ -1,0 +1,71 @@
+{{/* The operator's rights in every namespace that it looks after. Each verb is one that it calls; children are removed by
+     garbage collection, and without blockOwnerDeletion no right on finalizers is needed. */}}
+{{- define "lathe.namespaceRules" -}}
+# What users ask for.
+- apiGroups: [lathe.dev]
+  resources: [finetunejobs, inferenceservices]
+  verbs: [get, list, watch]
+# Models are read too; that of a finished job is made, and its lineage corrected when its gates pass after all.
+- apiGroups: [lathe.dev]
+  resources: [models]
+  verbs: [get, list, watch, create, patch]
+# What came of it.
+- apiGroups: [lathe.dev]
+  resources: [models/status, finetunejobs/status, inferenceservices/status]
+  verbs: [patch]
+# Inspection, dataset checks and training run as Jobs; suspend is a patch, an expiry or a replacement a deletion.
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+# Serving runs as a Deployment.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
+# Why a pod does not run, its address for the control channel, its last words.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
+# The contract of a pod.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, list, watch, create, patch]
+# The endpoint of a service.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, watch, create, patch]
+# The artefact volume, made on first need and never changed or deleted.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, create]
+# Replicas go one by one when nodes are drained.
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch]
+# Who may talk to the pods.
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch]
+# What happened, for people (an event that repeats is counted in the first); why a node cannot start a pod.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [list, create, patch]
+{{- end }}
+{{/* Its rights on things without a namespace. */}}
+{{- define "lathe.clusterRules" -}}
+# What models can run on.
+- apiGroups: [lathe.dev]
+  resources: [acceleratorprofiles]
+  verbs: [list, watch]
+{{- if not .Values.namespaces }}
+# The embedded catalogue, applied at start. An operator of some namespaces must not decide for the others.
+- apiGroups: [lathe.dev]
+  resources: [acceleratorprofiles]
+  verbs: [create, patch]
+{{- end }}
+{{- if .Values.readNodes }}
+# How many accelerators there are.
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [list]
+{{- end }}
+{{- end }}

@@ -1,0 +1,163 @@
+//! The chart layer: what Helm makes of the chart, for every kind of values, and the plain manifests beside it.
+
+mod flows;
+mod objects;
+mod plain;
+mod pods;
+mod rights;
+
+use anyhow::{Result, bail, ensure};
+use serde_json::Value;
+
+use crate::ui;
+use objects::{Helm, RELEASE_NAMESPACE, kinds, name, named};
+
+/// Values that are refused, and the field that the refusal names.
+const REFUSED: [(&str, &str); 11] = [
+    ("operator.replicas=many", "/operator/replicas"),
+    ("operator.replica=1", "/operator"),
+    ("operator.logFormat=xml", "/operator/logFormat"),
+    ("operator.tolerations[0].keys=gpu", "/operator/tolerations/0"),
+    ("image.tag=a:b", "/image/tag"),
+    ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
+    ("namespaces={Team}", "/namespaces/0"),
+    ("artifacts.accessMode=RWX", "/artifacts/accessMode"),
+    ("artifacts.size=big", "/artifacts/size"),
+    ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0"),
+    ("serviceMonitor.interval=soon", "/serviceMonitor/interval"),
+];
+
+type Check = fn(&Helm) -> Result<()>;
+
+const CHECKS: [(&str, Check); 6] = [
+    ("helm lint --strict", Helm::lint),
+    ("values that cannot be meant are refused, and the field is named", refusals),
+    ("two renders are equal: nothing comes from chance or from time", repeated),
+    ("every combination of values makes objects that belong together", combinations),
+    ("deploy/ has the chart's objects, for kubectl and for Kustomize", plain::same_objects),
+    ("a Kustomize overlay changes namespace and images", plain::overlay),
+];
+
+/// Runs them all.
+///
+/// # Errors
+/// Some fail: the text says what is wrong with which values.
+pub fn run() -> Result<()> {
+    let helm = Helm::new()?;
+    let mut failed = Vec::new();
+    for (what, check) in CHECKS {
+        match check(&helm) {
+            Ok(()) => ui::note(&format!("{what}: ok")),
+            Err(error) => failed.push(format!("{what}: {error:#}")),
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+fn refusals(helm: &Helm) -> Result<()> {
+    for (value, field) in REFUSED {
+        match helm.template(&[value]) {
+            Ok(_) => bail!("{value} is accepted: values.schema.json does not refuse it"),
+            Err(error) => {
+                let said = format!("{error:#}");
+                ensure!(said.contains(&format!("'{field}'")), "{value}: {field} is not named:\n{said}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn repeated(helm: &Helm) -> Result<()> {
+    ensure!(helm.template(&[])? == helm.template(&[])?, "the second render differs from the first");
+    Ok(())
+}
+
+/// What one render was asked for.
+struct Case {
+    namespaces: bool,
+    read_nodes: bool,
+    policy: bool,
+    monitor: bool,
+    replicas: i64,
+}
+
+impl Case {
+    fn all() -> Vec<Self> {
+        let of = |bits: u8| Self {
+            namespaces: bits & 1 != 0,
+            read_nodes: bits & 2 == 0,
+            policy: bits & 4 == 0,
+            monitor: bits & 8 != 0,
+            replicas: if bits & 16 == 0 { 2 } else { 1 },
+        };
+        (0..32).map(of).collect()
+    }
+
+    fn values(&self) -> Vec<String> {
+        let mut values = vec![
+            "crds.enabled=false".to_owned(),
+            format!("readNodes={}", self.read_nodes),
+            format!("networkPolicy.enabled={}", self.policy),
+            format!("serviceMonitor.enabled={}", self.monitor),
+            format!("operator.replicas={}", self.replicas),
+        ];
+        if self.namespaces {
+            values.push("namespaces={team-a,team-b}".to_owned());
+        }
+        values
+    }
+}
+
+fn combinations(helm: &Helm) -> Result<()> {
+    for case in Case::all() {
+        let values = case.values();
+        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+        let text = helm.template(&values)?;
+        let all = objects::parse(&text)?;
+        let mut wrong = rights::violations(&all, case.namespaces);
+        wrong.extend(rights::uncommented(&text));
+        wrong.extend(pods::violations(&all));
+        wrong.extend(unexpected(&case, &all));
+        if case.policy {
+            wrong.extend(flows::violations(&all));
+        }
+        ensure!(wrong.is_empty(), "with {}:\n{}", values.join(" "), wrong.join("\n"));
+    }
+    Ok(())
+}
+
+/// Objects that should be there and are not, or should not be there and are.
+fn unexpected(case: &Case, all: &[Value]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut expect = |what: &str, found: bool, wanted: bool| {
+        if found != wanted {
+            wrong.push(format!("{what}: {}", if found { "should not be there" } else { "is missing" }));
+        }
+    };
+    let has = |kind: &str| kinds(all, kind).next().is_some();
+    expect("NetworkPolicy", has("NetworkPolicy"), case.policy);
+    expect("ServiceMonitor", has("ServiceMonitor"), case.monitor);
+    expect("PodDisruptionBudget", has("PodDisruptionBudget"), case.replicas > 1);
+    let grants = |role: &str, resource: &str| {
+        named(all, "ClusterRole", role).is_some_and(|found| rights::grants(found, resource))
+    };
+    expect("the right to read nodes", grants("lathe-operator", "nodes"), case.read_nodes);
+    expect("rights in every namespace", grants("lathe-operator", "jobs"), !case.namespaces);
+    for namespace in ["team-a", "team-b"] {
+        let there = kinds(all, "Role")
+            .any(|role| role["metadata"]["namespace"] == namespace && rights::grants(role, "jobs"));
+        expect(&format!("a Role in {namespace}"), there, case.namespaces);
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for object in all {
+        let key = objects::key(object);
+        let instance = &object["metadata"]["labels"]["app.kubernetes.io/instance"];
+        expect(&format!("the release's label on {key}"), instance == objects::RELEASE, true);
+        expect(&format!("a second {key}"), !seen.insert(key.clone()), false);
+        let namespace = object["metadata"]["namespace"].as_str();
+        let ours = namespace.is_none_or(|n| n == RELEASE_NAMESPACE || n.starts_with("team-"));
+        expect(&format!("{key} ({}) in a namespace that nobody named", name(object)), !ours, false);
+    }
+    wrong
+}
