@@ -57,6 +57,8 @@ pub struct Row {
     pub rate: Figure,
     /// Cores that the process kept busy meanwhile.
     pub cores: f64,
+    /// Tokens a second if it had had all cores for itself: by the processor time that it used.
+    pub by_processor: f64,
 }
 
 /// The memory of one process.
@@ -136,7 +138,7 @@ impl Bench {
         worker.process.end()?;
         let what = if *method == TrainMethod::Full { "full training" } else { "LoRA training" };
         let rate = Figure::of(rates).context("nothing was measured")?;
-        let row = Row { model: model.name, what, precision, rate, cores };
+        let row = Row::new(model, what, precision, (rate, cores));
         Ok((row, held(model, what, precision, planned, memory)))
     }
 
@@ -185,7 +187,7 @@ impl Bench {
         let (one, eight) = (decoding(1)?, decoding(SEQUENCES)?);
         let memory = worker.process.memory();
         worker.process.end()?;
-        let row = |what, (rate, cores)| Row { model: model.name, what, precision, rate, cores };
+        let row = |what, measured| Row::new(model, what, precision, measured);
         let ready = Figure::of(vec![ready]).context("one figure")?;
         let rows = vec![
             row("prefill", reading),
@@ -197,10 +199,17 @@ impl Bench {
     }
 }
 
+impl Row {
+    fn new(model: &Model, what: &'static str, precision: Precision, (rate, cores): (Figure, f64)) -> Self {
+        let by_processor = rate.median * threads() as f64 / cores;
+        Self { model: model.name, what, precision, rate, cores, by_processor }
+    }
+}
+
 /// The row whose figure is seconds, not tokens a second.
 pub const START: &str = "start to ready";
 
-/// One run that does not count, then `runs` that do.
+/// One run that does not count, then `runs` that do; also the cores that were busy in these.
 fn measured(
     process: &Watched,
     runs: usize,

@@ -26,10 +26,14 @@ const FIGURES: [(&str, &str, &str); 5] = [
 /// The program that measures, and what it has found so far.
 pub struct Limits {
     program: PathBuf,
-    found: [Vec<f64>; FIGURES.len()],
+    /// Of each figure: by the clock, by processor time.
+    found: [[Vec<f64>; 2]; FIGURES.len()],
 }
 
-/// What shares are shares of.
+/// What shares are shares of: by the clock, and by processor time, which is what there would be if nothing else ran.
+pub type Ceilings = [Ceiling; 2];
+
+/// The limits of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ceiling {
     /// Bytes a second.
@@ -64,7 +68,9 @@ impl Limits {
     pub fn measure(&mut self) -> Result<()> {
         let said: Value = serde_json::from_str(&run(&mut Command::new(&self.program))?)?;
         for ((name, ..), found) in FIGURES.iter().zip(&mut self.found) {
-            found.extend(said[name].as_f64());
+            for (way, found) in found.iter_mut().enumerate() {
+                found.extend(said[name][way].as_f64());
+            }
         }
         Ok(())
     }
@@ -73,25 +79,33 @@ impl Limits {
     ///
     /// # Errors
     /// Nothing was measured.
-    pub fn ceiling(&self) -> Result<Ceiling> {
-        let [read, portable, avx2, avx512, amx] =
-            self.found.each_ref().map(|found| Some(Figure::of(found.clone())?.median * 1e9));
-        let f32 = [portable, avx2, avx512].into_iter().flatten().reduce(f64::max);
-        let f32 = f32.context("no limit was measured")?;
-        Ok(Ceiling { read: read.context("no limit was measured")?, f32, bf16: amx.unwrap_or(f32) })
+    pub fn ceilings(&self) -> Result<Ceilings> {
+        let of = |way: usize| -> Result<Ceiling> {
+            let [read, portable, avx2, avx512, amx] =
+                self.found.each_ref().map(|found| Some(Figure::of(found[way].clone())?.median * 1e9));
+            let f32 = [portable, avx2, avx512].into_iter().flatten().reduce(f64::max);
+            let f32 = f32.context("no limit was measured")?;
+            Ok(Ceiling { read: read.context("no limit was measured")?, f32, bf16: amx.unwrap_or(f32) })
+        };
+        Ok([of(0)?, of(1)?])
     }
 
     /// For people.
     pub fn table(&self) -> Table {
-        let mut table = Table::new("Limits of the machine", &["What", "Median (range)", "Unit"]);
+        let headings = ["What", "by the clock (range)", "by processor time (range)", "Unit"];
+        let mut table = Table::new("Limits of the machine", &headings);
         for ((_, what, unit), found) in FIGURES.iter().zip(&self.found) {
-            let shown = Figure::of(found.clone()).map_or("not present".to_owned(), |figure| figure.shown());
-            table.rows.push(vec![(*what).to_owned(), shown, (*unit).to_owned()]);
+            let shown = found.each_ref().map(|found| {
+                Figure::of(found.clone()).map_or("not present".to_owned(), |figure| figure.shown())
+            });
+            let [clock, processor] = shown;
+            table.rows.push(vec![(*what).to_owned(), clock, processor, (*unit).to_owned()]);
         }
-        let times = self.found[0].len();
-        table
-            .notes
-            .push(format!("All cores at once, measured {times} times between the other measurements."));
+        table.notes.push(format!(
+            "All cores at once, measured {} times between the other measurements. By processor time: what it would be if nothing \
+             else ran; of memory reads that is more than both cores reach together.",
+            self.found[0][0].len()
+        ));
         table
     }
 }
@@ -112,14 +126,18 @@ mod tests {
 
     #[test]
     fn without_instructions_for_bf16_its_limit_is_that_of_f32() -> Result<()> {
-        let found = [vec![20.0, 30.0, 25.0], vec![5.0], vec![180.0], vec![], vec![]];
-        let limits = Limits { program: PathBuf::new(), found };
-        let ceiling = limits.ceiling()?;
-        assert_eq!(ceiling, Ceiling { read: 25e9, f32: 180e9, bf16: 180e9 });
-        assert_eq!(limits.table().rows[4][1], "not present");
-        let found = [vec![20.0], vec![5.0], vec![180.0], vec![400.0], vec![6000.0]];
-        let ceiling = Limits { program: PathBuf::new(), found }.ceiling()?;
-        assert_eq!((ceiling.compute(Precision::F32), ceiling.compute(Precision::BF16)), (400e9, 6000e9));
+        let limits = |found: [Vec<f64>; 5]| Limits {
+            program: PathBuf::new(),
+            found: found.map(|clock| [clock.clone(), clock.iter().map(|rate| rate * 2.0).collect()]),
+        };
+        let plain = limits([vec![20.0, 30.0, 25.0], vec![5.0], vec![180.0], vec![], vec![]]);
+        let [clock, processor] = plain.ceilings()?;
+        assert_eq!(clock, Ceiling { read: 25e9, f32: 180e9, bf16: 180e9 });
+        assert_eq!(processor, Ceiling { read: 50e9, f32: 360e9, bf16: 360e9 });
+        assert_eq!(plain.table().rows[4][1], "not present");
+        let rich = limits([vec![20.0], vec![5.0], vec![180.0], vec![400.0], vec![6000.0]]);
+        let [clock, _] = rich.ceilings()?;
+        assert_eq!((clock.compute(Precision::F32), clock.compute(Precision::BF16)), (400e9, 6000e9));
         Ok(())
     }
 }

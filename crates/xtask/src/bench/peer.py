@@ -2,7 +2,8 @@
 
     python peer.py FOLDER f32|bf16 WORK,... THREADS ROW STEP_ROWS RANK PROMPT SEQUENCES RUNS ANSWER
 
-WORK is train, prefill or decode. A line is {"what": ..., "runs": [tokens/s, ...]}.
+WORK is train, prefill or decode. A line is {"what": ..., "runs": [tokens/s, ...], "by_processor": tokens/s}, the last figure by
+processor time: what it would be if nothing else ran.
 """
 
 import json
@@ -18,29 +19,44 @@ torch.set_num_threads(threads)
 dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
+class Clock:
+    """Tokens a second of each run, and of processor time over all of them."""
+
+    def __init__(self) -> None:
+        self.rates, self.tokens, self.processor = [], 0, 0.0
+
+    def begin(self) -> None:
+        self.begun = time.perf_counter(), time.process_time()
+
+    def end(self, tokens: int) -> None:
+        self.rates.append(tokens / (time.perf_counter() - self.begun[0]))
+        self.tokens += tokens
+        self.processor += time.process_time() - self.begun[1]
+
+    def tell(self, what: str) -> None:
+        by_processor = self.tokens / self.processor * threads
+        print(json.dumps({"what": what, "runs": self.rates, "by_processor": by_processor}), flush=True)
+
+
 def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     if "prefill" in work:
-        tell("prefill", *timed(prefill(model), row))
+        timed(prefill(model), row).tell("prefill")
     if "decode" in work:
-        tell("decode, batch 1", *decode(model, 1))
-        tell(f"decode, batch {sequences}", *decode(model, sequences))
+        decode(model, 1).tell("decode, batch 1")
+        decode(model, sequences).tell(f"decode, batch {sequences}")
     if "train" in work:
-        tell("LoRA training", *timed(train(model), row * step_rows))
+        timed(train(model), row * step_rows).tell("LoRA training")
 
 
-def tell(what: str, *rates: float) -> None:
-    print(json.dumps({"what": what, "runs": rates}), flush=True)
-
-
-def timed(once, tokens: int) -> list[float]:
+def timed(once, tokens: int) -> Clock:
+    clock = Clock()
     once()
-    rates = []
     for _ in range(runs):
-        begun = time.perf_counter()
+        clock.begin()
         once()
-        rates.append(tokens / (time.perf_counter() - begun))
-    return rates
+        clock.end(tokens)
+    return clock
 
 
 def prefill(model):
@@ -54,19 +70,20 @@ def prefill(model):
 
 
 @torch.inference_mode()
-def decode(model, batch: int) -> list[float]:
-    rates = []
+def decode(model, batch: int) -> Clock:
+    clock = Clock()
     for run in range(runs + 1):
         ids = torch.randint(5, model.config.vocab_size, (batch, prompt))
         out = model(ids, use_cache=True, logits_to_keep=1)
-        begun = time.perf_counter()
+        if run == 1:
+            clock = Clock()
+        clock.begin()
         for _ in range(answer - 1):
             ids = out.logits[:, -1].argmax(-1, keepdim=True)
             out = model(ids, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
         out.logits.argmax()
-        if run > 0:
-            rates.append(batch * (answer - 1) / (time.perf_counter() - begun))
-    return rates
+        clock.end(batch * (answer - 1))
+    return clock
 
 
 def train(model):

@@ -27,6 +27,8 @@ pub struct Peer {
     pub precision: Precision,
     /// Tokens a second.
     pub rate: Figure,
+    /// Tokens a second by the processor time that it used, as [`Row::by_processor`].
+    pub by_processor: f64,
     /// The most memory that its process held, in bytes.
     pub resident: u64,
 }
@@ -68,25 +70,26 @@ pub fn run(
     process.finish("torch", PATIENCE)?;
     let resident = process.memory().resident;
     lines(&std::fs::read_to_string(&log)?)
-        .map(|(what, rates)| {
+        .map(|(what, rates, by_processor)| {
             let rate = Figure::of(rates).context("the peer measured nothing")?;
-            Ok(Peer { what, precision, rate, resident })
+            Ok(Peer { what, precision, rate, by_processor, resident })
         })
         .collect()
 }
 
 /// What it told, among other things that its packages say.
-fn lines(said: &str) -> impl Iterator<Item = (String, Vec<f64>)> {
+fn lines(said: &str) -> impl Iterator<Item = (String, Vec<f64>, f64)> {
     said.lines().filter_map(|line| {
         let line: Value = serde_json::from_str(line).ok()?;
         let runs = line["runs"].as_array()?.iter().filter_map(Value::as_f64).collect();
-        Some((line["what"].as_str()?.to_owned(), runs))
+        Some((line["what"].as_str()?.to_owned(), runs, line["by_processor"].as_f64()?))
     })
 }
 
-/// Both side by side; the ratio is that of the best of each.
+/// Both side by side; ratios are those of the best of each, by the clock and by processor time.
 pub fn table(rows: &[Row], peers: &[Peer]) -> Table {
-    let headings = ["Q05", "Lathe bf16", "Lathe f32", "torch f32", "torch bf16", "best Lathe / best torch"];
+    let headings =
+        ["Q05", "Lathe bf16", "Lathe f32", "torch f32", "torch bf16", "best / best", "by processor time"];
     let mut table = Table::new("Beside torch, transformers and peft (tokens/s)", &headings);
     let mut done: Vec<&str> = Vec::new();
     for Peer { what, .. } in peers {
@@ -96,20 +99,22 @@ pub fn table(rows: &[Row], peers: &[Peer]) -> Table {
         done.push(what);
         let ours = |precision| {
             let of = |row: &&Row| row.model == "Q05" && row.what == what && row.precision == precision;
-            rows.iter().find(of).map(|row| row.rate)
+            rows.iter().find(of).map(|row| (row.rate, row.by_processor))
         };
         let theirs = |precision| {
             let of = |peer: &&Peer| peer.what == *what && peer.precision == precision;
-            peers.iter().find(of).map(|peer| peer.rate)
+            peers.iter().find(of).map(|peer| (peer.rate, peer.by_processor))
         };
         let (f32, bf16) = (Precision::F32, Precision::BF16);
         let figures = [ours(bf16), ours(f32), theirs(f32), theirs(bf16)];
-        let best =
-            |pair: &[Option<Figure>]| pair.iter().flatten().map(|figure| figure.median).reduce(f64::max);
-        let ratio = best(&figures[..2]).zip(best(&figures[2..])).map(|(ours, theirs)| ours / theirs);
+        let ratio = |of: fn(&(Figure, f64)) -> f64| {
+            let best = |some: &[Option<(Figure, f64)>]| some.iter().flatten().map(of).reduce(f64::max);
+            let ratio = best(&figures[..2]).zip(best(&figures[2..])).map(|(ours, theirs)| ours / theirs);
+            ratio.map_or("-".to_owned(), |ratio| format!("{} x", number(ratio)))
+        };
         let mut cells = vec![what.clone()];
-        cells.extend(figures.map(|figure| figure.map_or("-".to_owned(), |figure| figure.shown())));
-        cells.push(ratio.map_or("-".to_owned(), |ratio| format!("{} x", number(ratio))));
+        cells.extend(figures.map(|figure| figure.map_or("-".to_owned(), |(rate, _)| rate.shown())));
+        cells.extend([ratio(|(rate, _)| rate.median), ratio(|(_, by_processor)| *by_processor)]);
         table.rows.push(cells);
     }
     let mut memory: Vec<String> = Vec::new();
@@ -120,6 +125,7 @@ pub fn table(rows: &[Row], peers: &[Peer]) -> Table {
             memory.push(line);
         }
     }
+    table.notes.push("Ratios: the faster of Lathe's two precisions over the faster of torch's.".to_owned());
     table.notes.push(format!("torch's peak memory (VmHWM): {}.", memory.join(", ")));
     table
 }
@@ -134,8 +140,8 @@ mod tests {
 
     #[test]
     fn lines_of_figures_are_found_among_others() {
-        let said = "warning: x\n{\"what\": \"prefill\", \"runs\": [1.5, 2]}\n{\"other\": 1}\n";
-        assert_eq!(lines(said).collect::<Vec<_>>(), [("prefill".to_owned(), vec![1.5, 2.0])]);
+        let said = "warning: x\n{\"what\": \"prefill\", \"runs\": [1.5, 2], \"by_processor\": 3.0}\n{\"other\": 1}\n";
+        assert_eq!(lines(said).collect::<Vec<_>>(), [("prefill".to_owned(), vec![1.5, 2.0], 3.0)]);
     }
 
     #[test]
@@ -145,11 +151,12 @@ mod tests {
             what: "prefill",
             precision,
             rate: figure(rate),
-            cores: 2.0,
+            cores: 1.0,
+            by_processor: 2.0 * rate,
         };
-        let peer =
-            Peer { what: "prefill".into(), precision: Precision::F32, rate: figure(100.0), resident: 1 };
+        let (what, rate) = ("prefill".to_owned(), figure(100.0));
+        let peer = Peer { what, precision: Precision::F32, rate, by_processor: 100.0, resident: 1 };
         let found = table(&[row(Precision::F32, 50.0), row(Precision::BF16, 150.0)], &[peer]);
-        assert_eq!(found.rows, [["prefill", "150", "50.0", "100", "-", "1.50 x"]]);
+        assert_eq!(found.rows, [["prefill", "150", "50.0", "100", "-", "1.50 x", "3.00 x"]]);
     }
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use lathe_plan::{ModelShape, Precision, TrainMethod};
 
 use super::engine::{Held, PROMPT, ROW, Row, START, STEP_ROWS, lora};
-use super::limits::Ceiling;
+use super::limits::{Ceiling, Ceilings};
 use super::models::{demo, q05};
 use super::stats::{bytes, number, percent};
 use super::table::Table;
@@ -14,32 +14,47 @@ use super::work;
 ///
 /// # Errors
 /// The demo model's files are not what they should be.
-pub fn speed(rows: &[Row], ceiling: &Ceiling) -> Result<Table> {
-    let headings = ["Model, weights", "What", "tokens/s (range)", "share of the limit", "cores busy"];
+pub fn speed(rows: &[Row], [clock, processor]: &Ceilings) -> Result<Table> {
+    let headings = [
+        "Model, weights",
+        "What",
+        "tokens/s (range)",
+        "share of the limit",
+        "cores busy",
+        "tokens/s by processor time",
+        "share of the limit",
+    ];
     let mut table = Table::new("Training and serving", &headings);
     let demo = demo()?.shape;
     for row in rows {
         let weights = if row.precision == Precision::F32 { "f32" } else { "bf16" };
         let mut cells = vec![format!("{}, {weights}", row.model), row.what.to_owned()];
         if row.what == START {
-            cells.extend([format!("{} s", number(row.rate.median)), "-".to_owned(), "-".to_owned()]);
+            cells.push(format!("{} s", number(row.rate.median)));
+            cells.resize(headings.len(), "-".to_owned());
         } else {
             let shape = if row.model == "demo" { &demo } else { &q05() };
-            cells.extend([row.rate.shown(), share(row, shape, ceiling), number(row.cores)]);
+            cells.extend([
+                row.rate.shown(),
+                share(row, row.rate.median, shape, clock),
+                number(row.cores),
+                number(row.by_processor),
+                share(row, row.by_processor, shape, processor),
+            ]);
         }
         table.rows.push(cells);
     }
     table.notes.push(format!(
         "Training: rows of {ROW} tokens, {STEP_ROWS} a step, AdamW, no activations computed twice; LoRA of rank 16 on all seven \
          linear layers. Prefill: one prompt of {ROW} tokens (511 where the context is 512). Decode: greedy, after a prompt of \
-         {PROMPT} tokens. Serving is asked over HTTP, streamed; training is read from the worker's report."
+         {PROMPT} tokens. By processor time: the tokens a second if the worker had had all cores for itself the whole time, beside \
+         the limits by processor time. Serving is asked over HTTP, streamed; training is read from the worker's report."
     ));
     Ok(table)
 }
 
 /// Of operations for what computes, of memory reads for what decodes; of a batch the larger of both.
-fn share(row: &Row, shape: &ModelShape, ceiling: &Ceiling) -> String {
-    let rate = row.rate.median;
+fn share(row: &Row, rate: f64, shape: &ModelShape, ceiling: &Ceiling) -> String {
     let compute = |flops: f64| rate * flops / ceiling.compute(row.precision);
     let reads = |batch: f64| rate / batch * work::decode_bytes(shape, row.precision) / ceiling.read;
     // Every weight that is read is used for each sequence.
@@ -89,19 +104,19 @@ mod tests {
 
     fn row(what: &'static str, rate: f64) -> Row {
         let rate = Figure { median: rate, least: rate, most: rate, runs: 1 };
-        Row { model: "Q05", what, precision: Precision::BF16, rate, cores: 2.0 }
+        Row { model: "Q05", what, precision: Precision::BF16, rate, cores: 2.0, by_processor: 0.0 }
     }
 
     #[test]
     fn shares_are_of_what_binds() {
         let ceiling = Ceiling { read: 28e9, f32: 180e9, bf16: 180e9 };
-        let of = |what, rate| share(&row(what, rate), &q05(), &ceiling);
+        let of = |what, rate| share(&row(what, rate), rate, &q05(), &ceiling);
         assert_eq!(of("decode, batch 1", 22.7), "80 % of reads");
         // 0.988 GFLOP a token: at 182 tokens a second all multipliers are busy, and reads at 80 %.
         assert_eq!(of("decode, batch 8", 91.1), "50 % of FLOP/s");
         assert_eq!(of("prefill", 122.0), "50 % of FLOP/s");
         assert_eq!(of("LoRA training", 42.9), "50 % of FLOP/s");
         let slow = Ceiling { read: 5e9, ..ceiling };
-        assert_eq!(share(&row("decode, batch 8", 20.0), &q05(), &slow), "49 % of reads");
+        assert_eq!(share(&row("decode, batch 8", 20.0), 20.0, &q05(), &slow), "49 % of reads");
     }
 }
