@@ -105,7 +105,7 @@ impl Bench {
         effort: Effort,
     ) -> Result<(Row, Held)> {
         let folder = empty_folder(&self.scratch, "train")?;
-        models::corpus(&folder.join("rows.jsonl"), 32, ROW)?;
+        models::corpus(&folder.join("rows.jsonl"))?;
         let request = TrainRequest {
             method: method.clone(),
             weights: precision,

@@ -160,17 +160,19 @@ fn pool() -> Vec<u8> {
     (0..COUNT).flat_map(|_| ((normal().to_bits() >> 16) as u16).to_le_bytes()).collect()
 }
 
-/// Rows for training, each longer than `tokens` tokens of any tokenizer that has a token for each byte and few more.
-pub fn corpus(path: &Path, rows: usize, tokens: usize) -> Result<()> {
+/// Texts for training, each of them so many letters that it fills many rows of a training step.
+pub fn corpus(path: &Path) -> Result<()> {
+    const TEXTS: usize = 16;
+    const LETTERS: usize = 32_000;
     let mut state = 7_u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize
     };
     let mut file = BufWriter::new(File::create(path)?);
-    for _ in 0..rows {
+    for _ in 0..TEXTS {
         // No merge of a trained tokenizer makes a token of more than a few random letters.
-        let text: String = (0..tokens * 4)
+        let text: String = (0..LETTERS)
             .map(|_| if next().is_multiple_of(6) { ' ' } else { char::from(b'a' + (next() % 26) as u8) })
             .collect();
         writeln!(file, "{}", json!({ "text": text }))?;
