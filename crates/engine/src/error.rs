@@ -50,6 +50,19 @@ pub enum Error {
         /// What differs.
         what: &'static str,
     },
+    /// The environment asks for kernels that there are not, or not on this machine.
+    #[error(
+        "`LATHE_CPU` must be one of {all}, of which this machine has {here} (found `{asked}`); leave it out for the \
+         best of them"
+    )]
+    CpuLevel {
+        /// What it names.
+        asked: String,
+        /// Every level's name.
+        all: String,
+        /// Those of this machine.
+        here: String,
+    },
     /// The system gave no memory.
     #[error("no memory for `{name}` ({bytes} bytes)")]
     OutOfMemory {

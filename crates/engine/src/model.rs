@@ -31,7 +31,7 @@ impl Model {
         source: &dyn WeightSource,
         threads: usize,
     ) -> Result<Model> {
-        Model::load_on(Box::new(Cpu::new(threads, Level::detect())), shape, precision, source)
+        Model::load_on(Box::new(Cpu::new(threads, Level::detect()?)), shape, precision, source)
     }
 
     /// Loads to a given device.

@@ -146,7 +146,7 @@ fn an_interrupted_step_changes_nothing() {
 #[test]
 fn levels_agree_within_rounding() {
     let shape = llama();
-    let losses = [Level::Portable, Level::detect()].map(|level| {
+    let losses = [Level::Portable, Level::detect().expect("a level")].map(|level| {
         let device = Box::new(Cpu::new(1, level));
         let model = Model::load_on(device, &shape, Precision::F32, &common::Noise(shape.clone())).unwrap();
         let plan = plan_training(&shape, &request(&TrainMethod::Full, Precision::F32)).unwrap();

@@ -136,7 +136,7 @@ fn products_are_their_formulas(
 #[test]
 fn the_loss_can_split_the_vocabulary() {
     let (rows, vocab, cut) = (5, 45, 19);
-    let mut cpu = cpu(1, Level::detect());
+    let mut cpu = cpu(1, Level::detect().expect("a level"));
     let logits = random(7, rows * vocab).iter().map(|x| 5.0 * x).collect::<Vec<f32>>();
     let targets = cpu.alloc("test", Element::U32, rows).unwrap();
     cpu.write(targets, Data::U32(&[0, 18, 19, 44, 30]));
@@ -202,7 +202,7 @@ fn the_loss_can_split_the_vocabulary() {
 #[test]
 fn dropout_keeps_the_mean_and_drops_its_share() {
     let (rows, width, rate) = (50, 203, 0.3);
-    let mut cpu = cpu(2, Level::detect());
+    let mut cpu = cpu(2, Level::detect().expect("a level"));
     let x = put(&mut cpu, &vec![1.0; rows * width]);
     let y = put(&mut cpu, &vec![0.0; rows * width]);
     let seeds = cpu.alloc("test", Element::U64, 2).unwrap();

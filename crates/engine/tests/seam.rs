@@ -16,7 +16,7 @@ use rstest::rstest;
 
 fn recorded() -> (Model, Arc<Mutex<Vec<Event>>>) {
     let shape = qwen();
-    let (device, events) = Recorder::new(Cpu::new(1, Level::detect()));
+    let (device, events) = Recorder::new(Cpu::new(1, Level::detect().expect("a level")));
     (Model::load_on(Box::new(device), &shape, Precision::F32, &Noise(shape.clone())).unwrap(), events)
 }
 

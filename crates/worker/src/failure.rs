@@ -165,6 +165,7 @@ impl From<lathe_engine::Error> for Halt {
                 ("DoesNotFit", "give the pod more memory, or choose a smaller `sequenceLength` or LoRA")
             }
             Error::Plan(_) => ("InvalidSettings", "correct that field"),
+            Error::CpuLevel { .. } => ("InvalidSettings", "correct or remove that environment variable"),
             Error::NotFinite { .. } => (
                 "NonFiniteLoss",
                 "lower `training.learningRate` or raise `training.warmup`, and look at the rows of that step",

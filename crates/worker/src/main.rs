@@ -75,7 +75,8 @@ fn main() -> ExitCode {
         Command::Inspect(paths) => ("inspect", paths),
         Command::CheckData(paths) => ("check-data", paths),
     };
-    let code = match read_contract(&paths.contract).and_then(|contract| matching(contract, name)) {
+    let contract = read_contract(&paths.contract).and_then(|contract| matching(contract, name));
+    let code = match contract.and_then(runnable) {
         Ok(contract) => run(contract, paths, serve_addr),
         Err(halt) => {
             let outcome = summary::outcome(Err(halt), None);
@@ -169,6 +170,12 @@ fn matching(contract: Contract, name: &str) -> Done<Contract> {
     }
     let cause = format!("the contract's task is `{asked}`, the command is `{name}`");
     Err(Halt::user("InvalidContract", cause, "run the command that the contract is for"))
+}
+
+/// Refuses a machine that is told wrongly before hours are spent on fetching.
+fn runnable(contract: Contract) -> Done<Contract> {
+    lathe_engine::device::cpu::Level::detect()?;
+    Ok(contract)
 }
 
 /// `RUST_LOG` chooses what is told (default `info`), `LATHE_LOG=json` how.

@@ -130,6 +130,19 @@ fn a_loss_that_is_no_number_names_the_step_and_the_cure() {
 }
 
 #[test]
+fn kernels_that_there_are_not_are_named_before_anything_is_fetched() {
+    let world = World::new();
+    let task = Task::Train(Box::new(world.train_task()));
+    let ended = world.start_in(task, &[("LATHE_CPU", "avx9")]).end();
+    assert!(!ended.log.contains("fetching"), "{}", ended.log);
+    let message = ended.refused("InvalidSettings");
+    assert!(
+        message.contains("`LATHE_CPU` must be one of portable, ") && message.contains("`avx9`"),
+        "{message}"
+    );
+}
+
+#[test]
 fn an_adapter_of_another_base_is_refused() {
     let world = World::new();
     let trained = world.trained(world.train_task());

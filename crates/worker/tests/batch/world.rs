@@ -110,6 +110,11 @@ impl World {
     }
 
     pub fn start(&self, task: Task) -> Running {
+        self.start_in(task, &[])
+    }
+
+    /// Starts the worker with these variables in its environment.
+    pub fn start_in(&self, task: Task, environment: &[(&str, &str)]) -> Running {
         let name = match &task {
             Task::Train(_) => "train",
             Task::Serve(_) => "serve",
@@ -135,10 +140,14 @@ impl World {
         };
         let path = self.dir.path().join("contract.json");
         fs::write(&path, serde_json::to_vec(&contract).expect("json")).expect("contract");
-        self.start_with(name, &path)
+        self.launch(name, &path, environment)
     }
 
     pub fn start_with(&self, name: &str, contract: &Path) -> Running {
+        self.launch(name, contract, &[])
+    }
+
+    fn launch(&self, name: &str, contract: &Path, environment: &[(&str, &str)]) -> Running {
         let summary = self.dir.path().join("summary.json");
         let _ = fs::remove_file(&summary);
         let mut child = Command::new(env!("CARGO_BIN_EXE_lathe-worker"))
@@ -148,6 +157,7 @@ impl World {
             .arg("--summary")
             .arg(&summary)
             .env_remove("RUST_LOG")
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the worker starts");

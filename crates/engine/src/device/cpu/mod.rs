@@ -37,13 +37,34 @@ pub enum Level {
 }
 
 impl Level {
-    /// The best that this machine has, or less where `LATHE_CPU` asks for it (`portable`, `avx2`).
-    pub fn detect() -> Level {
-        let best = Level::best();
-        match std::env::var("LATHE_CPU").as_deref() {
-            Ok("portable") => Level::Portable,
-            _ => best,
+    /// All of them, the simplest first.
+    pub const ALL: [Level; 2] = [Level::Portable, Level::Avx2];
+
+    /// The best that this machine has, or the one that the environment variable `LATHE_CPU` names.
+    ///
+    /// # Errors
+    /// [`Error::CpuLevel`] where it names none, or one that this machine lacks.
+    pub fn detect() -> Result<Level> {
+        let asked = std::env::var_os("LATHE_CPU").unwrap_or_default();
+        Level::choose(&asked.to_string_lossy(), Level::best())
+    }
+
+    /// The level of this name, of a machine that has all up to `best`; `best` where the name is empty.
+    fn choose(asked: &str, best: Level) -> Result<Level> {
+        if asked.is_empty() {
+            return Ok(best);
         }
+        let here = || Level::ALL.into_iter().filter(|level| *level <= best);
+        here().find(|level| level.name() == asked).ok_or_else(|| {
+            let names = |levels: &mut dyn Iterator<Item = Level>| {
+                levels.map(Level::name).collect::<Vec<_>>().join(", ")
+            };
+            Error::CpuLevel {
+                asked: asked.chars().take(40).flat_map(char::escape_debug).collect(),
+                all: names(&mut Level::ALL.into_iter()),
+                here: names(&mut here()),
+            }
+        })
     }
 
     fn best() -> Level {
@@ -232,5 +253,29 @@ impl Device for Cpu {
 
     fn threads(&self) -> usize {
         self.threads
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::nothing("", Level::Avx2, Some(Level::Avx2))]
+    #[case::less("portable", Level::Avx2, Some(Level::Portable))]
+    #[case::the_best("avx2", Level::Avx2, Some(Level::Avx2))]
+    #[case::more_than_there_is("avx2", Level::Portable, None)]
+    #[case::unknown("avx512", Level::Avx2, None)]
+    #[case::another_case("AVX2", Level::Avx2, None)]
+    fn a_level_is_asked_for_by_name(#[case] asked: &str, #[case] best: Level, #[case] chosen: Option<Level>) {
+        let found = Level::choose(asked, best);
+        if let Err(error) = &found {
+            let here = if best == Level::Avx2 { "portable, avx2" } else { "portable" };
+            let text =
+                format!("must be one of portable, avx2, of which this machine has {here} (found `{asked}`)");
+            assert!(error.to_string().contains(&text), "{error}");
+        }
+        assert_eq!(found.ok(), chosen);
     }
 }
