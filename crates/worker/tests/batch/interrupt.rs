@@ -8,7 +8,7 @@ use std::process::Command;
 use lathe_contract::{Outcome, Phase, Report, Task, TrainTask};
 use rstest::rstest;
 
-use crate::world::{World, source};
+use crate::world::{World, chats, source};
 
 fn train(task: &TrainTask) -> Task {
     Task::Train(Box::new(task.clone()))
@@ -40,6 +40,7 @@ fn a_killed_run_goes_on_and_makes_the_same_bytes() {
 }
 
 #[rstest]
+#[case::loading("phase=Loading")]
 #[case::measuring_the_base("EvaluatingBefore")]
 #[case::training("checkpoint written step=3")]
 #[case::measuring_the_result("EvaluatingAfter")]
@@ -58,6 +59,45 @@ fn sigterm_in_any_phase_saves_and_the_next_pod_makes_the_same_bytes(#[case] mome
         assert!(half.iter().all(|name| name.starts_with('.')), "{half:?}");
     }
     assert_eq!(world.trained(task).digest, undisturbed());
+}
+
+/// Held-out rows that take a while to measure: the signal is heard among them.
+fn long_exam(world: &World) {
+    fs::write(world.path("test.jsonl"), chats(100..900)).expect("rows");
+}
+
+#[test]
+fn sigterm_while_the_base_is_measured_ends_at_once_and_loses_nothing_of_the_training() {
+    let world = World::new();
+    long_exam(&world);
+    let task = world.train_task();
+    let mut running = world.start(train(&task));
+    running.wait_for("phase=EvaluatingBefore");
+    running.signal("TERM");
+    let ended = running.end();
+    ended.stopped();
+    assert!(!ended.log.contains("phase=Training"), "{}", ended.log);
+    world.trained(task);
+}
+
+#[test]
+fn sigterm_while_the_result_is_measured_keeps_the_trained_weights() {
+    let world = World::new();
+    long_exam(&world);
+    let task = world.train_task();
+    let mut running = world.start(train(&task));
+    running.wait_for("phase=EvaluatingAfter");
+    running.signal("TERM");
+    let ended = running.end();
+    ended.stopped();
+    let Some(Outcome::Stopped { progress: Some(progress) }) = &ended.outcome else { panic!("no progress") };
+    assert_eq!((progress.step, progress.checkpoint_step), (12, 12));
+    assert!(!ended.log.contains("phase=Saving"), "{}", ended.log);
+    assert_eq!(world.names("artefacts"), Vec::<String>::new());
+    let resumed = world.train(task);
+    assert!(resumed.log.contains("going on from a checkpoint step=12"), "{}", resumed.log);
+    assert!(!resumed.log.contains("checkpoint written"), "trained again: {}", resumed.log);
+    assert_eq!(resumed.trained().progress.lost_steps, 0);
 }
 
 #[test]
