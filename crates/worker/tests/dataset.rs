@@ -301,3 +301,47 @@ fn held_out_rows_are_chosen_by_content_and_never_leak() {
     assert_eq!(hold_out(rows(&[1, 2, 3]), 0.0001, 1).1.len(), 1);
     assert_eq!(hold_out(rows(&[1, 1]), 0.5, 1).1.len(), 0);
 }
+
+/// Whatever bytes a file has: rows, problems with their lines, or one cause. Seeded, so that a failure can be repeated.
+#[test]
+fn changed_bytes_are_rows_or_problems() {
+    let model = Model::new("byte-level.json", TEMPLATE);
+    let rows = [CHAT, r#"{"prompt":"the \u00e9","completion":" cat"}"#, r#"{"text":"the cat\n"}"#];
+    let pieces: [&[u8]; 10] =
+        [b"\"", b"{", b"}", b"[", b"]", b"\n", b"null", b"\\ud800", b"\xff", b"\xef\xbb\xbf"];
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut below = |most: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % most.max(1)
+    };
+    let (mut fine, mut wrong) = (0, 0);
+    for round in 0..3_000 {
+        let mut bytes = [rows[round % 3], rows[round % 3], ""].join("\n").into_bytes();
+        for _ in 0..=below(3) {
+            let (at, piece) = (below(bytes.len()), pieces[below(pieces.len())]);
+            match below(4) {
+                0 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = below(256) as u8),
+                1 => drop(bytes.splice(at..at, piece.iter().copied())),
+                2 => drop(bytes.splice(at..(at + 1 + below(8)).min(bytes.len()), [])),
+                _ => bytes.truncate(at.max(1)),
+            }
+        }
+        let Ok(dataset) = parse(&bytes, DatasetFormat::Auto) else { continue };
+        assert_eq!(dataset.problems.len(), dataset.bad_rows.min(20));
+        fine += dataset.rows.len();
+        wrong += dataset.bad_rows;
+        for row in &dataset.rows {
+            let encoder = model.encoder(16);
+            if let Ok(encoded) = encoder.encode(&row.example) {
+                assert!(
+                    encoded
+                        .rows
+                        .iter()
+                        .all(|row| row.tokens.len() <= 16 && row.tokens.len() == row.weights.len())
+                );
+            }
+            let _ = encoder.question(&row.example);
+        }
+    }
+    assert!(fine > 1_000 && wrong > 500, "{fine} rows, {wrong} problems");
+}

@@ -175,3 +175,68 @@ fn depth_costs_no_stack(#[case] field: &str, #[case] code: &str) {
     let body = format!("{{\"model\": \"m\", \"{field}\": {deep}}}");
     assert_eq!(chat(body.as_bytes(), CONTEXT).expect_err("refused").code, Some(code));
 }
+
+#[test]
+fn long_lists_are_refused_by_their_length() {
+    for (field, length) in [("stop", 1_000_000), ("messages", 1_000_000)] {
+        let list = vec!["\"x\""; length].join(",");
+        let body = format!(
+            "{{\"model\": \"m\", \"messages\": [{{\"role\": \"user\", \"content\": \"x\"}}], \"{field}\": [{list}]}}"
+        );
+        // Of two fields of one name the second is refused, so the list stands alone.
+        let body =
+            if field == "messages" { format!("{{\"model\": \"m\", \"messages\": [{list}]}}") } else { body };
+        let error = chat(body.as_bytes(), CONTEXT).expect_err("refused");
+        assert_eq!((error.param.as_deref(), error.code), (Some(field), Some("array_above_max_length")));
+    }
+}
+
+/// Whatever bytes come: an answer within bounds, or a refusal that is the client's fault. Seeded, so that a failure can
+/// be repeated.
+#[test]
+fn changed_bytes_are_an_answer_or_a_refusal() {
+    let bodies = [
+        json!({"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "h\u{e9}\n"}]}],
+            "temperature": 0.5, "top_p": 0.9, "top_k": -1, "seed": -3, "stop": ["a", "b"], "max_completion_tokens": 9,
+            "stream": true, "stream_options": {"include_usage": true}, "n": 1, "logit_bias": {}}),
+        json!({"model": "m", "prompt": [[1, 2, 3]], "max_tokens": 4, "stop": "x", "ignore_eos": true, "echo": false}),
+    ];
+    let pieces: [&[u8]; 12] =
+        [b"\"", b"{", b"}", b"[", b"]", b",", b":", b"null", b"1e999", b"-0", b"\\ud800", b"\xff\xfe"];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |most: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % most.max(1)
+    };
+    let mut answered = 0;
+    for round in 0..20_000 {
+        let mut body = bodies[round % 2].to_string().into_bytes();
+        for _ in 0..=below(3) {
+            let (at, piece) = (below(body.len()), pieces[below(pieces.len())]);
+            match below(4) {
+                0 => body.iter_mut().skip(at).take(1).for_each(|byte| *byte = below(256) as u8),
+                1 => drop(body.splice(at..at, piece.iter().copied())),
+                2 => drop(body.splice(at..(at + 1 + below(8)).min(body.len()), [])),
+                _ => body.truncate(at.max(1)),
+            }
+        }
+        let read = if round % 2 == 0 { chat(&body, CONTEXT) } else { completion(&body, CONTEXT) };
+        match read {
+            Ok(Request { settings, .. }) => {
+                answered += 1;
+                assert!(
+                    (0.0..=2.0).contains(&settings.temperature)
+                        && settings.top_p > 0.0
+                        && settings.top_p <= 1.0
+                );
+                assert!(settings.max_tokens.is_none_or(|tokens| (1..=CONTEXT).contains(&tokens)));
+                assert!(settings.stop.len() <= 4 && settings.stop.iter().all(|stop| !stop.is_empty()));
+            }
+            Err(error) => {
+                assert_eq!(error.status.as_u16(), 400, "{}: {error:?}", String::from_utf8_lossy(&body))
+            }
+        }
+    }
+    // Changes inside of texts and numbers are answered, the others are not: both are tried.
+    assert!((1_000..19_000).contains(&answered), "{answered}");
+}
