@@ -138,7 +138,7 @@ pub fn hyper(task: &TrainTask, steps: u64) -> Hyper {
 pub struct Identity {
     /// Of the trained weights: base, rows, method and numbers.
     pub run: String,
-    /// Of the whole job: that, and how it is measured.
+    /// Of the whole job: that, and what is measured. Gates judge it later and change nothing of it.
     pub inputs: String,
 }
 
@@ -151,7 +151,7 @@ impl Identity {
         let input = &task.dataset;
         let run =
             hash(&(1, base_digest, dataset_digest, (input.format, input.holdout), &task.method, &training));
-        let inputs = hash(&(&run, &task.evaluation));
+        let inputs = hash(&(&run, &task.evaluation.metrics));
         Identity { run, inputs }
     }
 }
@@ -192,7 +192,8 @@ mod tests {
     #[case::seed("/training/seed", json!(2), false, false)]
     #[case::rank("/method/lora/rank", json!(8), false, false)]
     #[case::holdout("/dataset/holdout", json!(0.2), false, false)]
-    #[case::gates("/evaluation/gates", json!([{"metric": "BLEU", "atLeast": 1.0}]), true, false)]
+    #[case::gates("/evaluation/gates", json!([{"metric": "BLEU", "atLeast": 1.0}]), true, true)]
+    #[case::metrics("/evaluation/metrics", json!(["BLEU"]), true, false)]
     #[case::passes_of_a_step("/training/microBatchTokens", json!(32), true, true)]
     #[case::attempt("/attempt", json!(2), true, true)]
     #[case::place("/base/source/uri", json!("pvc://data/y"), true, true)]
