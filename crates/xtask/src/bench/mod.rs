@@ -101,7 +101,7 @@ pub fn run(args: &Args) -> Result<()> {
         found.loads[0] = load;
         found.tables.iter().for_each(|table| println!("\n{}", table.text()));
         if args.write {
-            page::write(&machine, &found)?;
+            page::write(&machine, args.quick, &found)?;
         }
         all.push(found);
     }

@@ -15,20 +15,21 @@ const PAGE: &str = "docs/benchmarks.md";
 ///
 /// # Errors
 /// The page cannot be read or written, or has no such marks.
-pub fn write(machine: &Machine, found: &Found) -> Result<()> {
+pub fn write(machine: &Machine, quick: bool, found: &Found) -> Result<()> {
     let path = paths::repository().join(PAGE);
     let page = fs::read_to_string(&path).with_context(|| format!("cannot read {PAGE}"))?;
-    let mut text = about(machine, found.loads);
+    let mut text = about(machine, quick, found.loads);
     found.tables.iter().for_each(|table| text.push_str(&table.markdown()));
     let page = between(&page, found.part, &text)
         .with_context(|| format!("{PAGE} has no marks `<!-- {0} -->` and `<!-- /{0} -->`", found.part))?;
     fs::write(&path, page).with_context(|| format!("cannot write {PAGE}"))
 }
 
-fn about(machine: &Machine, [before, after]: [f64; 2]) -> String {
+fn about(machine: &Machine, quick: bool, [before, after]: [f64; 2]) -> String {
     let Machine { processor, cores, memory, features, date, commit } = machine;
+    let runs = if quick { ", with few runs (`--quick`)" } else { "" };
     format!(
-        "Measured {date} at commit {commit} on {processor}, {cores} cores ({}), {} of memory. Load average of the machine \
+        "Measured {date}{runs} at commit {commit} on {processor}, {cores} cores ({}), {} of memory. Load average of the machine \
          before: {before:.1}, after: {after:.1} (the measurements themselves make up to {cores}; what is above was other work).\n\n",
         features.join(", "),
         bytes(*memory),
