@@ -25,18 +25,18 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
-# The contract of a pod.
+# The contract of a pod; that of an earlier revision goes when no pod reads it any more.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [get, list, watch, create, patch]
+  verbs: [list, watch, create, patch, delete]
 # The endpoint of a service.
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, watch, create, patch]
-# The artefact volume, made on first need and never changed or deleted.
+# The artefact volume, made on first need and never changed or deleted; which volumes one node alone can mount.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get, create]
+  verbs: [get, list, watch, create]
 # Replicas go one by one when nodes are drained.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]

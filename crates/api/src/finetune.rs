@@ -27,7 +27,7 @@ use crate::{
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.baseModelRef == oldSelf.baseModelRef && self.dataset == oldSelf.dataset && self.objective == oldSelf.objective && self.trainable == oldSelf.trainable && self.training == oldSelf.training && self.checkpoint == oldSelf.checkpoint && self.evaluation == oldSelf.evaluation && self.output == oldSelf.output")
-    .message("a job must not change but for `suspend`, `budget`, `ttlSecondsAfterFinished` and `accelerator.profiles`; make a new FineTuneJob"))]
+    .message("a job must not change but for `suspend`, `budget`, `ttlSecondsAfterFinished` `accelerator.profiles` and `accelerator.fallbackAfter`; make a new FineTuneJob"))]
 #[x_kube(validation = Rule::new("has(self.pod) == has(oldSelf.pod) && (!has(self.pod) || self.pod == oldSelf.pod)")
     .message("`pod` must not change; make a new FineTuneJob").field_path(".pod"))]
 #[x_kube(validation = Rule::new("!has(self.evaluation.gates) || self.evaluation.gates.all(g, g.metric in self.evaluation.metrics)")
@@ -286,6 +286,8 @@ fn seed() -> i64 {
 /// How progress is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.destination) || !has(self.destination.digest)")
+    .message("`destination.digest` must be absent: nothing is there yet").field_path(".destination.digest"))]
 #[x_kube(validation = Rule::new("!has(self.destination) || self.destination.uri.startsWith('pvc://')")
     .message("`destination.uri` must begin with pvc://, since checkpoints are written where they can be renamed").field_path(".destination.uri"))]
 pub struct CheckpointSpec {
@@ -339,8 +341,10 @@ fn metrics() -> Vec<Metric> {
 }
 
 /// On what it runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.strategy == oldSelf.strategy && self.capacityType == oldSelf.capacityType && has(self.count) == has(oldSelf.count) && (!has(self.count) || self.count == oldSelf.count)")
+    .message("`accelerator` must not change but for `profiles` and `fallbackAfter`; make a new FineTuneJob"))]
 pub struct AcceleratorRequest {
     /// AcceleratorProfiles that may be used; empty: any that fits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -349,6 +353,10 @@ pub struct AcceleratorRequest {
     /// How one of them is chosen.
     #[serde(default)]
     pub strategy: AcceleratorStrategy,
+    /// How long a first pod may find no room before the next profile that fits is tried; absent: for ever. A job whose pod has
+    /// run keeps its profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback_after: Option<Duration>,
     /// Nodes of which capacity type may be used.
     #[serde(default)]
     pub capacity_type: CapacityType,
@@ -399,6 +407,8 @@ pub struct Budget {
 /// What is made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.destination) || !has(self.destination.digest)")
+    .message("`destination.digest` must be absent: the result's digest is in its Model").field_path(".destination.digest"))]
 #[x_kube(validation = Rule::new("!has(self.destination) || self.destination.uri.startsWith('pvc://') || self.destination.uri.startsWith('s3://')")
     .message("`destination.uri` must begin with pvc:// or s3://").field_path(".destination.uri"))]
 pub struct OutputSpec {
@@ -433,6 +443,10 @@ pub struct FineTuneJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub attempt: Option<i32>,
+    /// Profiles that were given up, since no pod found room there within `accelerator.fallbackAfter`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 253)), extend("x-kubernetes-list-type" = "set"))]
+    pub passed_over: Vec<String>,
     /// Start of the first pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,

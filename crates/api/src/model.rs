@@ -25,8 +25,8 @@ use crate::{Decimal, Location, Metric, NameRef, conditions};
     .message("`source` must not change; make a new Model, so that lineage stays true").field_path(".source"))]
 #[x_kube(validation = Rule::new("has(self.adapterOf) == has(oldSelf.adapterOf) && (!has(self.adapterOf) || self.adapterOf == oldSelf.adapterOf)")
     .message("`adapterOf` must not change; make a new Model").field_path(".adapterOf"))]
-#[x_kube(validation = Rule::new("has(self.derivedFrom) == has(oldSelf.derivedFrom) && (!has(self.derivedFrom) || self.derivedFrom == oldSelf.derivedFrom)")
-    .message("`derivedFrom` must not change; it is written by the job that made the model").field_path(".derivedFrom"))]
+#[x_kube(validation = Rule::new("has(self.derivedFrom) == has(oldSelf.derivedFrom)")
+    .message("`derivedFrom` must not come or go; it is written by the job that made the model").field_path(".derivedFrom"))]
 pub struct ModelSpec {
     /// Where the files are, in Hugging Face layout.
     pub source: Location,
@@ -54,8 +54,12 @@ pub struct LicenseSpec {
 }
 
 /// Lineage of a model that a job made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.job == oldSelf.job && self.base == oldSelf.base && has(self.datasetDigest) == has(oldSelf.datasetDigest) && (!has(self.datasetDigest) || self.datasetDigest == oldSelf.datasetDigest) && has(self.inputsHash) == has(oldSelf.inputsHash) && (!has(self.inputsHash) || self.inputsHash == oldSelf.inputsHash)")
+    .message("`derivedFrom` must not change but for `failedGates`; it is written by the job that made the model"))]
+#[x_kube(validation = Rule::new("!has(self.failedGates) || (has(oldSelf.failedGates) && self.failedGates == oldSelf.failedGates)")
+    .message("`failedGates` must not change; remove it to use the model all the same").field_path(".failedGates"))]
 pub struct DerivedFrom {
     /// Name of the FineTuneJob.
     #[schemars(length(min = 1, max = 253))]
@@ -71,6 +75,11 @@ pub struct DerivedFrom {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 16, max = 64), regex(pattern = r"^[0-9a-f]+$"))]
     pub inputs_hash: Option<String>,
+    /// Gates of that job that the model did not pass, with their numbers. While they stand here the model is not Ready, so
+    /// that nothing serves it by accident; whoever wants to use it all the same removes the field.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 512)), extend("x-kubernetes-list-type" = "atomic"))]
+    pub failed_gates: Vec<String>,
 }
 
 /// What happens to the files of a deleted Model.
@@ -124,6 +133,10 @@ pub struct ModelStatus {
     /// True where that licence asks for acceptance.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub license_needs_acceptance: bool,
+    /// Rank of an adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub rank: Option<i32>,
     /// The numbers of `config.json` from which memory and time are planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<ShapeStatus>,

@@ -49,8 +49,17 @@ pub fn serve(service: &str) -> String {
     format!("{service}-serve")
 }
 
+/// ConfigMap with the contract of an InferenceService's pods of one revision, which `checksum` tells from all others: a roll-out
+/// changes nothing under the pods that run.
+#[must_use]
+pub fn serve_contract(service: &str, checksum: &str) -> String {
+    let revision: String = checksum.chars().take(10).collect();
+    format!("{}-{revision}", contract(&serve(service)))
+}
+
 /// `base` + `suffix` in at most 63 characters: a longer base is cut and told apart by a hash of the whole.
-fn bounded(base: &str, suffix: &str) -> String {
+#[must_use]
+pub fn bounded(base: &str, suffix: &str) -> String {
     if base.len() + suffix.len() <= 63 {
         return format!("{base}{suffix}");
     }

@@ -91,6 +91,13 @@ impl Quantity {
     /// Whole units (bytes, cores rounded up).
     #[must_use]
     pub fn value(&self) -> Option<i64> {
+        let value = self.amount()?.ceil();
+        (value <= 9.007_199_254_740_992e15).then_some(value as i64)
+    }
+
+    /// The number with its suffix applied.
+    #[must_use]
+    pub fn amount(&self) -> Option<f64> {
         let split = self.0.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(self.0.len());
         let number: f64 = self.0.get(..split)?.parse().ok()?;
         let scale = match self.0.get(split..)? {
@@ -106,8 +113,7 @@ impl Quantity {
             "Ti" => 1024.0_f64.powi(4),
             _ => return None,
         };
-        let value = (number * scale).ceil();
-        (value <= 9.007_199_254_740_992e15).then_some(value as i64)
+        Some(number * scale)
     }
 }
 
@@ -130,6 +136,10 @@ pub struct NameRef {
     .message("`uri` must not contain `..`").field_path(".uri"))]
 #[x_kube(validation = Rule::new("!self.uri.matches('^[a-z0-9]+://[^/]*@') || self.uri.startsWith('hf://')")
     .message("`uri` must not hold a user name or password; put them into the Secret of `secretRef`").field_path(".uri"))]
+#[x_kube(validation = Rule::new("!has(self.revision) || self.uri.startsWith('hf://')")
+    .message("`revision` must be absent but for hf://; pin other files by `digest`").field_path(".revision"))]
+#[x_kube(validation = Rule::new("!has(self.secretRef) || !self.uri.startsWith('pvc://')")
+    .message("`secretRef` must be absent for pvc://, which needs no credentials").field_path(".secretRef"))]
 pub struct Location {
     /// Address: `hf://org/name`, `s3://bucket/prefix`, `pvc://claim/path` or `https://host/path`.
     #[schemars(length(min = 6, max = 1024), regex(pattern = r"^[!-~]+$"))]

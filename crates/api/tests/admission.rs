@@ -51,6 +51,16 @@ fn valid_objects_are_accepted_and_may_be_applied_again() {
 }
 
 #[test]
+fn what_may_change_may_change() {
+    let (cases, schemas) = (cases(), schemas());
+    for case in cases["accepted"].as_array().expect("list") {
+        let kind = case["kind"].as_str().expect("kind");
+        let old = merged(&cases["valid"][kind], &case["old"]);
+        assert_eq!(refusals(&schemas[kind], &merged(&old, &case["change"]), Some(&old)), [""; 0], "{case}");
+    }
+}
+
+#[test]
 fn each_bad_object_is_refused_for_its_own_reason() {
     let (cases, schemas) = (cases(), schemas());
     for case in cases["refused"].as_array().expect("list") {

@@ -16,10 +16,10 @@ pub use report::{
     ModelShapeReport, Outcome, Phase, Report, ReportError, Score, Summary, TrainProgress, WeightBytes,
 };
 pub use task::{
-    CONTRACT_VERSION, CheckDataTask, CheckpointPolicy, Contract, DatasetFormat, DatasetInput, EvaluateTask,
-    EvaluationPolicy, Gate, InspectTask, LoraSettings, Metric, ModelInput, Mounts, ObjectRef, OutputTarget,
-    Precision, Schedule, ServeTask, ServedAdapter, SourceRef, Task, TrainMethod, TrainTask, TrainingSettings,
-    Trust,
+    AdapterRoom, CONTRACT_VERSION, CheckDataTask, CheckpointPolicy, Contract, DatasetFormat, DatasetInput,
+    EvaluateTask, EvaluationPolicy, Gate, InspectTask, LoraSettings, Metric, ModelInput, Mounts, ObjectRef,
+    OutputTarget, Precision, Schedule, ServeTask, ServedAdapter, SourceRef, Task, TrainMethod, TrainTask,
+    TrainingSettings, Trust,
 };
 pub use token::{Claims, Scope, Signer, TOKEN_LIFETIME, TokenError, Verifier};
 

@@ -37,7 +37,7 @@ pub struct Summary {
 
 /// How a task ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 #[allow(clippy::large_enum_variant)] // One a process, at its end.
 pub enum Outcome {
     /// A model was tuned, written and measured.
@@ -175,6 +175,8 @@ pub struct InspectReport {
     pub license: String,
     /// True where that licence asks for acceptance.
     pub license_needs_acceptance: bool,
+    /// Rank of an adapter; 0 for whole weights.
+    pub rank: i64,
     /// Shape that plans are made from.
     pub shape: ModelShapeReport,
 }
@@ -399,6 +401,8 @@ mod tests {
             },
         };
         let bytes = summary.to_bytes();
+        let written: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
+        assert!(written["outcome"]["trained"]["datasetDigest"].is_string(), "{written}");
         assert!(bytes.len() <= MAX_SUMMARY_BYTES, "{} bytes", bytes.len());
         Summary::parse(&bytes).expect("reads back");
     }

@@ -326,6 +326,9 @@ pub struct ServeTask {
     /// Adapters that are there from the start; the control port changes them.
     #[serde(default)]
     pub adapters: Vec<ServedAdapter>,
+    /// Room for them, and for those that the control port adds.
+    #[serde(default)]
+    pub adapter_room: AdapterRoom,
     /// Precision of the weights in memory.
     pub weights: Precision,
     /// Longest prompt plus answer, in tokens.
@@ -340,6 +343,22 @@ pub struct ServeTask {
     pub direct: bool,
     /// Seconds to go on answering after SIGTERM.
     pub drain_seconds: i64,
+}
+
+/// How many adapters a worker holds, and how large one may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AdapterRoom {
+    /// Adapters.
+    pub slots: i32,
+    /// Largest rank.
+    pub rank: i32,
+}
+
+impl Default for AdapterRoom {
+    fn default() -> Self {
+        Self { slots: 4, rank: 32 }
+    }
 }
 
 /// An adapter and the id under which it answers.

@@ -1,11 +1,9 @@
 //! What every controller shares.
-use std::sync::Arc;
-
 use kube::{Api, Client, Resource};
 use lathe_contract::Trust;
 use lathe_resolve::inference::Images;
 
-use crate::{apply::Writer, channel::Channel, metrics::Metrics};
+use crate::{apply::Writer, channel::Channel, health::Health};
 
 /// What every controller shares.
 pub struct Context {
@@ -19,8 +17,8 @@ pub struct Context {
     pub channel: Channel,
     /// Whose tokens workers believe; written into each contract.
     pub trust: Trust,
-    /// Counters of reconciles.
-    pub metrics: Arc<Metrics>,
+    /// Counters of reconciles, and what is missing to be ready.
+    pub health: Health,
 }
 
 /// How this installation is set up.
@@ -83,13 +81,7 @@ impl Scope {
 
 impl Context {
     /// Everything that is shared.
-    pub fn new(
-        client: Client,
-        config: Config,
-        channel: Channel,
-        trust: Trust,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Self { writer: Writer::new(client.clone()), client, config, channel, trust, metrics }
+    pub fn new(client: Client, config: Config, channel: Channel, trust: Trust, health: Health) -> Self {
+        Self { writer: Writer::new(client.clone()), client, config, channel, trust, health }
     }
 }

@@ -3,6 +3,7 @@
 //! A hash of what was applied stands in an annotation, so that a field that is no longer wanted is noticed; what is wanted is
 //! also looked for in the live object, so that a change by somebody else is noticed.
 use kube::{Resource, ResourceExt as _};
+use lathe_api::Quantity;
 use lathe_resolve::pod;
 use serde::Serialize;
 use serde_json::Value;
@@ -66,22 +67,7 @@ fn is_empty(value: &Value) -> bool {
 
 /// A quantity in thousandths.
 fn quantity(text: &str) -> Option<f64> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let number: f64 = text.get(..split)?.parse().ok()?;
-    let scale = match text.get(split..)? {
-        "" => 1.0,
-        "m" => 1e-3,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "Ki" => 1024.0,
-        "Mi" => 1024.0_f64.powi(2),
-        "Gi" => 1024.0_f64.powi(3),
-        "Ti" => 1024.0_f64.powi(4),
-        _ => return None,
-    };
-    Some((number * scale * 1000.0).round())
+    Some((Quantity::from(text).amount()? * 1000.0).round())
 }
 
 #[cfg(test)]

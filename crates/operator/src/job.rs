@@ -18,7 +18,7 @@ use k8s_openapi::{
         util::intstr::IntOrString,
     },
 };
-use kube::{Resource, ResourceExt as _};
+use kube::{Client, Resource, ResourceExt as _};
 use lathe_api::names;
 use lathe_contract::{
     CONTRACT_VERSION, CONTROL_PORT, Contract, Failure, Mounts, ObjectRef, Outcome, Summary, Task, Trust, exit,
@@ -27,6 +27,7 @@ use lathe_resolve::pod;
 
 use crate::{
     error::Error,
+    mounting,
     pods::{self, Trouble},
 };
 
@@ -221,6 +222,8 @@ pub struct Run {
     pub job: Option<Arc<Job>>,
     /// Its pods, the newest first.
     pub pods: Vec<Arc<Pod>>,
+    /// What the node says of the newest one.
+    pub told: Option<Trouble>,
 }
 
 /// Where a Job stands.
@@ -236,7 +239,7 @@ pub enum State {
     Running,
     /// It is done, with the worker's last words where they are still known.
     Complete(Option<Box<Outcome>>),
-    /// It failed for good.
+    /// It failed for good; the trouble is stalled where another Job would fail in the same way.
     Failed(Trouble),
 }
 
@@ -253,7 +256,7 @@ impl Run {
         let own = |pod: &&Arc<Pod>| pod.owner_references().iter().any(|o| Some(&o.uid) == uid.as_ref());
         let mut pods: Vec<_> = pods.iter().filter(own).cloned().collect();
         pods.sort_by_key(|pod| std::cmp::Reverse((pod.metadata.creation_timestamp.clone(), pod.name_any())));
-        Self { job: Some(job), pods }
+        Self { job: Some(job), pods, told: None }
     }
 
     /// The pod that works now.
@@ -277,25 +280,14 @@ impl Run {
         if job.spec.as_ref().and_then(|spec| spec.suspend) == Some(true) {
             return State::Suspended;
         }
-        State::Waiting(self.trouble())
+        State::Waiting(self.trouble().or_else(|| self.told.clone()))
     }
 
-    /// A node that has been preparing the newest pod for more than a minute: nothing of its status says what is missing.
-    pub fn slow_start(&self, now: Timestamp) -> Option<Trouble> {
-        const USUAL: SignedDuration = SignedDuration::from_secs(60);
-        let pod = self.pods.first()?;
-        let status = pod.status.as_ref()?;
-        let scheduled =
-            status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "True")?;
-        let since = scheduled.last_transition_time.as_ref()?.0;
-        let waits = status.phase.as_deref() == Some("Pending") && now.duration_since(since) > USUAL;
-        waits.then(|| {
-            let next = format!("Next: `kubectl describe pod {}` names what is missing.", pod.name_any());
-            let message = format!(
-                "a node has been preparing volumes, Secrets and image for more than a minute. {next}"
-            );
-            Trouble { reason: "PodNotStarting".to_owned(), message, stalled: false }
-        })
+    /// Asks what the node says of the newest pod, where nothing of its status says why it does not start.
+    pub async fn ask(&mut self, client: &Client, now: Timestamp) {
+        if let (State::Waiting(None), Some(pod)) = (self.state(), self.pods.first()) {
+            self.told = mounting::trouble(client, pod, now).await;
+        }
     }
 
     /// When it ended, well or not.
@@ -323,16 +315,16 @@ impl Run {
     }
 
     fn cause(&self, failed: &JobCondition) -> Trouble {
-        if let Some(Outcome::Failed(Failure { reason, message, .. })) = self.last_words() {
-            return Trouble { reason, message, stalled: true };
+        if let Some(Outcome::Failed(Failure { reason, message, user_error })) = self.last_words() {
+            return Trouble { reason, message, stalled: user_error };
         }
         if let Some(trouble) = self.trouble() {
-            return Trouble { stalled: true, ..trouble };
+            return trouble;
         }
         let said = failed.message.as_deref().unwrap_or("the Job failed");
         let next = "Next: `kubectl describe job` has the cluster's words; then make the object again.";
         let message = format!("{} and no pod is left to say why. {next}", said.trim_end_matches('.'));
-        Trouble { reason: "WorkerFailed".to_owned(), message, stalled: true }
+        Trouble { reason: "WorkerFailed".to_owned(), message, stalled: false }
     }
 }
 

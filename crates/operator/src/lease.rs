@@ -8,6 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::{Api, Client, api::PostParams};
 use tokio::time::{Instant, sleep};
 
+use crate::health::Health;
+
 /// A holder that was silent for so long has lost it.
 const DURATION: Duration = Duration::from_secs(15);
 /// A holder that could not renew for so long stops working, well before others begin.
@@ -15,6 +17,8 @@ const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// Time between two looks.
 const PERIOD: Duration = Duration::from_secs(2);
 const NAME: &str = "lathe-operator";
+/// Of the readiness.
+const PART: &str = "lease";
 
 /// This replica's view of the Lease.
 pub struct Lease {
@@ -22,6 +26,7 @@ pub struct Lease {
     namespace: String,
     identity: String,
     seen: Option<Seen>,
+    health: Health,
 }
 
 /// The last version that was read, and when this process saw it first.
@@ -45,12 +50,14 @@ enum Step {
 
 impl Lease {
     /// Nothing is read yet.
-    pub fn new(client: Client, namespace: &str, identity: String) -> Self {
+    pub fn new(client: Client, namespace: &str, identity: String, health: Health) -> Self {
+        health.lacks(PART, "not looked at yet");
         Self {
             api: Api::namespaced(client, namespace),
             namespace: namespace.to_owned(),
             identity,
             seen: None,
+            health,
         }
     }
 
@@ -60,7 +67,10 @@ impl Lease {
             match self.look().await {
                 Ok(true) => return,
                 Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "the lease could not be read or taken"),
+                Err(error) => {
+                    self.health.lacks(PART, format!("it cannot be read or taken: {error}"));
+                    tracing::warn!(%error, "the lease could not be read or taken");
+                }
             }
             sleep(PERIOD).await;
         }
@@ -97,6 +107,8 @@ impl Lease {
     /// Reads it and does what is to be done; true while it is ours.
     async fn look(&mut self) -> Result<bool, kube::Error> {
         let found = self.api.get_opt(NAME).await?;
+        // Whoever can read it can work, or stand by.
+        self.health.has(PART);
         let now = Instant::now();
         self.seen = found.map(|object| match self.seen.take() {
             Some(seen) if seen.object.metadata.resource_version == object.metadata.resource_version => seen,
@@ -161,6 +173,8 @@ fn step(current: Option<&LeaseSpec>, identity: &str, silent: Duration) -> Step {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use rstest::rstest;
     use serde_json::json;
 
@@ -173,7 +187,7 @@ mod tests {
     /// One look at a server that answers so; whether the lease is ours then, and the calls.
     async fn look(answers: &[(&str, u16, serde_json::Value)]) -> (bool, Vec<String>) {
         let (client, server) = Server::start(answers);
-        let mut lease = Lease::new(client, "ns", "me".to_owned());
+        let mut lease = Lease::new(client, "ns", "me".to_owned(), Health::new(Arc::default()));
         let ours = lease.look().await.unwrap();
         drop(lease);
         let calls = server.calls().await;
@@ -203,7 +217,7 @@ mod tests {
     async fn a_write_names_the_version_that_was_read_and_a_conflict_is_a_loss() {
         let (get, put) = (format!("GET {ONE}"), format!("PUT {ONE}"));
         let (client, server) = Server::start(&[(&get, 200, held(""))]);
-        let mut lease = Lease::new(client, "ns", "me".to_owned());
+        let mut lease = Lease::new(client, "ns", "me".to_owned(), Health::new(Arc::default()));
         assert!(lease.look().await.unwrap());
         drop(lease);
         let calls = server.calls().await;

@@ -2,23 +2,31 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 mod apply;
 mod channel;
+mod claims;
+mod cleanup;
 mod context;
 mod drift;
 mod error;
 mod finetune;
+mod health;
 mod inference;
 mod job;
 mod keys;
 mod lease;
 mod metrics;
 mod model;
+mod mounting;
 mod options;
 mod pods;
 mod profiles;
+#[cfg(test)]
+mod recorded;
 mod runtime;
 mod server;
+mod telemetry;
 #[cfg(test)]
 mod testing;
+mod unreadable;
 
 use std::sync::Arc;
 
@@ -30,24 +38,36 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use context::{Context, Scope};
+use health::Health;
 use options::Options;
 use runtime::{Stop, stopped};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    if cleanup::asked() {
+        return cleanup::run().await;
+    }
     let options = Options::parse();
-    options.start_logging()?;
     // One provider for every TLS connection; an error only says that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let telemetry = telemetry::start(options.log_format, options.collector())?;
+    let done = run(&options).await;
+    telemetry.end().await;
+    done
+}
+
+async fn run(options: &Options) -> anyhow::Result<()> {
     let client =
         Client::try_default().await.context("no Kubernetes API: run inside a cluster, or set KUBECONFIG")?;
-    let health = server::Health::new(Arc::default());
+    let health = Health::new(Arc::default());
     let stop = stop_signal()?;
     let server = tokio::spawn(server::run(options.listen, health.clone(), stop.clone()));
     let version = client.apiserver_version().await.context("the Kubernetes API does not answer")?;
     tracing::info!(kubernetes = %version.git_version, "started");
-    health.set_ready();
-    let work = work(&options, client, &health, stop);
+    health.has("api");
+    health.lacks("kinds", "not looked at yet");
+    tokio::spawn(health::watch_kinds(client.clone(), health.clone(), stop.clone()));
+    let work = work(options, client, &health, stop);
     tokio::pin!(work);
     tokio::select! {
         done = &mut work => done?,
@@ -62,11 +82,12 @@ async fn main() -> anyhow::Result<()> {
 }
 
 /// Works while this replica is the leader. Losing the lease ends the process: another replica may already be working.
-async fn work(options: &Options, client: Client, health: &server::Health, stop: Stop) -> anyhow::Result<()> {
+async fn work(options: &Options, client: Client, health: &Health, stop: Stop) -> anyhow::Result<()> {
     if !options.leader_elect {
         return lead(options, client, health, stop).await;
     }
-    let mut lease = lease::Lease::new(client.clone(), &options.release_namespace, options.identity());
+    let (namespace, identity) = (&options.release_namespace, options.identity());
+    let mut lease = lease::Lease::new(client.clone(), namespace, identity, health.clone());
     tokio::select! {
         () = lease.acquire() => {}
         () = stopped(stop.clone()) => return Ok(()),
@@ -81,13 +102,16 @@ async fn work(options: &Options, client: Client, health: &server::Health, stop: 
 }
 
 /// Everything that only one replica does.
-async fn lead(options: &Options, client: Client, health: &server::Health, stop: Stop) -> anyhow::Result<()> {
+async fn lead(options: &Options, client: Client, health: &Health, stop: Stop) -> anyhow::Result<()> {
     let keys = keys::ensure(&client, &options.release_namespace).await?;
     let channel = channel::Channel::new(keys.signer)?;
-    let context = Context::new(client, options.config(), channel, keys.trust, health.metrics.clone());
+    let context = Context::new(client, options.config(), channel, keys.trust, health.clone());
     let context = Arc::new(context);
     health.metrics.lead();
-    profiles::apply(&context.client).await;
+    // Profiles belong to the whole cluster: an operator of some namespaces only reads them.
+    if context.config.namespaces.is_empty() {
+        profiles::apply(&context.client).await;
+    }
     let scopes = context.config.scopes();
     futures::future::join_all(scopes.iter().flat_map(|scope| controllers(&context, scope, &stop))).await;
     Ok(())

@@ -1,5 +1,5 @@
 //! Command line and environment.
-use std::{io::IsTerminal as _, net::SocketAddr};
+use std::net::SocketAddr;
 
 use clap::{Parser, ValueEnum};
 
@@ -44,6 +44,9 @@ pub struct Options {
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, env = "LATHE_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
+    /// Collector of traces (OTLP over HTTP), e.g. http://collector:4318; absent: none are sent.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
     /// Form of the log; what is logged is chosen by RUST_LOG, e.g. `info,kube=warn`.
     #[arg(long, env = "LATHE_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -80,16 +83,8 @@ impl Options {
         self.identity.clone().unwrap_or_else(|| format!("lathe-operator-{}", std::process::id()))
     }
 
-    /// Starts logging to standard error.
-    pub fn start_logging(&self) -> anyhow::Result<()> {
-        use tracing_subscriber::{EnvFilter, fmt};
-        let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new("info"))?;
-        let colours = std::io::stderr().is_terminal();
-        let log = fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
-        let started = match self.log_format {
-            LogFormat::Text => log.try_init(),
-            LogFormat::Json => log.json().try_init(),
-        };
-        started.map_err(|e| anyhow::anyhow!("logging was started twice: {e}"))
+    /// The collector of traces.
+    pub fn collector(&self) -> Option<&str> {
+        self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
     }
 }

@@ -58,7 +58,8 @@ pub fn summary(pod: &Pod) -> Option<Summary> {
     Summary::parse(message.as_bytes()).ok()
 }
 
-fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
+/// A condition of the pod.
+pub fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == type_)
 }
 
@@ -77,7 +78,8 @@ fn unschedulable(pod: &Pod) -> Option<Trouble> {
     let message = shown(said.trim_end_matches([',', ' ']));
     if message.contains("persistentvolumeclaim") && message.contains("not found") {
         let next = "Next: make the PersistentVolumeClaim, or correct the `pvc://` address.";
-        return Some(Trouble::new("VolumeNotFound", format!("{message}. {next}"), true));
+        // It goes on by itself once the claim is there.
+        return Some(Trouble::new("VolumeNotFound", format!("{message}. {next}"), false));
     }
     Some(Trouble::new(UNSCHEDULABLE, message, false))
 }
@@ -90,8 +92,7 @@ fn waiting(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
             let said = if message.is_empty() { reason } else { &message };
             let next =
                 "Next: check the image's name and that nodes may pull it (`spec.pod.imagePullSecrets`).";
-            // The first failure may be a hiccup of the registry.
-            let stalled = reason != "ErrImagePull";
+            let stalled = matches!(reason, "InvalidImageName" | "ErrImageNeverPull") || is_refused(said);
             Some(Trouble::new("ImagePullFailed", format!("image {}: {said}. {next}", status.image), stalled))
         }
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
@@ -100,6 +101,13 @@ fn waiting(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
         }
         _ => None,
     }
+}
+
+/// A registry's answer that trying again does not change; anything else may be a hiccup, and the node tries again.
+fn is_refused(said: &str) -> bool {
+    const FINAL: [&str; 6] =
+        ["not found", "manifest unknown", "denied", "nauthorized", "orbidden", "no matching manifest"];
+    FINAL.iter().any(|words| said.contains(words))
 }
 
 /// How the worker ended, now or before it was started again.
@@ -202,7 +210,7 @@ mod tests {
         unschedulable("persistentvolumeclaim \"x\" not found"),
         "VolumeNotFound",
         "make the PersistentVolumeClaim",
-        true
+        false
     )]
     #[case::image(
         waiting("ImagePullBackOff", "manifest unknown"),
@@ -211,6 +219,13 @@ mod tests {
         true
     )]
     #[case::image_once(waiting("ErrImagePull", ""), "ImagePullFailed", "ErrImagePull", false)]
+    #[case::registry_is_away(
+        waiting("ImagePullBackOff", "Back-off pulling image: dial tcp: i/o timeout"),
+        "ImagePullFailed",
+        "i/o timeout",
+        false
+    )]
+    #[case::no_name_of_an_image(waiting("InvalidImageName", "bad"), "ImagePullFailed", "bad", true)]
     #[case::secret(
         waiting("CreateContainerConfigError", "secret \"s\" not found"),
         "ContainerFailed",

@@ -73,7 +73,12 @@ fn remove(body: &mut Value, path: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use lathe_api::kstatus::{Kstatus, kstatus};
+
     use super::*;
+    use crate::testing::{Server, failure, sent};
 
     #[test]
     fn a_field_of_somebody_else_is_left_out_and_nothing_beside_it() {
@@ -81,5 +86,35 @@ mod tests {
         remove(&mut body, ".spec.price.perHour");
         remove(&mut body, ".spec.none.there");
         assert_eq!(body, json!({"spec": {"price": {"currency": "USD"}, "memory": "1Gi"}}));
+    }
+
+    /// It has no status and no summary: nothing is done for it, so whoever waits for one need not wait.
+    #[tokio::test]
+    async fn a_profile_is_current_at_once_whatever_the_user_changed() {
+        let theirs =
+            [".spec.price", ".spec.bandwidth", ".spec.computeBF16", ".spec.devicesPerNode", ".spec.runtime"];
+        let mut recorded = BTreeSet::new();
+        for entry in catalogue().unwrap() {
+            let name = entry.profile.name_any();
+            let call =
+                format!("PATCH /apis/lathe.dev/v1alpha1/acceleratorprofiles/{name} {CATALOGUE_MANAGER}");
+            for field in theirs {
+                let mut conflict = failure(409, "Conflict");
+                conflict["details"] =
+                    json!({"causes": [{"reason": "FieldManagerConflict", "field": field, "message": "m"}]});
+                let (client, server) = Server::start(&[(&call, 409, conflict)]);
+                // The second try without the field gets the same answer here: what was sent is what counts.
+                assert!(apply_one(&Api::all(client), &name, entry.spec.clone()).await.is_err());
+                let mut object: Value = sent(&server.calls().await, &call);
+                assert_eq!(object.pointer(&field.replace('.', "/")), None);
+                object["metadata"]["generation"] = json!(1);
+                assert_eq!(kstatus(&object), Kstatus::Current);
+                recorded.insert(object.to_string());
+                object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+                assert_eq!(kstatus(&object), Kstatus::Terminating);
+                recorded.insert(object.to_string());
+            }
+        }
+        assert!(recorded.len() >= 20, "{}", recorded.len());
     }
 }

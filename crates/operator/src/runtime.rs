@@ -11,8 +11,9 @@ use std::{
 };
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
+use jiff::Timestamp;
 use kube::{
-    Api, Resource, ResourceExt as _,
+    Api, Client, Resource, ResourceExt as _,
     core::{DeserializeGuard, NamespaceResourceScope},
     runtime::{
         WatchStreamExt as _,
@@ -23,8 +24,14 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
+use tracing::{Instrument as _, Span, field::Empty};
 
-use crate::{apply::Happened, context::Context, error::Error};
+use crate::{
+    apply::Happened,
+    context::{Context, Scope},
+    error::Error,
+    unreadable,
+};
 
 /// Reconciles of one controller at a time.
 const CONCURRENCY: u16 = 16;
@@ -74,6 +81,8 @@ pub trait Reconcile: Send + Sync + 'static {
     type Object: Kind;
     /// Its label in logs and metrics.
     const NAME: &'static str;
+    /// The condition that sums the others up.
+    const SUMMARY: &'static str;
 
     /// What is shared.
     fn context(&self) -> &Context;
@@ -84,6 +93,8 @@ pub trait Reconcile: Send + Sync + 'static {
 
 /// Watches of a controller, collected before it runs.
 pub struct Watches<K: Kind> {
+    /// Of the readiness.
+    part: String,
     objects: Store<Guard<K>>,
     queue: Vec<BoxStream<'static, Result<ReconcileRequest<Guard<K>>, watcher::Error>>>,
     ready: Vec<BoxFuture<'static, ()>>,
@@ -91,9 +102,9 @@ pub struct Watches<K: Kind> {
 
 impl<K: Kind> Watches<K> {
     /// Watches the objects themselves.
-    pub fn new(api: Api<Guard<K>>) -> Self {
+    pub fn new(scope: &Scope, client: &Client) -> Self {
         let (objects, writer) = store::<Guard<K>>();
-        let events = watcher(api, watcher::Config::default())
+        let events = watcher(scope.api::<Guard<K>>(client), watcher::Config::default())
             .modify(forget_managed_fields)
             .default_backoff()
             .reflect(writer)
@@ -104,7 +115,12 @@ impl<K: Kind> Watches<K> {
                 reason: ReconcileReason::ObjectUpdated,
             })
         });
-        Self { objects, queue: vec![own.boxed()], ready: Vec::new() }
+        let part = match scope {
+            Scope::All => format!("watches for {}", K::plural(&())),
+            Scope::Namespace(namespace) => format!("watches for {} of {namespace}", K::plural(&())),
+        };
+        let ready = vec![filled(objects.clone())];
+        Self { part, objects, queue: vec![own.boxed()], ready }
     }
 
     /// Objects of the controller's own kind.
@@ -137,16 +153,19 @@ impl<K: Kind> Watches<K> {
             })
         });
         self.queue.push(triggers.boxed());
-        let readiness = reader.clone();
-        // Only a dropped writer is an error, and the queue holds the writer.
-        self.ready.push(async move { drop(readiness.wait_until_ready().await) }.boxed());
+        self.ready.push(filled(reader.clone()));
         reader
     }
 
     /// Reconciles until `stop`; then finishes what is under way.
     pub async fn run<R: Reconcile<Object = K>>(self, reconciler: R, stop: Stop) {
-        let Self { objects, queue, ready } = self;
-        let all_ready = futures::future::join_all(ready).map(drop).shared();
+        let Self { part, objects, queue, ready } = self;
+        let health = reconciler.context().health.clone();
+        health.lacks(&part, "not filled yet");
+        let filled = futures::future::join_all(ready).map(move |_| health.has(&part));
+        // Filled caches are a sign of readiness even where there is nothing to reconcile.
+        let all_ready = filled.boxed().shared();
+        tokio::spawn(all_ready.clone());
         let pauses = Arc::new(Pauses::default());
         let context = Arc::new(reconciler);
         let triggers = futures::stream::select_all(queue).take_until(stopped(stop).boxed());
@@ -163,7 +182,7 @@ impl<K: Kind> Watches<K> {
                     .boxed()
             },
             move |object, failed: &Failed, reconciler: Arc<R>| {
-                reconciler.context().metrics.failed(R::NAME, failed.category);
+                reconciler.context().health.metrics.failed(R::NAME, failed.category);
                 Action::requeue(forgetting.next(object.uid()))
             },
             context,
@@ -183,23 +202,58 @@ impl<K: Kind> Watches<K> {
     }
 }
 
-/// One round of one object: what is broken or going is left alone, failures are told.
+/// Resolves once a store has seen everything that is there.
+fn filled<K>(store: Store<K>) -> BoxFuture<'static, ()>
+where
+    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+{
+    // Only a dropped writer is an error, and the queue holds the writer.
+    async move { drop(store.wait_until_ready().await) }.boxed()
+}
+
+/// One round of one object, as a span.
 async fn once<R: Reconcile>(
     reconciler: &R,
     object: &Guard<R::Object>,
     pauses: &Pauses,
 ) -> Result<Action, Failed> {
+    let span = span(R::NAME, object.namespace().as_deref(), &object.name_any());
+    let done = round(reconciler, object, pauses).instrument(span.clone()).await;
+    span.record("outcome", done.as_ref().map_or_else(|failed| failed.category, |_| "Done"));
+    done
+}
+
+/// The span of a round; its outcome is recorded at its end.
+pub fn span(kind: &'static str, namespace: Option<&str>, name: &str) -> Span {
+    tracing::info_span!("reconcile", kind, namespace, name, outcome = Empty)
+}
+
+/// What is broken or going is left alone, failures are told.
+async fn round<R: Reconcile>(
+    reconciler: &R,
+    object: &Guard<R::Object>,
+    pauses: &Pauses,
+) -> Result<Action, Failed> {
     let context = reconciler.context();
-    let _timer = context.metrics.reconcile(R::NAME);
+    let _timer = context.health.metrics.reconcile(R::NAME);
     let object = match &object.0 {
         Ok(object) => object,
         Err(invalid) => {
-            let message =
-                format!("this object cannot be read: {}. Next: correct or delete it.", invalid.error);
-            tracing::warn!(kind = R::NAME, name = ?invalid.metadata.name, namespace = ?invalid.metadata.namespace, message);
-            context.metrics.failed(R::NAME, "InvalidObject");
+            let (meta, now) = (&invalid.metadata, Timestamp::now());
+            let told = unreadable::tell::<R::Object>(&context.client, meta, R::SUMMARY, now).await;
+            let message = match told {
+                // It can be read by now: the watch brings it again.
+                Ok(None) => return Ok(Action::await_change()),
+                Ok(Some(message)) => message,
+                Err(error) => {
+                    tracing::warn!(kind = R::NAME, name = ?meta.name, namespace = ?meta.namespace, %error, "the status of an unreadable object could not be written");
+                    invalid.error.clone()
+                }
+            };
+            tracing::warn!(kind = R::NAME, name = ?meta.name, namespace = ?meta.namespace, message);
+            context.health.metrics.failed(R::NAME, unreadable::REASON);
             let happened =
-                Happened { good: false, reason: "InvalidObject", action: "Read", message: &message };
+                Happened { good: false, reason: unreadable::REASON, action: "Read", message: &message };
             context.writer.event(object, &happened).await;
             return Ok(Action::await_change());
         }

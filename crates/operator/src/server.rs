@@ -1,38 +1,12 @@
 //! /healthz, /readyz and /metrics.
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::net::SocketAddr;
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 
 use crate::{
-    metrics::Metrics,
+    health::Health,
     runtime::{Stop, stopped},
 };
-
-/// What the probes ask for.
-#[derive(Clone)]
-pub struct Health {
-    /// Counters.
-    pub metrics: Arc<Metrics>,
-    ready: Arc<AtomicBool>,
-}
-
-impl Health {
-    /// Alive, not ready.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, ready: Arc::default() }
-    }
-
-    /// The API server answered: this replica works, or waits for its turn.
-    pub fn set_ready(&self) {
-        self.ready.store(true, Ordering::Relaxed);
-    }
-}
 
 /// Serves until `stop`.
 pub async fn run(address: SocketAddr, health: Health, stop: Stop) -> std::io::Result<()> {
@@ -48,11 +22,10 @@ fn router(health: Health) -> Router {
         .with_state(health)
 }
 
-async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
-    if health.ready.load(Ordering::Relaxed) {
-        (StatusCode::OK, "ok")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the Kubernetes API has not answered yet")
+async fn ready(State(health): State<Health>) -> (StatusCode, String) {
+    match health.missing() {
+        None => (StatusCode::OK, "ok".to_owned()),
+        Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, missing),
     }
 }
 

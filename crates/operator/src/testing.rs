@@ -11,6 +11,7 @@ use kube::{
         watcher::Event,
     },
 };
+use lathe_api::names::FIELD_MANAGER;
 use lathe_contract::{Signer, Trust};
 use lathe_resolve::inference::Images;
 use serde::de::DeserializeOwned;
@@ -20,9 +21,10 @@ use tokio::task::JoinHandle;
 use crate::{
     channel::Channel,
     context::{ArtifactVolume, Config, Context},
+    health::Health,
 };
 
-/// A call: method and path, and the body.
+/// A call: method, path and, where it is not the operator's usual one, the field manager; and the body.
 pub type Call = (String, Value);
 
 /// The API server's end.
@@ -41,7 +43,11 @@ impl Server {
                 let (parts, body) = request.into_parts();
                 let bytes = body.collect_bytes().await.expect("a body");
                 let body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-                let call = format!("{} {}", parts.method, parts.uri.path());
+                let query = parts.uri.query().unwrap_or_default().split('&');
+                let manager = query.filter_map(|part| part.strip_prefix("fieldManager=")).next();
+                let other =
+                    manager.filter(|m| *m != FIELD_MANAGER).map_or(String::new(), |m| format!(" {m}"));
+                let call = format!("{} {}{other}", parts.method, parts.uri.path());
                 let (code, answer) = match (answers.get(&call), parts.method.as_str()) {
                     (Some(answer), _) => answer.clone(),
                     (None, "GET") => (404, failure(404, "NotFound")),
@@ -71,6 +77,12 @@ pub fn paths(calls: &[Call]) -> Vec<&str> {
     calls.iter().map(|(call, _)| call.as_str()).filter(|call| !call.ends_with("/events")).collect()
 }
 
+/// The last body that was sent with this call.
+pub fn sent<K: DeserializeOwned>(calls: &[Call], call: &str) -> K {
+    let body = calls.iter().rev().find(|(made, _)| made == call).map(|(_, body)| body.clone());
+    object(body.unwrap_or_else(|| panic!("no {call} in {:?}", paths(calls))))
+}
+
 /// The API server's words of a failure.
 pub fn failure(code: u16, reason: &str) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code, "message": reason})
@@ -81,7 +93,7 @@ pub fn context(client: Client) -> Arc<Context> {
     let config = Config {
         release_namespace: "lathe-system".to_owned(),
         namespaces: Vec::new(),
-        images: Images { cpu: "worker:1".to_owned(), cuda: None },
+        images: images(),
         pull_policy: None,
         artifacts: ArtifactVolume {
             size: "5Gi".to_owned(),
@@ -90,8 +102,17 @@ pub fn context(client: Client) -> Arc<Context> {
         },
     };
     let channel = Channel::new(Signer::from_seed(&[1; 32])).expect("a channel");
-    let trust = Trust { operator_key: Some("operator".to_owned()), gateway_key: None };
-    Arc::new(Context::new(client, config, channel, trust, Arc::default()))
+    Arc::new(Context::new(client, config, channel, trust(), Health::new(Arc::default())))
+}
+
+/// Worker images.
+pub fn images() -> Images {
+    Images { cpu: "worker:1".to_owned(), cuda: None }
+}
+
+/// Whom workers believe.
+pub fn trust() -> Trust {
+    Trust { operator_key: Some("operator".to_owned()), gateway_key: None }
 }
 
 /// A store that holds these objects.

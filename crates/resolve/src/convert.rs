@@ -1,5 +1,5 @@
 //! The API's types to the contract's and the plan's.
-use lathe_api::{Metric, Model, Schedule};
+use lathe_api::{Decimal, Metric, Model, Schedule, ScoreStatus};
 use lathe_contract as contract;
 use lathe_plan::{ModelShape, RopeScaling};
 
@@ -44,6 +44,22 @@ pub fn to_metric(metric: Metric) -> contract::Metric {
         Metric::ROUGE2 => contract::Metric::ROUGE2,
         Metric::ROUGEL => contract::Metric::ROUGEL,
     }
+}
+
+/// A measurement as the API writes it; what is no finite number above zero is left out.
+#[must_use]
+pub fn to_score(score: &contract::Score) -> Option<ScoreStatus> {
+    let metric = match score.metric {
+        contract::Metric::Perplexity => Metric::Perplexity,
+        contract::Metric::BLEU => Metric::BLEU,
+        contract::Metric::ROUGE1 => Metric::ROUGE1,
+        contract::Metric::ROUGE2 => Metric::ROUGE2,
+        contract::Metric::ROUGEL => Metric::ROUGEL,
+    };
+    let number =
+        |value: Option<f64>| value.filter(|v| (0.0..1e11).contains(v)).map(|v| Decimal(format!("{v:.4}")));
+    let (before, after) = (number(score.before), number(score.after));
+    (before.is_some() || after.is_some()).then_some(ScoreStatus { metric, before, after })
 }
 
 /// A schedule of the API as the contract writes it.

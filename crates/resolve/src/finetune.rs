@@ -1,6 +1,8 @@
 //! A FineTuneJob to the tasks of its pods, with every choice that the spec leaves open.
 mod choose;
+mod gates;
 mod inputs;
+mod result;
 mod task;
 
 use lathe_api::{AcceleratorProfile, FineTuneJobSpec, Location, Model, PlanStatus, names};
@@ -10,8 +12,11 @@ use crate::{
     Rejection, digest_of,
     inference::Images,
     pod::{Mounts, Use},
+    profiles::least_cpu,
     shape_of,
 };
+pub use gates::failed_gates;
+pub use result::{Trained, model};
 
 /// What is known when a job is planned.
 #[derive(Clone, Debug)]
@@ -54,8 +59,10 @@ pub struct Training {
     pub count: i32,
     /// Image of the worker.
     pub image: String,
-    /// Processor time, in thousandths of a core.
+    /// Processor time, in thousandths of a core, at most.
     pub cpu_millis: i64,
+    /// Processor time that a node must have free.
+    pub least_cpu_millis: i64,
     /// Memory of the pod, in bytes.
     pub memory: i64,
     /// Room for downloads, in bytes.
@@ -116,6 +123,7 @@ pub fn training(spec: &FineTuneJobSpec, facts: &TrainFacts<'_>) -> Result<Traini
         count: chosen.count,
         image: chosen.image,
         cpu_millis: chosen.cpu_millis,
+        least_cpu_millis: least_cpu(&chosen.profile.spec, spec.accelerator.count, chosen.cpu_millis),
         memory: chosen.memory,
         inputs_hash,
     })

@@ -3,13 +3,15 @@ mod choose;
 
 use lathe_api::{AcceleratorProfile, InferenceServiceSpec, Model, PlanStatus, WeightPrecision};
 use lathe_contract::{
-    CONTRACT_VERSION, Contract, ModelInput, ObjectRef, Precision, ServeTask, ServedAdapter, Task, Trust,
+    AdapterRoom, CONTRACT_VERSION, Contract, ModelInput, ObjectRef, Precision, ServeTask, ServedAdapter,
+    Task, Trust,
 };
 use serde::Serialize;
 
 use crate::{
     Rejection,
     pod::{self, Mounts, Use},
+    profiles::least_cpu,
     shape_of,
 };
 use choose::Chosen;
@@ -22,7 +24,7 @@ const GRACE_MARGIN: i64 = 15;
 /// Longest context that is taken where the spec names none.
 const DEFAULT_CONTEXT: i64 = 8192;
 /// Adapters are given room for in groups of so many, so that the next one needs no other pod.
-const SLOT_GROUP: usize = 4;
+const SLOT_GROUP: i32 = 4;
 
 /// What is known when a service is planned.
 #[derive(Clone, Debug)]
@@ -40,7 +42,7 @@ pub struct ServeFacts<'a> {
     /// Worker images.
     pub images: &'a Images,
     /// Adapters that the running pods have room for; `None`: there are none.
-    pub slots: Option<usize>,
+    pub room: Option<AdapterRoom>,
 }
 
 /// How a service is carried out.
@@ -58,8 +60,10 @@ pub struct Serving {
     pub count: i32,
     /// Image of the worker.
     pub image: String,
-    /// Processor time of a pod, in thousandths of a core.
+    /// Processor time of a pod, in thousandths of a core, at most.
     pub cpu_millis: i64,
+    /// Processor time that a node must have free.
+    pub least_cpu_millis: i64,
     /// Memory of a pod, in bytes.
     pub memory: i64,
     /// Room for downloads, in bytes.
@@ -67,7 +71,7 @@ pub struct Serving {
     /// Seconds between SIGTERM and SIGKILL.
     pub grace_seconds: i64,
     /// Adapters that the pods have room for.
-    pub slots: usize,
+    pub room: AdapterRoom,
     /// Hash of all that needs a new pod when it changes. Adapters are not part of it: they are set over the control port.
     pub checksum: String,
 }
@@ -91,14 +95,15 @@ pub fn serving(spec: &InferenceServiceSpec, facts: &ServeFacts<'_>) -> Result<Se
     let Some(shape) = shape_of(facts.base) else {
         return Err(not_inspected(base_name));
     };
-    let slots = slots(adapters.len(), facts.slots);
+    let room = room(facts.adapters, facts.room);
     let context = context_length(spec, facts.base)?;
-    let chosen = choose::choose(spec, facts, &shape, context, slots)?;
+    let chosen = choose::choose(spec, facts, &shape, context, room)?;
     let Chosen { profile, image, count, plan, cpu_millis, memory, status } = chosen;
     let task = ServeTask {
         model_id: facts.object.name.clone(),
         model: base,
         adapters,
+        adapter_room: room,
         weights: match spec.serving.weights {
             WeightPrecision::BFloat16 => Precision::BFloat16,
             WeightPrecision::Float32 => Precision::Float32,
@@ -120,7 +125,7 @@ pub fn serving(spec: &InferenceServiceSpec, facts: &ServeFacts<'_>) -> Result<Se
         task: Task::Serve(task),
     };
     Ok(Serving {
-        checksum: checksum(&contract, slots, profile.spec.image.as_deref()),
+        checksum: checksum(&contract, profile.spec.image.as_deref()),
         contract,
         mounts,
         plan: status,
@@ -128,10 +133,11 @@ pub fn serving(spec: &InferenceServiceSpec, facts: &ServeFacts<'_>) -> Result<Se
         count,
         image,
         cpu_millis,
+        least_cpu_millis: least_cpu(&profile.spec, spec.accelerator.count, cpu_millis),
         memory,
         cache,
         grace_seconds: DRAIN_SECONDS + GRACE_MARGIN,
-        slots,
+        room,
     })
 }
 
@@ -191,8 +197,18 @@ fn input(mounts: &mut Mounts, model: &Model) -> Result<ModelInput, Rejection> {
 }
 
 /// Room for adapters: what running pods have, while that is enough.
-fn slots(adapters: usize, running: Option<usize>) -> usize {
-    running.filter(|&room| room >= adapters).unwrap_or(adapters.div_ceil(SLOT_GROUP).max(1) * SLOT_GROUP)
+fn room(adapters: &[&Model], running: Option<AdapterRoom>) -> AdapterRoom {
+    let count = i32::try_from(adapters.len()).unwrap_or(i32::MAX - SLOT_GROUP);
+    let rank = |model: &&Model| model.status.as_ref().and_then(|status| status.rank);
+    let rank = adapters.iter().filter_map(rank).max().unwrap_or(0);
+    let running = running.unwrap_or(AdapterRoom { slots: 0, rank: 0 });
+    let slots = if running.slots >= count && running.slots > 0 {
+        running.slots
+    } else {
+        (count + SLOT_GROUP - 1).max(SLOT_GROUP) / SLOT_GROUP * SLOT_GROUP
+    };
+    let spare = i32::try_from(lathe_plan::SPARE_RANK).unwrap_or(i32::MAX);
+    AdapterRoom { slots, rank: rank.max(running.rank).max(spare) }
 }
 
 fn context_length(spec: &InferenceServiceSpec, base: &Model) -> Result<i64, Rejection> {
@@ -225,11 +241,10 @@ fn downloads(facts: &ServeFacts<'_>) -> i64 {
 }
 
 /// `image` is the profile's own: a new release of the operator, with its own new image, restarts no worker.
-fn checksum(contract: &Contract, slots: usize, image: Option<&str>) -> String {
+fn checksum(contract: &Contract, image: Option<&str>) -> String {
     #[derive(Serialize)]
     struct Fixed<'a> {
         contract: &'a Contract,
-        slots: usize,
         image: Option<&'a str>,
     }
     let mut contract = contract.clone();
@@ -237,7 +252,7 @@ fn checksum(contract: &Contract, slots: usize, image: Option<&str>) -> String {
         task.adapters.clear();
     }
     // Only a number that is not finite cannot be written, and there is none.
-    pod::checksum(&Fixed { contract: &contract, slots, image }).unwrap_or_default()
+    pod::checksum(&Fixed { contract: &contract, image }).unwrap_or_default()
 }
 
 #[cfg(test)]

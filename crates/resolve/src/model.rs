@@ -35,6 +35,7 @@ pub fn record(status: &mut ModelStatus, report: &InspectReport) {
         }
     }
     status.weights = weights;
+    status.rank = i32::try_from(report.rank).ok().filter(|rank| adapter && (1..=65536).contains(rank));
     status.shape = (!adapter).then(|| {
         let s = &report.shape;
         ShapeStatus {

@@ -4,11 +4,12 @@
 //! names, and takes from the user only what [`PodOverrides`] allows.
 mod mounts;
 mod placement;
+mod volumes;
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
+    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
     LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile,
     SecurityContext, Toleration, Volume, VolumeMount,
 };
@@ -21,6 +22,7 @@ use sha2::{Digest, Sha256};
 
 pub use mounts::{CACHE, LocationError, Mounts, SECRETS, Use, VOLUMES, claim};
 pub use placement::{Placement, matches, node_selector_terms};
+pub use volumes::claim_of;
 
 /// User and group of every worker.
 pub const USER: i64 = 65532;
@@ -51,8 +53,10 @@ pub struct PodRequest<'a> {
     pub checksum: &'a str,
     /// Claims and Secrets.
     pub mounts: &'a Mounts,
-    /// Processor time, in thousandths of a core.
+    /// Processor time, in thousandths of a core, at most.
     pub cpu_millis: i64,
+    /// Processor time that a node must have free.
+    pub least_cpu_millis: i64,
     /// Memory, in bytes.
     pub memory: i64,
     /// Size of the folder for downloads, in bytes.
@@ -77,6 +81,7 @@ pub fn template(request: &PodRequest<'_>) -> PodTemplateSpec {
     let mut labels: BTreeMap<String, String> = user.labels.clone();
     labels.retain(|key, _| !is_own(key));
     labels.extend(request.labels.clone());
+    labels.extend(volumes::labels(request.mounts));
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels),
@@ -139,8 +144,15 @@ fn spec(request: &PodRequest<'_>, user: &PodOverrides) -> PodSpec {
     let mut tolerations = placement.map(|p| p.tolerations()).unwrap_or_default();
     tolerations.extend(user.tolerations.iter().map(Toleration::from));
     let secret = |r: &lathe_api::NameRef| LocalObjectReference { name: r.name.clone() };
+    let node_affinity = placement.and_then(|p| p.affinity());
+    let pod_affinity = volumes::affinity(request.mounts);
+    let affinity = (node_affinity.is_some() || pod_affinity.is_some()).then(|| Affinity {
+        node_affinity,
+        pod_affinity,
+        pod_anti_affinity: None,
+    });
     PodSpec {
-        affinity: placement.and_then(|p| p.affinity()),
+        affinity,
         automount_service_account_token: Some(false),
         containers: vec![container(request, user, volume_mounts)],
         enable_service_links: Some(false),
@@ -207,15 +219,21 @@ fn container(request: &PodRequest<'_>, user: &PodOverrides, mounts: Vec<VolumeMo
     }
 }
 
-/// Requests equal limits, so that a pod is never killed for what another one takes.
+/// Memory is requested as it is limited, so that a pod is never killed for what another one takes. Of processor time a pod may
+/// get less than its limit: it is slower then, and nothing worse.
 fn resources(request: &PodRequest<'_>, user: &PodOverrides) -> ResourceRequirements {
     let chosen = |own: &Option<lathe_api::Quantity>, planned: String| {
         Quantity(own.as_ref().map_or(planned, |quantity| quantity.0.clone()))
     };
     let mut all = request.placement.map(|p| p.devices()).unwrap_or_default();
-    all.insert("cpu".to_owned(), chosen(&user.cpu, cpu(request.cpu_millis)));
     all.insert("memory".to_owned(), chosen(&user.memory, mebibytes(request.memory)));
-    ResourceRequirements { limits: Some(all.clone()), requests: Some(all), claims: None }
+    let with = |millis: i64| {
+        let mut all = all.clone();
+        all.insert("cpu".to_owned(), chosen(&user.cpu, cpu(millis)));
+        Some(all)
+    };
+    let least = request.least_cpu_millis.min(request.cpu_millis);
+    ResourceRequirements { limits: with(request.cpu_millis), requests: with(least), claims: None }
 }
 
 fn volumes(request: &PodRequest<'_>) -> (Vec<Volume>, Vec<VolumeMount>) {

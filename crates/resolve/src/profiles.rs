@@ -1,5 +1,5 @@
 //! What every plan asks of profiles, and how sizes are written for people.
-use lathe_api::{AcceleratorProfile, Runtime};
+use lathe_api::{AcceleratorProfile, AcceleratorProfileSpec, Runtime};
 
 use crate::inference::Images;
 
@@ -9,6 +9,18 @@ pub(crate) fn by_price(profiles: &[AcceleratorProfile]) -> Vec<&AcceleratorProfi
     let mut sorted: Vec<_> = profiles.iter().collect();
     sorted.sort_by(|a, b| key(a).total_cmp(&key(b)).then_with(|| a.metadata.name.cmp(&b.metadata.name)));
     sorted
+}
+
+/// The profiles that may be used, by name, in the order in which they are tried: as they are named, or else the cheapest first.
+pub(crate) fn candidates<'a>(
+    named: &[String],
+    all: &'a [AcceleratorProfile],
+) -> Vec<(String, Option<&'a AcceleratorProfile>)> {
+    let name = |profile: &AcceleratorProfile| profile.metadata.name.clone().unwrap_or_default();
+    if named.is_empty() {
+        return by_price(all).into_iter().map(|profile| (name(profile), Some(profile))).collect();
+    }
+    named.iter().map(|wanted| (wanted.clone(), all.iter().find(|p| name(p) == *wanted))).collect()
 }
 
 /// Price of one device (or core) and hour.
@@ -22,6 +34,12 @@ pub(crate) fn image(profile: &AcceleratorProfile, images: &Images) -> Option<Str
         Runtime::CPU => Some(images.cpu.clone()),
         Runtime::CUDA => images.cuda.clone(),
     })
+}
+
+/// Processor time that a node must have free, in thousandths of a core: a core, where nobody said how many there are to be. What
+/// was computed is what the work can use, and a small or busy node that has less does it more slowly.
+pub(crate) fn least_cpu(profile: &AcceleratorProfileSpec, asked: Option<i32>, most: i64) -> i64 {
+    if profile.resource == "cpu" && asked.is_none() { most.min(1000) } else { most }
 }
 
 /// A quantity for people: whole mebibytes, from ten gibibytes on tenths of a gibibyte.
@@ -51,6 +69,23 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+
+    #[rstest]
+    #[case::computed("cpu", None, 8000, 1000)]
+    #[case::asked_for("cpu", Some(8), 8000, 8000)]
+    #[case::small("cpu", None, 500, 500)]
+    #[case::beside_a_device("nvidia.com/gpu", None, 4000, 4000)]
+    fn a_core_is_enough_where_nobody_said_how_many(
+        #[case] resource: &str,
+        #[case] asked: Option<i32>,
+        #[case] most: i64,
+        #[case] least: i64,
+    ) {
+        let profile: AcceleratorProfileSpec =
+            serde_json::from_value(serde_json::json!({"resource": resource, "runtime": "CPU"}))
+                .expect("a profile");
+        assert_eq!(least_cpu(&profile, asked, most), least);
+    }
 
     #[rstest]
     #[case(999, "999")]

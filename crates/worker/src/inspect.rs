@@ -64,7 +64,7 @@ fn describe(headers: &Headers) -> Done<InspectReport> {
         ));
     }
     if let Some(adapter) = headers.small.get("adapter_config.json") {
-        AdapterConfig::parse(adapter)?;
+        report.rank = AdapterConfig::parse(adapter)?.lora.rank as i64;
         report.architecture = "LoRA".to_owned();
         return Ok(report);
     }

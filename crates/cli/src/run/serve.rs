@@ -7,7 +7,7 @@ use super::show::Event;
 use super::worker::Running;
 use super::{Run, name, reference, worker};
 use crate::failure::{Done, Problem};
-use crate::output::Output;
+use crate::output::{Output, say};
 
 impl Run {
     /// Serves all of them, each on its port.
@@ -69,9 +69,9 @@ impl Run {
         if self.args.output == Output::Text {
             // The last one is what was tuned, where something was.
             let asked = models.last().map(String::as_str).unwrap_or_default();
-            println!(
+            say(&format!(
                 "\n  lathe chat --url {url} --model {asked}\n  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n    -d '{{\"model\": \"{asked}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\n"
-            );
+            ));
         }
         self.show.event(&Event::Serving { object: &what, url: &url, models: &models });
         Ok(running)

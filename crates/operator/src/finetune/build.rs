@@ -1,22 +1,19 @@
 //! The objects of a job.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements},
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 use kube::ResourceExt as _;
-use lathe_api::{DerivedFrom, FineTuneJob, Location, Model, ModelSpec, NameRef, ReclaimPolicy, names};
+use lathe_api::{FineTuneJob, names};
 use lathe_contract::{InspectTask, Task};
 use lathe_resolve::{
     finetune::{self, Checking, Training},
     pod::{self, Mounts, Placement, PodRequest, Use},
 };
 
-use super::{
-    KIND,
-    plan::{Trained, is_queued},
-};
+use super::{KIND, plan::is_queued};
 use crate::{
     context::{ArtifactVolume, Context},
     error::Error,
@@ -49,6 +46,7 @@ struct Needs<'a> {
     mounts: &'a Mounts,
     image: &'a str,
     cpu_millis: i64,
+    least_cpu_millis: i64,
     memory: i64,
     cache: i64,
     placement: Option<Placement<'a>>,
@@ -60,13 +58,19 @@ struct Needs<'a> {
 }
 
 /// The check of the dataset, with its contract.
-pub fn check(job: &FineTuneJob, context: &Context, checking: &Checking) -> Result<Objects, Error> {
+pub fn check(
+    job: &FineTuneJob,
+    context: &Context,
+    one_node: &BTreeSet<String>,
+    checking: &Checking,
+) -> Result<Objects, Error> {
     let needs = Needs {
         name: names::check_job(&job.name_any()),
         task: Task::CheckData(checking.task.clone()),
         mounts: &checking.mounts,
         image: &context.config.images.cpu,
         cpu_millis: CHECK_MILLIS,
+        least_cpu_millis: CHECK_MILLIS,
         memory: CHECK_MEMORY,
         cache: checking.cache,
         placement: None,
@@ -75,13 +79,14 @@ pub fn check(job: &FineTuneJob, context: &Context, checking: &Checking) -> Resul
         annotations: BTreeMap::new(),
         queued: false,
     };
-    objects(job, context, needs)
+    objects(job, context, one_node, needs)
 }
 
 /// An attempt, with its contract.
 pub fn train(
     job: &FineTuneJob,
     context: &Context,
+    one_node: &BTreeSet<String>,
     attempt: i32,
     training: &Training,
 ) -> Result<Objects, Error> {
@@ -94,6 +99,7 @@ pub fn train(
         mounts: &training.mounts,
         image: &training.image,
         cpu_millis: training.cpu_millis,
+        least_cpu_millis: training.least_cpu_millis,
         memory: training.memory,
         cache: training.cache,
         placement: Some(Placement {
@@ -106,11 +112,11 @@ pub fn train(
         annotations,
         queued: is_queued(job),
     };
-    objects(job, context, needs)
+    objects(job, context, one_node, needs)
 }
 
 /// The pod that repeats lost last words from the report beside the artefact, with its contract.
-pub fn summary(job: &FineTuneJob, context: &Context) -> Result<Objects, Error> {
+pub fn summary(job: &FineTuneJob, context: &Context, one_node: &BTreeSet<String>) -> Result<Objects, Error> {
     let mut mounts = Mounts::default();
     let location = finetune::output_folder(&job.spec);
     // The location was mounted by the training before.
@@ -123,6 +129,7 @@ pub fn summary(job: &FineTuneJob, context: &Context) -> Result<Objects, Error> {
         mounts: &mounts,
         image: &context.config.images.cpu,
         cpu_millis: SUMMARY_MILLIS,
+        least_cpu_millis: SUMMARY_MILLIS,
         memory: SUMMARY_MEMORY,
         cache: SUMMARY_CACHE,
         placement: None,
@@ -131,10 +138,17 @@ pub fn summary(job: &FineTuneJob, context: &Context) -> Result<Objects, Error> {
         annotations: BTreeMap::new(),
         queued: false,
     };
-    objects(job, context, needs)
+    objects(job, context, one_node, needs)
 }
 
-fn objects(job: &FineTuneJob, context: &Context, needs: Needs<'_>) -> Result<Objects, Error> {
+fn objects(
+    job: &FineTuneJob,
+    context: &Context,
+    one_node: &BTreeSet<String>,
+    needs: Needs<'_>,
+) -> Result<Objects, Error> {
+    let mut mounts = needs.mounts.clone();
+    mounts.on_one_node(one_node);
     let owner = Owner::of(job);
     let mut labels = pod::labels(KIND, &job.name_any(), Some(pod::task_name(&needs.task)));
     let contract = owner.contract(&context.trust, needs.mounts.contract(), needs.task);
@@ -151,8 +165,9 @@ fn objects(job: &FineTuneJob, context: &Context, needs: Needs<'_>) -> Result<Obj
         task: &contract.task,
         contract: &names::contract(&needs.name),
         checksum: &checksum,
-        mounts: needs.mounts,
+        mounts: &mounts,
         cpu_millis: needs.cpu_millis,
+        least_cpu_millis: needs.least_cpu_millis,
         memory: needs.memory,
         cache: needs.cache,
         placement: needs.placement,
@@ -195,30 +210,4 @@ pub fn claim(job: &FineTuneJob, volume: &ArtifactVolume) -> PersistentVolumeClai
         }),
         status: None,
     }
-}
-
-/// The Model of the result, pinned to its digest. Deleting the job keeps it: no owner.
-pub fn model(job: &FineTuneJob, trained: &Trained) -> Model {
-    let destination = finetune::output_folder(&job.spec);
-    let base = job.spec.base_model_ref.clone();
-    let spec = ModelSpec {
-        source: Location {
-            uri: trained.uri.clone(),
-            digest: Some(trained.digest.clone()),
-            revision: None,
-            secret_ref: destination.secret_ref,
-        },
-        license: trained.license.clone(),
-        adapter_of: trained.adapter.then(|| NameRef { name: base.name.clone() }),
-        derived_from: Some(DerivedFrom {
-            job: job.name_any(),
-            base: base.name,
-            dataset_digest: (trained.dataset_digest.len() == 71).then(|| trained.dataset_digest.clone()),
-            inputs_hash: trained.inputs_hash.clone(),
-        }),
-        reclaim_policy: ReclaimPolicy::Retain,
-    };
-    let mut model = Model::new(&job.spec.output.model_name, spec);
-    model.metadata.namespace = job.namespace();
-    model
 }

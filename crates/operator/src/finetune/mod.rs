@@ -4,6 +4,7 @@
 //! A stage is decided from what is there now, so a round that was cut anywhere is taken up by the next one.
 mod build;
 mod capacity;
+mod fallback;
 mod observe;
 mod plan;
 mod status;
@@ -19,16 +20,21 @@ use std::{
 
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{PersistentVolumeClaim, Pod},
+};
 use kube::{
     ResourceExt as _,
     runtime::{controller::Action, reflector::Store, watcher},
 };
 use lathe_api::{AcceleratorProfile, FineTuneJob, FineTuneJobStatus, Model, conditions, names};
+use lathe_resolve::finetune;
 use serde_json::json;
 
 use crate::{
     apply::Happened,
+    claims,
     context::{Context, Scope},
     error::Error,
     runtime::{Guard, Reconcile, Stop, Watches, labelled_owner},
@@ -50,6 +56,7 @@ struct FineTuneJobs {
     pods: Store<Pod>,
     models: Store<Guard<Model>>,
     profiles: Store<Guard<AcceleratorProfile>>,
+    claims: Store<PersistentVolumeClaim>,
     /// When the status of each object (by UID) was last written.
     written: Mutex<HashMap<String, Instant>>,
 }
@@ -57,7 +64,7 @@ struct FineTuneJobs {
 /// Looks after the FineTuneJobs of `scope` until `stop`.
 pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFuture<'static, ()> {
     let client = &context.client;
-    let mut watches = Watches::new(scope.api::<Guard<FineTuneJob>>(client));
+    let mut watches = Watches::<FineTuneJob>::new(scope, client);
     let ours = watcher::Config::default().labels(&format!("{}={KIND}", names::LABEL_KIND));
     let all = watcher::Config::default();
     let jobs = FineTuneJobs {
@@ -66,6 +73,11 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
         pods: watches.also(scope.api(client), ours, |pod: &Pod, _| labelled_owner(pod)),
         models: watches.also(scope.api(client), all.clone(), observe::woken_by_model),
         profiles: watches.also(kube::Api::all(client.clone()), all, observe::woken_by_profile),
+        claims: watches.also(
+            scope.api(client),
+            watcher::Config::default(),
+            |_: &PersistentVolumeClaim, _| Vec::new(),
+        ),
         written: Mutex::default(),
     };
     watches.run(jobs, stop.clone()).boxed()
@@ -74,6 +86,7 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
 impl Reconcile for FineTuneJobs {
     type Object = FineTuneJob;
     const NAME: &'static str = "FineTuneJob";
+    const SUMMARY: &'static str = conditions::SUCCEEDED;
 
     fn context(&self) -> &Context {
         &self.context
@@ -93,6 +106,10 @@ impl Reconcile for FineTuneJobs {
         let words = refused.as_ref().map(|(words, _)| words.as_str());
         let fresh = status::status(job, &observed, &plan, words);
         self.record(job, &fresh).await?;
+        if let Some(profile) = &plan.passed_over {
+            let message = format!("{profile} had no room within `accelerator.fallbackAfter`");
+            self.tell(job, false, "FellBack", &message).await;
+        }
         match refused {
             Some((_, error)) => Err(error),
             // A watch that lost an event must not leave a job standing.
@@ -106,16 +123,18 @@ impl FineTuneJobs {
     /// The writes of a plan, in their order.
     async fn apply(&self, job: &FineTuneJob, plan: &Plan) -> Result<(), Error> {
         let writer = &self.context.writer;
+        let namespace = job.namespace().unwrap_or_default();
+        let one_node = claims::one_node(&self.claims, &namespace, &self.context.config.artifacts);
         for write in &plan.writes {
             match write {
                 Write::Check(checking) => {
-                    writer.start(&build::check(job, &self.context, checking)?).await?;
+                    writer.start(&build::check(job, &self.context, &one_node, checking)?).await?;
                 }
                 Write::Claim => {
                     drop(writer.create_once(&build::claim(job, &self.context.config.artifacts)).await?)
                 }
                 Write::Start { attempt, training } => {
-                    let train = build::train(job, &self.context, *attempt, training)?;
+                    let train = build::train(job, &self.context, &one_node, *attempt, training)?;
                     writer.start(&train).await?;
                     self.tell(job, true, "AttemptStarted", &format!("made Job {}", train.job.name_any()))
                         .await;
@@ -128,14 +147,17 @@ impl FineTuneJobs {
                 }
                 Write::Delete(gone) => writer.delete(&**gone).await?,
                 Write::Summarise => {
-                    writer.start(&build::summary(job, &self.context)?).await?;
+                    writer.start(&build::summary(job, &self.context, &one_node)?).await?;
                 }
                 Write::MakeModel(trained, scores) => {
-                    let made = writer.create_once(&build::model(job, trained)).await?;
+                    let made = writer.create_once(&finetune::model(job, trained)).await?;
                     if !scores.is_empty() {
                         writer.merge_status(&made, &json!({"status": {"scores": scores}})).await?;
                     }
                     self.tell(job, true, "ModelMade", &format!("made Model {}", made.name_any())).await;
+                }
+                Write::Pass(model) => {
+                    writer.merge(&**model, &json!({"spec": {"derivedFrom": {"failedGates": null}}})).await?;
                 }
                 Write::Scores(model, scores) => {
                     writer.merge_status(&**model, &json!({"status": {"scores": scores}})).await?;

@@ -80,6 +80,10 @@ pub(super) async fn observe(
         capacity: None,
     };
     if !ended {
+        let attempt = observed.attempt.as_mut().map(|attempt| &mut attempt.run);
+        for run in [&mut observed.check, &mut observed.summary].into_iter().chain(attempt) {
+            run.ask(&jobs.context.client, now).await;
+        }
         ask(jobs, job, &mut observed).await;
     }
     Ok(observed)

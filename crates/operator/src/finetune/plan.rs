@@ -1,18 +1,20 @@
 //! Which stage a job is in, and the writes that stage needs: decided from what is there now, nothing else.
+mod outcome;
+
 use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
-use lathe_api::{FineTuneJob, Model, conditions};
-use lathe_contract::{CheckDataReport, Outcome, Score, TrainProgress};
+use lathe_api::{AcceleratorProfile, FineTuneJob, Model, conditions};
+use lathe_contract::{CheckDataReport, Outcome, TrainProgress};
 use lathe_resolve::{
     Rejection,
-    finetune::{self, Checking, Dataset, TrainFacts, Training},
+    finetune::{self, Checking, Dataset, TrainFacts, Trained, Training},
     inference::Images,
 };
 
 use super::{
-    build,
+    build, fallback,
     observe::{Attempt, Observed},
     usage::{self, Usage},
 };
@@ -22,7 +24,7 @@ use crate::{
 };
 
 /// Between two questions to a worker.
-const ASK: Duration = Duration::from_secs(5);
+pub(super) const ASK: Duration = Duration::from_secs(5);
 /// Between two looks at a pod that waits for a device.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -43,6 +45,10 @@ pub struct Plan {
     pub attempt: Option<i32>,
     /// What has been used so far.
     pub usage: Usage,
+    /// The profile that is given up now, since nothing of it came free in time.
+    pub passed_over: Option<String>,
+    /// When that will be.
+    pub falls_back: Option<Timestamp>,
 }
 
 /// A write.
@@ -69,6 +75,8 @@ pub enum Write {
     MakeModel(Box<Trained>, Vec<lathe_api::ScoreStatus>),
     /// Give a Model its measurements.
     Scores(Box<Model>, Vec<lathe_api::ScoreStatus>),
+    /// A Model that failed an earlier job's gates passes this one's.
+    Pass(Box<Model>),
 }
 
 /// Where a job stands.
@@ -118,30 +126,13 @@ pub enum Hold {
     Budget(String),
 }
 
-/// What a worker made, checked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Trained {
-    /// Where the artefact is, below the job's destination.
-    pub uri: String,
-    /// Its digest.
-    pub digest: String,
-    /// Of the dataset.
-    pub dataset_digest: String,
-    /// Of everything that decided the result.
-    pub inputs_hash: Option<String>,
-    /// True for an adapter.
-    pub adapter: bool,
-    /// What was accepted for the base holds for what was made of it.
-    pub license: Option<lathe_api::LicenseSpec>,
-}
-
 /// Decides.
 pub fn plan(job: &FineTuneJob, observed: &Observed, images: &Images) -> Plan {
     if job.status.as_ref().is_some_and(|status| status.completion_time.is_some()) {
         return afterwards(job, observed);
     }
     match &observed.attempt {
-        Some(attempt) => carry_on(job, observed, attempt),
+        Some(attempt) => carry_on(job, observed, attempt, images),
         None => prepare(job, observed, images),
     }
 }
@@ -156,6 +147,8 @@ impl Plan {
             checked: None,
             attempt: None,
             usage: Usage::default(),
+            passed_over: None,
+            falls_back: None,
         }
     }
 
@@ -177,21 +170,20 @@ fn prepare(job: &FineTuneJob, observed: &Observed, images: &Images) -> Plan {
     let checked = checked(&observed.check);
     let digest =
         status.and_then(|s| s.dataset_digest.clone()).or_else(|| checked.as_ref().map(|c| c.digest.clone()));
-    let name = job.metadata.name.as_deref().unwrap_or_default();
     let next_attempt = status.and_then(|s| s.attempt).unwrap_or(0).saturating_add(1);
-    let resolved = finetune::training(
-        spec,
-        &TrainFacts {
-            name,
-            attempt: next_attempt,
-            base,
-            profiles: &observed.profiles,
-            images,
-            dataset: digest
-                .as_deref()
-                .map(|digest| Dataset { tokens: checked.as_ref().map(|c| c.tokens), digest }),
-        },
-    );
+    let passed = status.map(|s| s.passed_over.as_slice()).unwrap_or_default();
+    let dataset =
+        digest.as_deref().map(|digest| Dataset { tokens: checked.as_ref().map(|c| c.tokens), digest });
+    let resolve = |profiles: &[AcceleratorProfile]| {
+        let name = job.metadata.name.as_deref().unwrap_or_default();
+        let facts = TrainFacts { name, attempt: next_attempt, base, profiles, images, dataset };
+        finetune::training(spec, &facts)
+    };
+    // Where nothing else is left, one that was given up is as good as any.
+    let resolved = match resolve(&fallback::without(&observed.profiles, passed)) {
+        Err(_) if !passed.is_empty() => resolve(&observed.profiles),
+        resolved => resolved,
+    };
     let training = match resolved {
         Ok(training) => training,
         Err(rejection) => return Plan { usage: used, ..Plan::at(Stage::Rejected(rejection)) },
@@ -203,7 +195,7 @@ fn prepare(job: &FineTuneJob, observed: &Observed, images: &Images) -> Plan {
         usage: used.clone(),
         ..plan
     };
-    if let Some(plan) = output(job, observed, digest.is_some(), training.inputs_hash.as_deref()) {
+    if let Some(plan) = outcome::output(job, observed, digest.is_some(), training.inputs_hash.as_deref()) {
         return known(plan);
     }
     if spec.suspend {
@@ -264,10 +256,7 @@ fn check(job: &FineTuneJob, observed: &Observed, base: &Model) -> Plan {
             Err(rejection) => Plan::at(Stage::Rejected(rejection)),
         },
         State::Running | State::Suspended => Plan::at(Stage::Checking(None)),
-        State::Waiting(trouble) => {
-            let trouble = trouble.or_else(|| observed.check.slow_start(observed.now));
-            Plan { next: Some(LOOK), ..Plan::at(Stage::Checking(advised(trouble))) }
-        }
+        State::Waiting(trouble) => Plan { next: Some(LOOK), ..Plan::at(Stage::Checking(advised(trouble))) },
         // Its words were lost with its pod, or are not those of a check: once more.
         State::Complete(_) => delete(Plan::at(Stage::Checking(None))),
         State::Failed(trouble) => {
@@ -283,33 +272,12 @@ fn check(job: &FineTuneJob, observed: &Observed, base: &Model) -> Plan {
     }
 }
 
-/// A Model that has the output's name already: ours, an equal job's, or another one.
-fn output(job: &FineTuneJob, observed: &Observed, checked: bool, hash: Option<&str>) -> Option<Plan> {
-    let model = observed.output.as_ref()?;
-    let theirs = model.spec.derived_from.as_ref().and_then(|d| d.inputs_hash.as_deref());
-    if theirs.is_some() && !checked {
-        return None;
-    }
-    if theirs.is_some() && theirs == hash {
-        let scores = model.status.as_ref().map(|s| s.scores.clone()).unwrap_or_default();
-        return Some(Plan::at(Stage::Finished { scores, progress: None, adopted: true }));
-    }
-    Some(Plan::at(Stage::Taken(taken(job))))
-}
-
-fn taken(job: &FineTuneJob) -> String {
-    let name = &job.spec.output.model_name;
-    format!(
-        "Model {name} exists and was not made from the same inputs. Next: delete it, or make a new FineTuneJob with another `output.modelName`."
-    )
-}
-
 /// There is a Job of the training.
-fn carry_on(job: &FineTuneJob, observed: &Observed, attempt: &Attempt) -> Plan {
+fn carry_on(job: &FineTuneJob, observed: &Observed, attempt: &Attempt, images: &Images) -> Plan {
     let status = job.status.as_ref();
     let pods = attempt.run.pods.iter().map(|pod| &**pod);
     let used = usage::account(status, pods, &observed.profiles, observed.now);
-    let plan = stage_of_attempt(job, observed, attempt, &used);
+    let plan = stage_of_attempt(job, observed, attempt, images, &used);
     // What it found is in the status.
     let mut writes = match &observed.check.job {
         Some(check) if status.is_some_and(|s| s.dataset_digest.is_some()) => {
@@ -321,12 +289,18 @@ fn carry_on(job: &FineTuneJob, observed: &Observed, attempt: &Attempt) -> Plan {
     Plan { writes, checked: checked(&observed.check), attempt: Some(attempt.number), usage: used, ..plan }
 }
 
-fn stage_of_attempt(job: &FineTuneJob, observed: &Observed, attempt: &Attempt, used: &Usage) -> Plan {
+fn stage_of_attempt(
+    job: &FineTuneJob,
+    observed: &Observed,
+    attempt: &Attempt,
+    images: &Images,
+    used: &Usage,
+) -> Plan {
     let Some(own) = attempt.run.job.clone() else { return Plan::at(Stage::Pending(None)) };
     let state = attempt.run.state();
     match state {
-        State::Complete(Some(outcome)) => return conclude(job, observed, attempt, *outcome),
-        State::Complete(None) => return recover(job, observed, attempt),
+        State::Complete(Some(outcome)) => return outcome::conclude(job, observed, attempt, *outcome),
+        State::Complete(None) => return outcome::recover(job, observed, attempt),
         State::Failed(trouble) => return Plan::at(Stage::Failed(trouble)),
         _ => {}
     }
@@ -348,21 +322,24 @@ fn stage_of_attempt(job: &FineTuneJob, observed: &Observed, attempt: &Attempt, u
         State::Suspended if is_queued(job) => Plan::at(Stage::Queued),
         State::Suspended => Plan::at(Stage::Pending(None)).write(Write::Suspend(own, false)),
         State::Waiting(trouble) => {
-            let trouble = trouble.or_else(|| attempt.run.slow_start(observed.now));
-            Plan { next: Some(LOOK), ..Plan::at(Stage::Pending(trouble)) }
+            let plan = Plan { next: Some(LOOK), ..Plan::at(Stage::Pending(trouble)) };
+            fallback::consider(plan, job, observed, attempt, images)
         }
         _ => Plan::at(Stage::Pending(None)),
     }
 }
 
-/// The user took the profile off the list before a pod ran.
+/// The user took the profile off the list, or it was given up, before a pod ran.
 fn is_replanned(job: &FineTuneJob, attempt: &Attempt) -> bool {
+    let given_up = job.status.as_ref().map(|s| s.passed_over.as_slice()).unwrap_or_default();
     let allowed = &job.spec.accelerator.profiles;
     let profile = attempt.run.annotation(build::PROFILE);
     let scheduled = job.status.as_ref().is_some_and(|s| s.start_time.is_some());
+    let named = |list: &[String], profile: &str| list.iter().any(|name| name == profile);
     !scheduled
-        && !allowed.is_empty()
-        && profile.is_some_and(|profile| !allowed.iter().any(|name| name == profile))
+        && profile.is_some_and(|profile| {
+            named(given_up, profile) || (!allowed.is_empty() && !named(allowed, profile))
+        })
 }
 
 fn hold(job: &FineTuneJob, used: &Usage) -> Option<Hold> {
@@ -376,94 +353,6 @@ fn hold(job: &FineTuneJob, used: &Usage) -> Option<Hold> {
 /// True where Kueue lets the Jobs of this object start.
 pub(super) fn is_queued(job: &FineTuneJob) -> bool {
     job.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(build::QUEUE))
-}
-
-/// The pod is gone, and its words with it: they stand beside the artefact too.
-fn recover(job: &FineTuneJob, observed: &Observed, attempt: &Attempt) -> Plan {
-    match observed.summary.state() {
-        State::Absent => Plan::at(Stage::Lost(None)).write(Write::Summarise),
-        State::Running | State::Suspended => Plan::at(Stage::Lost(None)),
-        State::Waiting(trouble) => Plan::at(Stage::Lost(advised(trouble))),
-        State::Complete(Some(outcome)) => conclude(job, observed, attempt, *outcome),
-        State::Complete(None) => match observed.summary.job.clone() {
-            Some(summary) => Plan::at(Stage::Lost(None)).write(Write::Delete(summary)),
-            None => Plan::at(Stage::Lost(None)),
-        },
-        State::Failed(trouble) => Plan::at(Stage::Failed(trouble)),
-    }
-}
-
-/// The worker has said how it ended.
-fn conclude(job: &FineTuneJob, observed: &Observed, attempt: &Attempt, outcome: Outcome) -> Plan {
-    let Outcome::Trained { uri, digest, dataset_digest, scores, progress, model } = outcome else {
-        return Plan::at(Stage::Failed(unexpected("they are not those of a training")));
-    };
-    let folder = finetune::output_folder(&job.spec).uri;
-    if !is_below(&uri, &folder) || !is_digest(&digest) {
-        let why = format!("they name {uri} ({digest}), which is no artefact below {folder}");
-        return Plan::at(Stage::Failed(unexpected(&why)));
-    }
-    let trained = Trained {
-        uri,
-        digest,
-        dataset_digest,
-        inputs_hash: attempt.run.annotation(build::INPUTS).map(str::to_owned),
-        adapter: model.shape.hidden == 0,
-        license: observed.base.as_ref().and_then(|base| base.spec.license.clone()),
-    };
-    let scores: Vec<_> = scores.iter().filter_map(score).collect();
-    let finished = Stage::Finished { scores: scores.clone(), progress: Some(progress), adopted: false };
-    match &observed.output {
-        None => Plan::at(finished).write(Write::MakeModel(Box::new(trained), scores)),
-        Some(there) if is_same(there, &trained) => {
-            let lacks = there.status.as_ref().is_none_or(|s| s.scores.is_empty()) && !scores.is_empty();
-            let plan = Plan::at(finished);
-            if lacks { plan.write(Write::Scores(Box::new(there.clone()), scores)) } else { plan }
-        }
-        Some(_) => Plan::at(Stage::Taken(taken(job))),
-    }
-}
-
-fn is_same(there: &Model, trained: &Trained) -> bool {
-    let theirs = there.spec.derived_from.as_ref().and_then(|d| d.inputs_hash.as_ref());
-    theirs.is_some() && theirs == trained.inputs_hash.as_ref()
-}
-
-/// A worker's words become a Model's source: one plain folder below the destination, nothing else.
-fn is_below(uri: &str, folder: &str) -> bool {
-    let rest = uri.strip_prefix(folder.trim_end_matches('/')).and_then(|rest| rest.strip_prefix('/'));
-    rest.is_some_and(|folder| {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
-        !folder.is_empty() && folder.len() <= 128 && !folder.starts_with('.') && folder.bytes().all(plain)
-    })
-}
-
-fn is_digest(text: &str) -> bool {
-    let hex = text.strip_prefix("sha256:");
-    hex.is_some_and(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f')))
-}
-
-fn unexpected(why: &str) -> Trouble {
-    let next = "Next: check that operator and worker image are of the same version.";
-    let message = format!("the worker's last words cannot be used: {why}. {next}");
-    Trouble { reason: "WorkerFailed".to_owned(), message, stalled: true }
-}
-
-/// A measurement as the API writes it; what is no finite number above zero is left out.
-fn score(score: &Score) -> Option<lathe_api::ScoreStatus> {
-    use lathe_contract::Metric as Told;
-    let metric = match score.metric {
-        Told::Perplexity => lathe_api::Metric::Perplexity,
-        Told::BLEU => lathe_api::Metric::BLEU,
-        Told::ROUGE1 => lathe_api::Metric::ROUGE1,
-        Told::ROUGE2 => lathe_api::Metric::ROUGE2,
-        Told::ROUGEL => lathe_api::Metric::ROUGEL,
-    };
-    let number = |value: Option<f64>| {
-        value.filter(|v| (0.0..1e11).contains(v)).map(|v| lathe_api::Decimal(format!("{v:.4}")))
-    };
-    let (before, after) = (number(score.before), number(score.after));
-    (before.is_some() || after.is_some()).then_some(lathe_api::ScoreStatus { metric, before, after })
 }
 
 /// The status has how it ended: Jobs go when their time has come.
@@ -489,6 +378,6 @@ fn afterwards(job: &FineTuneJob, observed: &Observed) -> Plan {
 }
 
 /// Time until `due`; `None` where it has come.
-fn wait(due: Timestamp, now: Timestamp) -> Option<Duration> {
+pub(super) fn wait(due: Timestamp, now: Timestamp) -> Option<Duration> {
     Duration::try_from(due.duration_since(now)).ok().filter(|wait| !wait.is_zero())
 }

@@ -69,6 +69,11 @@ fn facts(
 ) {
     if let Some(training) = &plan.training {
         fresh.plan = Some(training.plan.clone());
+        // Taken up again where nothing else was left.
+        fresh.passed_over.retain(|profile| Some(profile) != training.plan.profile.as_ref());
+    }
+    if let Some(profile) = plan.passed_over.as_ref().filter(|p| !fresh.passed_over.contains(p)) {
+        fresh.passed_over.push(profile.clone());
     }
     if let Some(checked) = &plan.checked {
         fresh.dataset_digest = Some(checked.digest.chars().take(71).collect());

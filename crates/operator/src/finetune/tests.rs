@@ -1,3 +1,4 @@
+mod recorded;
 mod rounds;
 mod stages;
 
@@ -124,7 +125,7 @@ fn checked() -> Value {
 
 fn trained(over: Value) -> Value {
     let mut trained = json!({
-        "uri": format!("pvc://lathe-artifacts/models/out/{}", "e".repeat(64)), "digest": digest('e'), "dataset_digest": digest('d'),
+        "uri": format!("pvc://lathe-artifacts/models/out/{}", "e".repeat(64)), "digest": digest('e'), "datasetDigest": digest('d'),
         "scores": [{"metric": "Perplexity", "before": 20.0, "after": 5.0}],
         "progress": {"step": 30, "steps": 30, "tokens": 60_000, "tokensPerSecond": 1000.0, "loss": 1.25},
         "model": {"architecture": "LoRA", "parameters": 1000},

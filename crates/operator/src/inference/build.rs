@@ -1,5 +1,5 @@
 //! Pure: every object of a service.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::{
@@ -25,7 +25,7 @@ use lathe_resolve::{
     pod::{self, Placement, PodRequest},
 };
 
-use super::{CHANGE_CAUSE, KIND, Names, OPERATOR_LABEL, SCALED, SLOTS};
+use super::{CHANGE_CAUSE, KIND, Names, OPERATOR_LABEL, RANK, SCALED, SLOTS};
 use crate::{drift::stamp, job::Owner};
 
 /// How long a roll-out may be without progress; large models are fetched in it.
@@ -48,6 +48,8 @@ pub struct Installation<'a> {
     pub namespace: &'a str,
     /// `imagePullPolicy` of workers.
     pub pull_policy: Option<&'a str>,
+    /// Claims that only one node can mount at a time.
+    pub one_node: &'a BTreeSet<String>,
 }
 
 /// Builds all objects. `live` is the Deployment as it is.
@@ -62,7 +64,7 @@ pub fn build(
 ) -> Result<Wanted, serde_json::Error> {
     let names = Names::of(service);
     let contract = ConfigMap {
-        metadata: meta(service, &names.contract),
+        metadata: meta(service, &contract_name(service, serving)),
         data: Some(pod::contract_data(&serving.contract)?),
         ..ConfigMap::default()
     };
@@ -73,6 +75,10 @@ pub fn build(
         budget: stamp(budget(service, &names))?,
         deployment: stamp(deployment(service, serving, &names, live, installation))?,
     })
+}
+
+fn contract_name(service: &InferenceService, serving: &Serving) -> String {
+    lathe_api::names::serve_contract(&service.name_any(), &serving.checksum)
 }
 
 /// Labels that tell a service's pods from all others; they never change.
@@ -170,7 +176,10 @@ fn deployment(
     installation: Installation<'_>,
 ) -> Deployment {
     let mut metadata = meta(service, &names.serve);
-    let mut annotations = BTreeMap::from([(SLOTS.to_owned(), serving.slots.to_string())]);
+    let mut annotations = BTreeMap::from([
+        (SLOTS.to_owned(), serving.room.slots.to_string()),
+        (RANK.to_owned(), serving.room.rank.to_string()),
+    ]);
     annotations.extend(change_cause(serving, live).map(|cause| (CHANGE_CAUSE.to_owned(), cause)));
     metadata.annotations = Some(annotations);
     // Until the scaler has the field, leaving it out would set it to 1.
@@ -189,7 +198,7 @@ fn deployment(
             }),
             progress_deadline_seconds: Some(PROGRESS_SECONDS),
             revision_history_limit: Some(3),
-            template: template(service, serving, names, live, installation),
+            template: template(service, serving, live, installation),
             ..DeploymentSpec::default()
         }),
         status: None,
@@ -199,22 +208,24 @@ fn deployment(
 fn template(
     service: &InferenceService,
     serving: &Serving,
-    names: &Names,
     live: Option<&Deployment>,
     installation: Installation<'_>,
 ) -> PodTemplateSpec {
     let task = &serving.contract.task;
     // A new release of the operator restarts no worker: its image comes with the next roll-out.
     let running = live.filter(|live| revision(live) == Some(&serving.checksum)).and_then(image);
+    let mut mounts = serving.mounts.clone();
+    mounts.on_one_node(installation.one_node);
     let mut template = pod::template(&PodRequest {
         labels: pod::labels(KIND, &service.name_any(), Some(pod::task_name(task))),
         image: running.unwrap_or(&serving.image),
         pull_policy: installation.pull_policy,
         task,
-        contract: &names.contract,
+        contract: &contract_name(service, serving),
         checksum: &serving.checksum,
-        mounts: &serving.mounts,
+        mounts: &mounts,
         cpu_millis: serving.cpu_millis,
+        least_cpu_millis: serving.least_cpu_millis,
         memory: serving.memory,
         cache: serving.cache,
         placement: Some(Placement {
@@ -261,11 +272,17 @@ fn change_cause(serving: &Serving, live: Option<&Deployment>) -> Option<String> 
     let more: Vec<&str> = serving.mounts.claims().filter(|claim| !mounted.contains(claim)).collect();
     Some(if !more.is_empty() {
         format!("the running pods do not mount {}, where a model's files lie", more.join(", "))
-    } else if live.annotations().get(SLOTS).is_some_and(|slots| *slots != serving.slots.to_string()) {
-        format!("the running pods have no room for more adapters (now {})", serving.slots)
+    } else if has_other(live, SLOTS, serving.room.slots) {
+        format!("the running pods have no room for more adapters (now {})", serving.room.slots)
+    } else if has_other(live, RANK, serving.room.rank) {
+        format!("the running pods have no room for an adapter of rank {}", serving.room.rank)
     } else {
         "the spec changed".to_owned()
     })
+}
+
+fn has_other(live: &Deployment, annotation: &str, wanted: i32) -> bool {
+    live.annotations().get(annotation).is_some_and(|had| *had != wanted.to_string())
 }
 
 /// The hash of the contract that a Deployment's pods are made for.

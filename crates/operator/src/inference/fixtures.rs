@@ -1,20 +1,12 @@
 //! A service, its models and what surrounds them, for tests.
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
-use kube::runtime::{
-    reflector::{Store, store},
-    watcher::Event,
-};
 use lathe_api::{AcceleratorProfile, InferenceService, Model};
-use lathe_contract::{Signer, Trust};
-use lathe_resolve::inference::{Images, Serving};
-use serde::de::DeserializeOwned;
+use lathe_resolve::inference::Serving;
 use serde_json::{Value, json};
 
-use super::{observe::Observed, plan::plan};
+pub use crate::testing::{images, object as read, trust};
 
-pub fn read<T: DeserializeOwned>(value: Value) -> T {
-    serde_json::from_value(value).unwrap()
-}
+use super::{observe::Observed, plan::plan};
 
 /// A service of the namespace `n` with some fields of its spec.
 pub fn service(more: Value) -> InferenceService {
@@ -71,14 +63,6 @@ pub fn profiles() -> Vec<AcceleratorProfile> {
     ]
 }
 
-pub fn images() -> Images {
-    Images { cpu: "registry/lathe-worker:1".to_owned(), cuda: None }
-}
-
-pub fn trust() -> Trust {
-    Trust { operator_key: Some(Signer::from_seed(&[7; 32]).public_pem().unwrap()), gateway_key: None }
-}
-
 /// What is seen where nothing was made yet; adapters `tone` and `far` are on the base's volume and on another.
 pub fn seen(service: &InferenceService) -> Observed {
     let adapters =
@@ -132,16 +116,4 @@ pub fn pod(name: &str, checksum: &str, status: Value) -> Pod {
 
 pub fn ready() -> Value {
     json!({"podIP": "10.0.0.9", "conditions": [{"type": "Ready", "status": "True"}]})
-}
-
-/// A store that has seen these objects.
-pub fn stored<K>(objects: Vec<K>) -> Store<K>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + 'static,
-{
-    let (reader, mut writer) = store();
-    writer.apply_watcher_event(&Event::Init);
-    objects.into_iter().for_each(|object| writer.apply_watcher_event(&Event::InitApply(object)));
-    writer.apply_watcher_event(&Event::InitDone);
-    reader
 }

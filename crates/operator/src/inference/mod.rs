@@ -19,7 +19,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::PersistentVolumeClaim};
 use kube::{
     Api, Resource, ResourceExt as _,
     core::NamespaceResourceScope,
@@ -33,6 +33,7 @@ use serde_json::json;
 
 use crate::{
     apply::{Happened, Written},
+    claims,
     context::{Context, Scope},
     drift::differs,
     error::Error,
@@ -51,6 +52,8 @@ const SCALER: &str = "lathe-scaler";
 const SCALED: &str = "lathe.dev/replicas";
 /// Annotation of a Deployment: adapters that its pods have room for.
 const SLOTS: &str = "lathe.dev/adapter-slots";
+/// Annotation of a Deployment: the largest rank that its pods have room for.
+const RANK: &str = "lathe.dev/adapter-rank";
 /// Annotation of a Deployment whose value `kubectl rollout history` shows.
 const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
 /// Label of the operator's own pods.
@@ -69,14 +72,11 @@ struct Names {
     endpoint: String,
     /// Deployment, PodDisruptionBudget and NetworkPolicy.
     serve: String,
-    /// ConfigMap.
-    contract: String,
 }
 
 impl Names {
     fn of(service: &InferenceService) -> Self {
-        let serve = names::serve(&service.name_any());
-        Self { endpoint: service.name_any(), contract: names::contract(&serve), serve }
+        Self { endpoint: service.name_any(), serve: names::serve(&service.name_any()) }
     }
 }
 
@@ -90,7 +90,7 @@ struct Services {
 /// The controller of one scope; ends when `stop` says so.
 pub fn controller(context: &Arc<Context>, scope: &Scope, stop: Stop) -> BoxFuture<'static, ()> {
     let client = &context.client;
-    let mut watches = Watches::<InferenceService>::new(scope.api(client));
+    let mut watches = Watches::<InferenceService>::new(scope, client);
     let stores = Stores {
         services: watches.objects(),
         models: watches.also(scope.api(client), watcher::Config::default(), model_users),
@@ -102,6 +102,11 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: Stop) -> BoxFutur
         budgets: children(&mut watches, scope.api(client)),
         policies: children(&mut watches, scope.api(client)),
         pods: children(&mut watches, scope.api(client)),
+        claims: watches.also(
+            scope.api(client),
+            watcher::Config::default(),
+            |_: &PersistentVolumeClaim, _| Vec::new(),
+        ),
     };
     let services = Services { context: context.clone(), stores, told: Told::default() };
     watches.run(services, stop).boxed()
@@ -150,6 +155,7 @@ fn key(service: &InferenceService) -> (String, String) {
 impl Reconcile for Services {
     type Object = InferenceService;
     const NAME: &'static str = KIND;
+    const SUMMARY: &'static str = conditions::READY;
 
     fn context(&self) -> &Context {
         &self.context
@@ -159,7 +165,7 @@ impl Reconcile for Services {
         let context = &self.context;
         let seen = observe::observe(service, &self.stores, &context.client, &context.channel).await?;
         let plan = plan::plan(service, &seen, &context.trust, &context.config.images);
-        let (deployment, refused) = match self.apply(service, plan.as_ref().ok(), &seen.children).await {
+        let (deployment, refused) = match self.apply(service, plan.as_ref().ok(), &seen).await {
             Ok(deployment) => (deployment, None),
             Err(error) => match error.refusal() {
                 Some(refusal) => (seen.children.deployment.clone(), Some(refusal)),
@@ -174,6 +180,7 @@ impl Reconcile for Services {
             pods: &seen.pods,
             reports: &seen.reports,
             adapters: &adapters,
+            told: &seen.told,
             nodes: seen.nodes.as_deref(),
             refused: refused.as_deref(),
             may_write_throughput: self.told.throughput_is_due(service, LOOK),
@@ -190,30 +197,33 @@ impl Services {
         &self,
         service: &InferenceService,
         serving: Option<&Serving>,
-        children: &Children,
+        seen: &Observed,
     ) -> Result<Option<Deployment>, Error> {
+        let children = &seen.children;
         let mut deployment = children.deployment.clone();
         if let Some(serving) = serving {
             let config = &self.context.config;
             let installation = Installation {
                 namespace: &config.release_namespace,
                 pull_policy: config.pull_policy.as_deref(),
+                one_node: &claims::one_node(
+                    &self.stores.claims,
+                    &service.namespace().unwrap_or_default(),
+                    &config.artifacts,
+                ),
             };
             let wanted = build::build(service, serving, deployment.as_ref(), installation)
                 .map_err(|source| Error::Build { what: "a service's objects", source })?;
             let Wanted { contract, policy, endpoint, budget, deployment: wanted_deployment } = wanted;
-            let Children {
-                contract: l_contract,
-                policy: l_policy,
-                endpoint: l_endpoint,
-                budget: l_budget,
-                ..
-            } = children;
-            self.keep(&contract, l_contract.as_ref()).await?;
+            let Children { policy: l_policy, endpoint: l_endpoint, budget: l_budget, .. } = children;
+            self.keep(&contract, children.contract(&contract.name_any())).await?;
             self.keep(&policy, l_policy.as_ref()).await?;
             self.keep(&endpoint, l_endpoint.as_ref()).await?;
             self.keep(&budget, l_budget.as_ref()).await?;
             deployment = self.keep(&wanted_deployment, deployment.as_ref()).await?.or(deployment);
+            for contract in plan::unused(seen, deployment.as_ref(), &contract.name_any()) {
+                self.context.writer.delete(contract).await?;
+            }
         }
         let Some(deployment) = deployment else { return Ok(None) };
         self.scale(service, deployment).await.map(Some)

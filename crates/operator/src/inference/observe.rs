@@ -5,7 +5,7 @@ use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ConfigMap, Node, Pod, Service},
+    core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Service},
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
@@ -24,7 +24,8 @@ use super::Names;
 use crate::{
     channel::Channel,
     error::Error,
-    pods,
+    mounting,
+    pods::{self, Trouble},
     runtime::{Guard, lookup, readable},
 };
 
@@ -43,6 +44,7 @@ pub struct Stores {
     pub budgets: Store<PodDisruptionBudget>,
     pub policies: Store<NetworkPolicy>,
     pub pods: Store<Pod>,
+    pub claims: Store<PersistentVolumeClaim>,
 }
 
 /// Everything that a round decides from.
@@ -64,6 +66,8 @@ pub struct Observed {
     pub pods: Vec<Pod>,
     /// What ready pods said, by their names.
     pub reports: BTreeMap<String, Report>,
+    /// What nodes say of pods that do not start, by their names.
+    pub told: BTreeMap<String, Trouble>,
     /// Nodes, read only where a pod finds none; `None` also where they may not be read.
     pub nodes: Option<Vec<Node>>,
 }
@@ -71,11 +75,19 @@ pub struct Observed {
 /// Our objects.
 #[derive(Debug, Default)]
 pub struct Children {
-    pub contract: Option<ConfigMap>,
+    /// One for each revision.
+    pub contracts: Vec<ConfigMap>,
     pub policy: Option<NetworkPolicy>,
     pub endpoint: Option<Service>,
     pub budget: Option<PodDisruptionBudget>,
     pub deployment: Option<Deployment>,
+}
+
+impl Children {
+    /// The contract of this name.
+    pub fn contract(&self, name: &str) -> Option<&ConfigMap> {
+        self.contracts.iter().find(|contract| contract.name_any() == name)
+    }
 }
 
 /// Another service, and the ids under which it answers.
@@ -112,7 +124,7 @@ pub async fn observe(
     let names = Names::of(service);
     let mut taken = None;
     let children = Children {
-        contract: find.child(&stores.contracts, &names.contract, &mut taken).await?,
+        contracts: own(&stores.contracts, &namespace, &uid),
         policy: find.child(&stores.policies, &names.serve, &mut taken).await?,
         endpoint: find.child(&stores.endpoints, &names.endpoint, &mut taken).await?,
         budget: find.child(&stores.budgets, &names.serve, &mut taken).await?,
@@ -121,6 +133,11 @@ pub async fn observe(
     let pods = own_pods(&stores.pods, &namespace, &service.name_any());
     let reports = reports(&pods, channel, &uid).await;
     let homeless = pods.iter().filter_map(pods::trouble).any(|t| t.reason == pods::UNSCHEDULABLE);
+    let mut told = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| pods::trouble(pod).is_none()) {
+        let trouble = mounting::trouble(client, pod, Timestamp::now()).await;
+        told.extend(trouble.map(|trouble| (pod.name_any(), trouble)));
+    }
     let nodes = if homeless { nodes(client).await } else { None };
     Ok(Observed {
         base: model(&service.spec.model_ref.name),
@@ -131,8 +148,18 @@ pub async fn observe(
         taken,
         pods,
         reports,
+        told,
         nodes,
     })
+}
+
+/// Contracts of this service: applying one that the watch has not brought yet changes nothing, so nobody else is asked.
+fn own(store: &Store<ConfigMap>, namespace: &str, uid: &str) -> Vec<ConfigMap> {
+    let ours = |map: &ConfigMap| {
+        map.namespace().as_deref() == Some(namespace)
+            && map.owner_references().iter().any(|o| o.controller == Some(true) && o.uid == uid)
+    };
+    store.state().iter().filter(|map| ours(map)).map(|map| (**map).clone()).collect()
 }
 
 struct Finder<'a> {

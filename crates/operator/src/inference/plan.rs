@@ -1,13 +1,16 @@
 //! Pure: what the service needs, or the one reason why that cannot be said.
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::ResourceExt as _;
-use lathe_api::{InferenceService, Model, conditions};
-use lathe_contract::{ObjectRef, Trust};
+use lathe_api::{InferenceService, conditions};
+use lathe_contract::{AdapterRoom, ObjectRef, Trust};
 use lathe_resolve::{
     Rejection,
     inference::{Images, ServeFacts, Serving, model_ids, serving},
+    model::is_ready,
 };
 
-use super::{SLOTS, observe::Observed};
+use super::{RANK, SLOTS, build, observe::Observed};
+use crate::pods;
 
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,14 +55,33 @@ pub fn plan(
         adapters: &adapters,
         profiles: &seen.profiles,
         images,
-        slots: running_slots(seen),
+        room: running_room(seen),
     };
     serving(&service.spec, &facts).map_err(|why| Blocked { why, stalled: true })
 }
 
 /// Adapters that the running pods have room for.
-fn running_slots(seen: &Observed) -> Option<usize> {
-    seen.children.deployment.as_ref()?.annotations().get(SLOTS)?.parse().ok()
+fn running_room(seen: &Observed) -> Option<AdapterRoom> {
+    let annotations = seen.children.deployment.as_ref()?.annotations();
+    let number = |key: &str| annotations.get(key)?.parse().ok();
+    Some(AdapterRoom { slots: number(SLOTS)?, rank: number(RANK).unwrap_or(0) })
+}
+
+/// Contracts of earlier revisions that no pod reads any more: while a roll-out is under way, or a pod is made again for an
+/// earlier revision, they stay.
+pub fn unused<'a>(seen: &'a Observed, deployment: Option<&Deployment>, current: &str) -> Vec<&'a ConfigMap> {
+    let settled = deployment.is_some_and(|deployment| {
+        let status = deployment.status.clone().unwrap_or_default();
+        let observed = status.observed_generation.is_some_and(|g| Some(g) >= deployment.metadata.generation);
+        observed
+            && status.replicas == status.updated_replicas
+            && deployment.metadata.uid
+                == seen.children.deployment.as_ref().and_then(|d| d.metadata.uid.clone())
+            && seen.pods.iter().all(|pod| pods::checksum(Some(&pod.metadata)) == build::revision(deployment))
+    });
+    let mut contracts: Vec<_> = seen.children.contracts.iter().collect();
+    contracts.retain(|contract| settled && contract.name_any() != current);
+    contracts
 }
 
 fn name_taken(_: &InferenceService, seen: &Observed) -> Option<Blocked> {
@@ -110,10 +132,6 @@ fn model_not_ready(_: &InferenceService, seen: &Observed) -> Option<Blocked> {
     let stalled = conditions::is_true(status, conditions::STALLED);
     let why = Rejection::new("ModelNotReady", format!("Model {name} is not ready: {said}"));
     Some(Blocked { why, stalled })
-}
-
-fn is_ready(model: &Model) -> bool {
-    model.status.as_ref().is_some_and(|status| conditions::is_true(&status.conditions, conditions::READY))
 }
 
 fn waits(reason: &'static str, message: String) -> Blocked {

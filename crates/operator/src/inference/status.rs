@@ -27,7 +27,10 @@ use super::{
     build::{revision, selector},
     plan::Blocked,
 };
-use crate::pods::{self, Trouble};
+use crate::{
+    claims,
+    pods::{self, Trouble},
+};
 
 const PLANNED: &str = "Planned";
 const AVAILABLE: &str = "Available";
@@ -47,6 +50,8 @@ pub struct Facts<'a> {
     pub reports: &'a BTreeMap<String, Report>,
     /// What ready pods said of their adapters, by their names.
     pub adapters: &'a BTreeMap<String, AdapterStatus>,
+    /// What nodes say of pods that do not start, by their names.
+    pub told: &'a BTreeMap<String, Trouble>,
     pub nodes: Option<&'a [Node]>,
     /// What the API server refuses to take, whatever we do.
     pub refused: Option<&'a str>,
@@ -143,7 +148,8 @@ fn counts(facts: &Facts<'_>) -> Counts {
 fn trouble(facts: &Facts<'_>) -> Option<Trouble> {
     let wanted = facts.deployment.and_then(revision);
     let current = facts.pods.iter().filter(|pod| pods::checksum(Some(&pod.metadata)) == wanted);
-    let mut all: Vec<Trouble> = current.filter_map(pods::trouble).collect();
+    let told = |pod: &Pod| pods::trouble(pod).or_else(|| facts.told.get(&pod.name_any()).cloned());
+    let mut all: Vec<Trouble> = current.filter_map(told).collect();
     all.sort_by_key(|trouble| (!trouble.stalled, trouble.reason != pods::UNSCHEDULABLE));
     let first = all.into_iter().next()?;
     Some(if first.reason == pods::UNSCHEDULABLE { placed_nowhere(facts, first) } else { first })
@@ -178,7 +184,10 @@ fn planned(facts: &Facts<'_>) -> Said {
             let total = serving.plan.memory.iter().find(|line| line.name == "total");
             let total = total.map_or(String::new(), |line| format!(", {} in each replica", line.value));
             let count = serving.count;
-            Said::new(true, "Planned", format!("{count} x {}{total}.", serving.profile.name_any()))
+            let template = facts.deployment.and_then(|d| d.spec.as_ref()?.template.metadata.as_ref());
+            let beside = claims::words(template.and_then(|meta| meta.labels.as_ref()));
+            let beside = if beside.is_empty() { beside } else { format!(", on one node{beside}") };
+            Said::new(true, "Planned", format!("{count} x {}{total}{beside}.", serving.profile.name_any()))
         }
     }
 }

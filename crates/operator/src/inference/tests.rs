@@ -1,253 +1,207 @@
 //! Rounds against a scripted API server: which calls, in which order, and none when nothing changed.
-use std::sync::Mutex;
+mod recorded;
 
-use http::{Request, Response};
-use http_body_util::BodyExt as _;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Client, client::Body};
-use lathe_api::InferenceServiceStatus;
-use lathe_contract::Signer;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::core::DeserializeGuard;
+use lathe_api::{InferenceServiceStatus, Model};
 use serde_json::{Value, json};
 
 use super::{
-    fixtures::{images, model, pod, profiles, read, ready, service, stored, trust},
+    fixtures::{model, pod, profiles, ready, seen, service, serving},
     *,
 };
-use crate::{
-    channel::Channel,
-    context::{ArtifactVolume, Config},
-};
+use crate::testing::{Call, Server, context, failure, filled, object, paths, sent};
 
-/// An API server that remembers what is asked of it, and gives back what is applied.
-#[derive(Clone, Default)]
-struct Server(Arc<Mutex<Script>>);
+const POLICY: &str = "/apis/networking.k8s.io/v1/namespaces/n/networkpolicies/svc-serve";
+const ENDPOINT: &str = "/api/v1/namespaces/n/services/svc";
+const BUDGET: &str = "/apis/policy/v1/namespaces/n/poddisruptionbudgets/svc-serve";
+const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/n/deployments/svc-serve";
+const STATUS: &str = "PATCH /apis/lathe.dev/v1alpha1/namespaces/n/inferenceservices/svc/status";
 
-#[derive(Default)]
-struct Script {
-    /// `METHOD path manager`.
-    calls: Vec<String>,
-    /// What was written, by path and manager.
-    applied: Vec<(String, Value)>,
-    /// Answers in place of 404, by path.
-    there: Vec<(String, Value)>,
-    /// Paths on which writes are refused.
-    refused: Vec<String>,
+/// Path of the contract of the revision that `service` asks for.
+fn contract(service: &InferenceService) -> String {
+    let checksum = serving(service, &seen(service)).checksum;
+    format!("/api/v1/namespaces/n/configmaps/svc-serve-contract-{}", &checksum[..10])
 }
 
-impl Server {
-    fn client(&self) -> Client {
-        let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-        let server = self.clone();
-        tokio::spawn(async move {
-            while let Some((request, send)) = handle.next_request().await {
-                send.send_response(server.answer(request).await);
-            }
-        });
-        Client::new(service, "n")
-    }
-
-    async fn answer(&self, request: Request<Body>) -> Response<Body> {
-        let method = request.method().to_string();
-        let path = request.uri().path().trim_start_matches("/apis/").trim_start_matches("/api/").to_owned();
-        let query = request.uri().query().unwrap_or_default().to_owned();
-        let manager =
-            query.split('&').find_map(|part| part.strip_prefix("fieldManager=")).unwrap_or_default();
-        let body = request.into_body().collect().await.unwrap().to_bytes();
-        let mut body: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let mut script = self.0.lock().unwrap();
-        script.calls.push(format!("{method} {path} {manager}").trim_end().to_owned());
-        let (code, answer) = if method == "GET" {
-            match script.there.iter().find(|(there, _)| *there == path) {
-                Some((_, object)) => (200, object.clone()),
-                None => (404, failure(404, "NotFound", "not found")),
-            }
-        } else if script.refused.contains(&path) {
-            (403, failure(403, "Forbidden", "exceeded quota: objects"))
-        } else {
-            script.applied.push((format!("{path} {manager}"), body.clone()));
-            // Whole, as the API server gives it back.
-            if path == STATUS {
-                body["spec"] = serde_json::to_value(service(json!({})).spec).unwrap();
-            }
-            body["metadata"]["generation"] = json!(1);
-            (200, body)
-        };
-        Response::builder().status(code).body(Body::from(serde_json::to_vec(&answer).unwrap())).unwrap()
-    }
-
-    /// The calls since the last time.
-    fn calls(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap().calls)
-    }
-
-    /// What the operator applied to a path last.
-    fn applied<T: DeserializeOwned>(&self, path: &str) -> T {
-        self.applied_by("lathe-operator", path)
-    }
-
-    fn applied_by<T: DeserializeOwned>(&self, manager: &str, path: &str) -> T {
-        let script = self.0.lock().unwrap();
-        let key = format!("{path} {manager}");
-        let (_, body) = script.applied.iter().rev().find(|(applied, _)| *applied == key).unwrap();
-        read(body.clone())
-    }
+fn patch(path: &str) -> String {
+    format!("PATCH {path}")
 }
 
-fn failure(code: u16, reason: &str, message: &str) -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message})
+fn scale() -> String {
+    format!("PATCH {DEPLOYMENT} {SCALER}")
 }
 
-const CONTRACT: &str = "v1/namespaces/n/configmaps/svc-serve-contract";
-const POLICY: &str = "networking.k8s.io/v1/namespaces/n/networkpolicies/svc-serve";
-const ENDPOINT: &str = "v1/namespaces/n/services/svc";
-const BUDGET: &str = "policy/v1/namespaces/n/poddisruptionbudgets/svc-serve";
-const DEPLOYMENT: &str = "apps/v1/namespaces/n/deployments/svc-serve";
-const STATUS: &str = "lathe.dev/v1alpha1/namespaces/n/inferenceservices/svc/status";
+/// One round in a cluster that holds these objects.
+async fn round(
+    service: &InferenceService,
+    children: Children,
+    pods: Vec<Pod>,
+    answers: &[(&str, u16, Value)],
+) -> Vec<Call> {
+    round_among(service, vec![model("base", "pvc://models/base", None)], children, pods, answers).await
+}
 
-fn controller_of(server: &Server, children: Children, pods: Vec<Pod>) -> Services {
-    let config = Config {
-        release_namespace: "lathe-system".into(),
-        namespaces: Vec::new(),
-        images: images(),
-        pull_policy: None,
-        artifacts: ArtifactVolume {
-            size: "1Gi".into(),
-            storage_class: None,
-            access_mode: "ReadWriteOnce".into(),
-        },
-    };
-    let channel = Channel::new(Signer::from_seed(&[7; 32])).unwrap();
-    let context = Context::new(server.client(), config, channel, trust(), Arc::default());
-    let guard = |model| kube::core::DeserializeGuard(Ok(model));
+/// As [`round`], with these Models.
+async fn round_among(
+    service: &InferenceService,
+    models: Vec<Model>,
+    children: Children,
+    pods: Vec<Pod>,
+    answers: &[(&str, u16, Value)],
+) -> Vec<Call> {
+    let (client, server) = Server::start(answers);
+    let guard = |model| DeserializeGuard(Ok(model));
     let stores = Stores {
-        services: stored(Vec::new()),
-        models: stored(vec![guard(model("base", "pvc://models/base", None))]),
-        profiles: stored(
-            profiles().into_iter().map(|profile| kube::core::DeserializeGuard(Ok(profile))).collect(),
-        ),
-        deployments: stored(children.deployment.into_iter().collect()),
-        endpoints: stored(children.endpoint.into_iter().collect()),
-        contracts: stored(children.contract.into_iter().collect()),
-        budgets: stored(children.budget.into_iter().collect()),
-        policies: stored(children.policy.into_iter().collect()),
-        pods: stored(pods),
+        services: filled(Vec::new()),
+        models: filled(models.into_iter().map(guard).collect()),
+        profiles: filled(profiles().into_iter().map(|profile| DeserializeGuard(Ok(profile))).collect()),
+        deployments: filled(children.deployment.into_iter().collect()),
+        endpoints: filled(children.endpoint.into_iter().collect()),
+        contracts: filled(children.contracts),
+        budgets: filled(children.budget.into_iter().collect()),
+        policies: filled(children.policy.into_iter().collect()),
+        pods: filled(pods),
+        claims: filled(Vec::new()),
     };
-    Services { context: Arc::new(context), stores, told: Told::default() }
+    let services = Services { context: context(client), stores, told: Told::default() };
+    services.reconcile(service).await.expect("a round");
+    drop(services);
+    server.calls().await
 }
 
-/// What the API server holds after a round.
-fn children(server: &Server) -> Children {
-    let mut deployment: Deployment = server.applied(DEPLOYMENT);
-    let scaled: Value = server.applied_by(SCALER, DEPLOYMENT);
+/// What the API server holds after the calls of a round of `service`.
+fn children(service: &InferenceService, calls: &[Call]) -> Children {
+    let mut deployment: Deployment = sent(calls, &patch(DEPLOYMENT));
+    let scaled: Value = sent(calls, &scale());
     let replicas = &scaled["spec"]["replicas"];
     deployment.annotations_mut().insert(SCALED.to_owned(), replicas.to_string());
-    deployment.spec.as_mut().unwrap().replicas = replicas.as_i64().map(|n| n as i32);
+    deployment.spec.as_mut().expect("a spec").replicas = replicas.as_i64().map(|n| n as i32);
     Children {
-        contract: Some(server.applied(CONTRACT)),
-        policy: Some(server.applied(POLICY)),
-        endpoint: Some(server.applied(ENDPOINT)),
-        budget: Some(server.applied(BUDGET)),
+        contracts: vec![sent(calls, &patch(&contract(service)))],
+        policy: Some(sent(calls, &patch(POLICY))),
+        endpoint: Some(sent(calls, &patch(ENDPOINT))),
+        budget: Some(sent(calls, &patch(BUDGET))),
         deployment: Some(deployment),
     }
 }
 
-/// A service after its first two rounds: everything is made, and the replicas are the scaler's alone.
-async fn settled(server: &Server) -> InferenceService {
-    let mut service = service(json!({}));
-    controller_of(server, Children::default(), Vec::new()).reconcile(&service).await.unwrap();
-    let written: Value = server.applied(STATUS);
-    service.status = Some(read::<InferenceServiceStatus>(written["status"].clone()));
-    controller_of(server, children(server), Vec::new()).reconcile(&service).await.unwrap();
-    server.calls();
-    service
+/// A service after its first two rounds: everything is made, and the replicas are the scaler's alone. Also the calls of both.
+async fn settled() -> (InferenceService, Vec<Call>) {
+    settled_as(service(json!({}))).await
+}
+
+async fn settled_as(mut service: InferenceService) -> (InferenceService, Vec<Call>) {
+    let mut calls = round(&service, Children::default(), Vec::new(), &[]).await;
+    let written: Value = sent(&calls, STATUS);
+    service.status = Some(object::<InferenceServiceStatus>(written["status"].clone()));
+    let second = round(&service, children(&service, &calls), Vec::new(), &[]).await;
+    calls.extend(second);
+    (service, calls)
+}
+
+fn writes(calls: &[Call]) -> Vec<&str> {
+    paths(calls).into_iter().filter(|call| !call.starts_with("GET")).collect()
+}
+
+fn said(calls: &[Call], type_: &str) -> Value {
+    let status: Value = sent(calls, STATUS);
+    let conditions = status["status"]["conditions"].as_array().expect("conditions").clone();
+    conditions.into_iter().find(|condition| condition["type"] == type_).expect("the condition")
 }
 
 #[tokio::test]
 async fn what_pods_need_is_there_before_them() {
-    let server = Server::default();
-    controller_of(&server, Children::default(), Vec::new()).reconcile(&service(json!({}))).await.unwrap();
-    let get = [CONTRACT, POLICY, ENDPOINT, BUDGET, DEPLOYMENT].map(|path| format!("GET {path}"));
-    let apply =
-        [CONTRACT, POLICY, ENDPOINT, BUDGET, DEPLOYMENT].map(|path| format!("PATCH {path} lathe-operator"));
-    let rest = [
-        format!("PATCH {DEPLOYMENT} lathe-scaler"),
-        format!("PATCH {STATUS} lathe-operator"),
-        "POST events.k8s.io/v1/namespaces/n/events".to_owned(),
-    ];
-    assert_eq!(server.calls(), [get.as_slice(), &apply, &rest].concat());
+    let service = service(json!({}));
+    let calls = round(&service, Children::default(), Vec::new(), &[]).await;
+    let get = [POLICY, ENDPOINT, BUDGET, DEPLOYMENT].map(|path| format!("GET {path}"));
+    let contract = contract(&service);
+    let apply = [contract.as_str(), POLICY, ENDPOINT, BUDGET, DEPLOYMENT].map(patch);
+    let rest = [scale(), STATUS.to_owned()];
+    assert_eq!(paths(&calls), [get.as_slice(), &apply, &rest].concat());
     // Made with its replicas, so that there never is another number of them.
-    assert_eq!(server.applied::<Value>(DEPLOYMENT)["spec"]["replicas"], 1);
-    assert_eq!(server.applied_by::<Value>(SCALER, DEPLOYMENT)["spec"], json!({"replicas": 1}));
+    assert_eq!(sent::<Value>(&calls, &patch(DEPLOYMENT))["spec"]["replicas"], 1);
+    assert_eq!(sent::<Value>(&calls, &scale())["spec"], json!({"replicas": 1}));
 }
 
 #[tokio::test]
 async fn replicas_are_given_up_once_and_then_nothing_is_written() {
-    let server = Server::default();
-    let service = settled(&server).await;
-    assert_eq!(server.applied::<Value>(DEPLOYMENT)["spec"].get("replicas"), None);
-    controller_of(&server, children(&server), Vec::new()).reconcile(&service).await.unwrap();
-    assert_eq!(server.calls(), Vec::<String>::new());
+    let (service, calls) = settled().await;
+    assert_eq!(sent::<Value>(&calls, &patch(DEPLOYMENT))["spec"].get("replicas"), None);
+    let calls = round(&service, children(&service, &calls), Vec::new(), &[]).await;
+    assert!(calls.is_empty(), "{calls:?}");
 }
 
 #[tokio::test]
 async fn what_somebody_changed_is_set_right_alone() {
-    let server = Server::default();
-    let service = settled(&server).await;
-    let mut changed = children(&server);
-    changed.endpoint.as_mut().unwrap().spec.as_mut().unwrap().selector = None;
-    controller_of(&server, changed, Vec::new()).reconcile(&service).await.unwrap();
-    assert_eq!(server.calls(), [format!("PATCH {ENDPOINT} lathe-operator")]);
+    let (service, calls) = settled().await;
+    let mut changed = children(&service, &calls);
+    changed.endpoint.as_mut().expect("there").spec.as_mut().expect("a spec").selector = None;
+    let calls = round(&service, changed, Vec::new(), &[]).await;
+    assert_eq!(paths(&calls), [patch(ENDPOINT)]);
 }
 
 #[tokio::test]
 async fn replicas_are_the_scalers_and_no_plan_is_needed_to_stop() {
-    let server = Server::default();
-    settled(&server).await;
+    let (was, calls) = settled().await;
     let stopped = service(json!({"replicas": 0, "modelRef": {"name": "gone"}}));
-    controller_of(&server, children(&server), Vec::new()).reconcile(&stopped).await.unwrap();
-    let writes: Vec<String> = server.calls().into_iter().filter(|call| call.starts_with("PATCH")).collect();
-    assert_eq!(
-        writes,
-        [format!("PATCH {DEPLOYMENT} lathe-scaler"), format!("PATCH {STATUS} lathe-operator")]
-    );
-    assert_eq!(server.applied_by::<Value>(SCALER, DEPLOYMENT)["spec"], json!({"replicas": 0}));
+    let calls = round(&stopped, children(&was, &calls), Vec::new(), &[]).await;
+    assert_eq!(writes(&calls), [scale().as_str(), STATUS]);
+    assert_eq!(sent::<Value>(&calls, &scale())["spec"], json!({"replicas": 0}));
 }
 
 #[tokio::test]
 async fn an_object_of_somebody_else_is_left_alone() {
-    let server = Server::default();
     let foreign = json!({"metadata": {"name": "svc", "namespace": "n", "uid": "uid-foreign"}});
-    server.0.lock().unwrap().there.push((ENDPOINT.to_owned(), foreign));
-    controller_of(&server, Children::default(), Vec::new()).reconcile(&service(json!({}))).await.unwrap();
-    let writes: Vec<String> = server.calls().into_iter().filter(|call| call.starts_with("PATCH")).collect();
-    assert_eq!(writes, [format!("PATCH {STATUS} lathe-operator")]);
-    let status: Value = server.applied(STATUS);
-    let ready =
-        status["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready").unwrap();
-    assert_eq!(ready["reason"], "NameTaken");
+    let get = format!("GET {ENDPOINT}");
+    let calls = round(&service(json!({})), Children::default(), Vec::new(), &[(&get, 200, foreign)]).await;
+    assert_eq!(writes(&calls), [STATUS]);
+    assert_eq!(said(&calls, "Ready")["reason"], "NameTaken");
 }
 
 #[tokio::test]
 async fn a_refusal_of_the_api_server_is_a_condition() {
-    let server = Server::default();
-    server.0.lock().unwrap().refused.push(DEPLOYMENT.to_owned());
-    controller_of(&server, Children::default(), Vec::new()).reconcile(&service(json!({}))).await.unwrap();
-    let status: Value = server.applied(STATUS);
-    let stalled =
-        status["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Stalled").unwrap();
+    let mut refusal = failure(403, "Forbidden");
+    refusal["message"] = json!("exceeded quota: objects");
+    let make = patch(DEPLOYMENT);
+    let calls = round(&service(json!({})), Children::default(), Vec::new(), &[(&make, 403, refusal)]).await;
+    let stalled = said(&calls, "Stalled");
     assert_eq!((&stalled["status"], &stalled["reason"]), (&json!("True"), &json!("WriteRefused")));
-    assert!(stalled["message"].as_str().unwrap().contains("exceeded quota"));
+    assert!(stalled["message"].as_str().is_some_and(|words| words.contains("exceeded quota")));
 }
 
 #[tokio::test]
 async fn a_worker_that_does_not_answer_holds_up_nothing() {
-    let server = Server::default();
     let mut status = ready();
     status["podIP"] = json!("not an address");
-    let checksum = "none";
-    let services = controller_of(&server, Children::default(), vec![pod("p", checksum, status)]);
-    services.reconcile(&service(json!({}))).await.unwrap();
-    let written: Value = server.applied(STATUS);
+    let pods = vec![pod("p", "none", status)];
+    let calls = round(&service(json!({})), Children::default(), pods, &[]).await;
+    let written: Value = sent(&calls, STATUS);
     assert_eq!(written["status"]["replicas"], 1);
     assert!(written["status"].get("throughput").is_none());
+}
+
+/// A roll-out has its own contract; the one before stays until no pod of it is left.
+#[tokio::test]
+async fn the_contract_of_an_earlier_revision_goes_when_nobody_reads_it_any_more() {
+    let (service, calls) = settled().await;
+    let world = |updated: i32| {
+        let mut children = children(&service, &calls);
+        let mut old: ConfigMap = children.contracts[0].clone();
+        old.metadata.name = Some("svc-serve-contract-old".to_owned());
+        children.contracts.push(old);
+        let deployment = children.deployment.as_mut().expect("there");
+        deployment.metadata.generation = Some(2);
+        let status = json!({"observedGeneration": 2, "replicas": 1, "updatedReplicas": updated});
+        deployment.status = Some(object(status));
+        children
+    };
+    let checksum = serving(&service, &seen(&service)).checksum;
+    let delete = "DELETE /api/v1/namespaces/n/configmaps/svc-serve-contract-old";
+    let deletes = |calls: &[Call]| writes(calls).contains(&delete);
+    let current = || vec![pod("new", &checksum, json!({}))];
+    assert!(deletes(&round(&service, world(1), current(), &[]).await));
+    assert!(!deletes(&round(&service, world(0), current(), &[]).await), "an old pod may be made again");
+    let both = vec![pod("new", &checksum, json!({})), pod("old", "before", json!({}))];
+    assert!(!deletes(&round(&service, world(1), both, &[]).await));
 }

@@ -73,22 +73,6 @@ fn a_failing_look_is_repeated_ever_less_often(#[case] failing: i64, #[case] paus
     assert_eq!(again_at(Some(created), failed).as_second(), 1_000 + failing + pause);
 }
 
-#[rstest]
-#[case::at_once("True", 30, false)]
-#[case::for_long("True", 90, true)]
-#[case::no_node_yet("False", 90, false)]
-fn a_pod_that_does_not_start_is_told_after_a_minute(
-    #[case] scheduled: &str,
-    #[case] later: i64,
-    #[case] told: bool,
-) {
-    let at = "2026-01-01T00:00:00Z";
-    let pod = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": scheduled, "lastTransitionTime": at}]});
-    let now = at.parse::<Timestamp>().unwrap() + SignedDuration::from_secs(later);
-    let found = run(json!({}), &[pod]).slow_start(now);
-    assert_eq!(found.is_some(), told, "{found:?}");
-}
-
 #[test]
 fn a_job_of_an_earlier_object_of_the_same_name_is_not_ours() {
     let mut job = Job::default();

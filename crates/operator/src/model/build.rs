@@ -1,4 +1,6 @@
 //! The objects of an inspection.
+use std::collections::BTreeSet;
+
 use kube::ResourceExt as _;
 use lathe_api::{Model, names};
 use lathe_contract::{InspectTask, SourceRef, Task};
@@ -24,12 +26,15 @@ const GRACE_SECONDS: i64 = 5;
 pub fn inspection(
     model: &Model,
     context: &Context,
+    one_node: &BTreeSet<String>,
     (mounts, source): &(Mounts, SourceRef),
 ) -> Result<Objects, Error> {
     let task = Task::Inspect(InspectTask { source: source.clone(), summary_of: None });
     let owner = Owner::of(model);
     let name = names::inspect_job(&model.name_any());
     let labels = pod::labels(KIND, &model.name_any(), Some(pod::task_name(&task)));
+    let mut mounts = mounts.clone();
+    mounts.on_one_node(one_node);
     let contract = owner.contract(&context.trust, mounts.contract(), task);
     let checksum = pod::checksum(&contract).map_err(|source| Error::Build { what: "contract", source })?;
     let map = job::contract_map(&owner, &name, labels.clone(), &contract)?;
@@ -40,8 +45,9 @@ pub fn inspection(
         task: &contract.task,
         contract: &names::contract(&name),
         checksum: &checksum,
-        mounts,
+        mounts: &mounts,
         cpu_millis: CPU_MILLIS,
+        least_cpu_millis: CPU_MILLIS,
         memory: MEMORY,
         cache: CACHE,
         placement: None,

@@ -12,14 +12,18 @@ use std::sync::Arc;
 
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{PersistentVolumeClaim, Pod},
+};
 use kube::{
     ResourceExt as _,
     runtime::{controller::Action, reflector::Store, watcher},
 };
-use lathe_api::{Model, names};
+use lathe_api::{Model, conditions, names};
 
 use crate::{
+    claims,
     context::{Context, Scope},
     error::Error,
     runtime::{Guard, Reconcile, Stop, Watches},
@@ -36,12 +40,13 @@ struct Models {
     models: Store<Guard<Model>>,
     jobs: Store<Job>,
     pods: Store<Pod>,
+    claims: Store<PersistentVolumeClaim>,
 }
 
 /// Looks after the Models of `scope` until `stop`.
 pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFuture<'static, ()> {
     let client = &context.client;
-    let mut watches = Watches::new(scope.api::<Guard<Model>>(client));
+    let mut watches = Watches::<Model>::new(scope, client);
     let ours = watcher::Config::default().labels(&format!("{}={KIND}", names::LABEL_KIND));
     let models = Models {
         context: context.clone(),
@@ -49,6 +54,11 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
         jobs: watches
             .also(scope.api(client), ours.clone(), |job: &Job, _| crate::runtime::labelled_owner(job)),
         pods: watches.also(scope.api(client), ours, |pod: &Pod, _| crate::runtime::labelled_owner(pod)),
+        claims: watches.also(
+            scope.api(client),
+            watcher::Config::default(),
+            |_: &PersistentVolumeClaim, _| Vec::new(),
+        ),
     };
     watches.run(models, stop.clone()).boxed()
 }
@@ -56,13 +66,14 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
 impl Reconcile for Models {
     type Object = Model;
     const NAME: &'static str = "Model";
+    const SUMMARY: &'static str = conditions::READY;
 
     fn context(&self) -> &Context {
         &self.context
     }
 
     async fn reconcile(&self, model: &Model) -> Result<Action, Error> {
-        let observed = observe::observe(self, model, Timestamp::now());
+        let observed = observe::observe(self, model, Timestamp::now()).await;
         let plan = plan::plan(model, &observed);
         let refused = match self.apply(model, &observed, &plan).await {
             Ok(()) => None,
@@ -90,7 +101,9 @@ impl Models {
         match &plan.write {
             Write::Nothing => {}
             Write::Inspect(seen) => {
-                writer.start(&build::inspection(model, &self.context, seen)?).await?;
+                let namespace = model.namespace().unwrap_or_default();
+                let one_node = claims::one_node(&self.claims, &namespace, &self.context.config.artifacts);
+                writer.start(&build::inspection(model, &self.context, &one_node, seen)?).await?;
             }
             Write::DeleteJob => {
                 if let Some(job) = &observed.inspection.job {

@@ -19,11 +19,13 @@ pub struct Observed {
     pub base: Option<Model>,
 }
 
-/// Reads the stores.
-pub(super) fn observe(models: &Models, model: &Model, now: Timestamp) -> Observed {
+/// Reads the stores, and asks the node of a pod that does not start.
+pub(super) async fn observe(models: &Models, model: &Model, now: Timestamp) -> Observed {
     let namespace = model.namespace().unwrap_or_default();
     let base = model.spec.adapter_of.as_ref().and_then(|of| lookup(&models.models, &namespace, &of.name));
     let (jobs, pods) = (models.jobs.state(), models.pods.state());
     let job = names::inspect_job(&model.name_any());
-    Observed { now, inspection: Run::find(&Owner::of(model), &job, &jobs, &pods), base }
+    let mut inspection = Run::find(&Owner::of(model), &job, &jobs, &pods);
+    inspection.ask(&models.context.client, now).await;
+    Observed { now, inspection, base }
 }

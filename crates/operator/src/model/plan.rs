@@ -1,9 +1,12 @@
 //! What is missing, decided from what is there.
 use std::time::Duration;
 
-use lathe_api::{Model, conditions};
+use lathe_api::Model;
 use lathe_contract::{InspectReport, Outcome, SourceRef};
-use lathe_resolve::pod::{Mounts, Use};
+use lathe_resolve::{
+    model::is_ready,
+    pod::{Mounts, Use},
+};
 
 use super::observe::Observed;
 use crate::{
@@ -84,7 +87,6 @@ pub fn plan(model: &Model, observed: &Observed) -> Plan {
         }
         State::Suspended | State::Running => plan(Write::Nothing, View::Inspecting(None)),
         State::Waiting(trouble) => {
-            let trouble = trouble.or_else(|| observed.inspection.slow_start(observed.now));
             Plan { next: Some(LOOK_AGAIN), ..plan(Write::Nothing, View::Inspecting(advised(trouble))) }
         }
         State::Complete(Some(outcome)) => match *outcome {
@@ -112,8 +114,4 @@ fn again(model: &Model, observed: &Observed, trouble: Trouble) -> Plan {
 fn unexpected() -> Trouble {
     let message = "the worker's last words are not those of an inspection. Next: check that operator and worker image are of the same version.";
     Trouble { reason: "WorkerFailed".to_owned(), message: message.to_owned(), stalled: true }
-}
-
-pub(super) fn is_ready(model: &Model) -> bool {
-    model.status.as_ref().is_some_and(|status| conditions::is_true(&status.conditions, conditions::READY))
 }

@@ -1,3 +1,5 @@
+mod recorded;
+
 use jiff::Timestamp;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::core::DeserializeGuard;
@@ -74,6 +76,7 @@ async fn round(
         models: filled(others.into_iter().map(|m| DeserializeGuard(Ok(m))).collect()),
         jobs: filled(jobs),
         pods: filled(pods),
+        claims: filled(Vec::new()),
     };
     controller.reconcile(model).await.expect("a round");
     drop(controller);
@@ -129,6 +132,7 @@ async fn what_the_pod_found_is_recorded_then_the_job_goes_then_nothing_is_writte
 #[case::weights_with_base(json!({"source": {"uri": "pvc://a/b"}, "adapterOf": {"name": "base"}}), &[], "NotAnAdapter", "whole weights", true)]
 #[case::base_is_not_there(json!({"source": {"uri": "pvc://a/b"}, "adapterOf": {"name": "nobody"}}), &[("architecture", json!("LoRA")), ("shape", json!({}))], "BaseNotFound", "Model nobody", false)]
 #[case::base_is_not_ready(json!({"source": {"uri": "pvc://a/b"}, "adapterOf": {"name": "base"}}), &[("architecture", json!("LoRA")), ("shape", json!({}))], "BaseNotReady", "describe model base", false)]
+#[case::failed_its_gates(json!({"source": {"uri": "pvc://a/b"}, "derivedFrom": {"job": "t", "base": "b", "failedGates": ["BLEU is 3, must be at least 20"]}}), &[], "GateFailed", "FineTuneJob t: BLEU is 3, must be at least 20. Next: tune again", true)]
 #[tokio::test]
 async fn a_model_that_was_read_may_still_not_be_ready(
     #[case] spec: Value,
@@ -178,6 +182,7 @@ async fn a_job_of_that_name_that_is_not_ours_is_told() {
         models: filled(vec![]),
         jobs: filled(vec![]),
         pods: filled(vec![]),
+        claims: filled(Vec::new()),
     };
     let error = controller.reconcile(&model("m", source(), Value::Null)).await.expect_err("taken");
     assert_eq!(error.category(), "NameTaken");

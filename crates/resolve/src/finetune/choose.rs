@@ -11,7 +11,7 @@ use lathe_plan::{
 use super::{TrainFacts, task::EPOCHS};
 use crate::{
     Rejection,
-    profiles::{by_price, image, price},
+    profiles::{candidates, image, price},
 };
 
 mod words;
@@ -70,20 +70,8 @@ pub(super) fn choose<'a>(
     shape: &ModelShape,
     method: &Method,
 ) -> Result<Chosen<'a>, Rejection> {
-    let named = &spec.accelerator.profiles;
-    let find = |name: &String| {
-        (name.clone(), facts.profiles.iter().find(|p| p.metadata.name.as_ref() == Some(name)))
-    };
-    let candidates: Vec<(String, Option<&AcceleratorProfile>)> = if named.is_empty() {
-        by_price(facts.profiles)
-            .into_iter()
-            .map(|p| (p.metadata.name.clone().unwrap_or_default(), Some(p)))
-            .collect()
-    } else {
-        named.iter().map(find).collect()
-    };
     let (mut fits, mut passed) = (Vec::new(), Vec::new());
-    for (name, profile) in candidates {
+    for (name, profile) in candidates(&spec.accelerator.profiles, facts.profiles) {
         match consider(spec, facts, shape, method, profile)? {
             Ok(fit) => fits.push(fit),
             Err(why) => passed.push((name, why)),

@@ -2,15 +2,16 @@
 use std::collections::BTreeSet;
 
 use lathe_api::{AcceleratorProfile, InferenceServiceSpec, PlanLine, PlanStatus, WeightPrecision};
+use lathe_contract::AdapterRoom;
 use lathe_plan::{
-    AdapterBudget, ModelShape, PlanError, Precision, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, SPARE_RANK,
-    ServePlan, ServeRequest, Target, Totals, plan_serving,
+    AdapterBudget, ModelShape, PlanError, Precision, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, ServePlan,
+    ServeRequest, Target, Totals, plan_serving,
 };
 
 use super::ServeFacts;
 use crate::{
     Rejection,
-    profiles::{by_price, image, price, quantity},
+    profiles::{candidates, image, price, quantity},
 };
 
 /// Worker images by runtime.
@@ -60,23 +61,10 @@ pub(super) fn choose<'a>(
     facts: &ServeFacts<'a>,
     shape: &ModelShape,
     context: i64,
-    slots: usize,
+    room: AdapterRoom,
 ) -> Result<Chosen<'a>, Rejection> {
-    let named = &spec.accelerator.profiles;
-    let find = |name: &String| {
-        let found = facts.profiles.iter().find(|p| p.metadata.name.as_ref() == Some(name));
-        (name.clone(), found)
-    };
-    let candidates: Vec<(String, Option<&AcceleratorProfile>)> = if named.is_empty() {
-        by_price(facts.profiles)
-            .into_iter()
-            .map(|p| (p.metadata.name.clone().unwrap_or_default(), Some(p)))
-            .collect()
-    } else {
-        named.iter().map(find).collect()
-    };
     let mut passed = Vec::new();
-    for (name, profile) in candidates {
+    for (name, profile) in candidates(&spec.accelerator.profiles, facts.profiles) {
         let Some(profile) = profile else {
             passed.push((name, Passed::Unknown));
             continue;
@@ -85,8 +73,8 @@ pub(super) fn choose<'a>(
             passed.push((name, Passed::NoRuntime));
             continue;
         };
-        match fit(spec, shape, context, slots, profile)? {
-            Ok((plan, count)) => return Ok(chosen(spec, profile, image, count, plan, slots)),
+        match fit(spec, shape, context, room, profile)? {
+            Ok((plan, count)) => return Ok(chosen(spec, profile, image, count, plan, room)),
             Err(why) => passed.push((name, Passed::TooSmall(why))),
         }
     }
@@ -98,7 +86,7 @@ fn fit(
     spec: &InferenceServiceSpec,
     shape: &ModelShape,
     context: i64,
-    slots: usize,
+    room: AdapterRoom,
     profile: &AcceleratorProfile,
 ) -> Result<Result<(ServePlan, i32), String>, Rejection> {
     let cpu = profile.spec.resource == "cpu";
@@ -107,7 +95,7 @@ fn fit(
     if let Some(count) = asked.filter(|&count| count > most) {
         return Ok(Err(format!("{count} devices are asked for, a node has {most}; plans stop at one node")));
     }
-    let mut request = request(spec, context, slots)?;
+    let mut request = request(spec, context, room)?;
     if cpu {
         let count = asked.unwrap_or_else(|| cores(shape, request.weights, profile));
         request.threads = threads(spec, count);
@@ -149,7 +137,7 @@ fn fit(
     Ok(Err(format!("it needs {} ({totals}), the largest allowed holds {held}", quantity(needed))))
 }
 
-fn request(spec: &InferenceServiceSpec, context: i64, slots: usize) -> Result<ServeRequest, Rejection> {
+fn request(spec: &InferenceServiceSpec, context: i64, room: AdapterRoom) -> Result<ServeRequest, Rejection> {
     let size = |value: i64| usize::try_from(value).unwrap_or(0);
     let max_sequences = size(spec.serving.max_sequences.into());
     Ok(ServeRequest {
@@ -162,8 +150,8 @@ fn request(spec: &InferenceServiceSpec, context: i64, slots: usize) -> Result<Se
         max_batch_tokens: SERVE_BATCH_TOKENS.max(max_sequences),
         cache_tokens: None,
         adapters: AdapterBudget {
-            slots: slots + SPARE_ADAPTERS,
-            max_rank: SPARE_RANK,
+            slots: size(room.slots.into()) + SPARE_ADAPTERS,
+            max_rank: size(room.rank.into()),
             targets: BTreeSet::from(Target::ALL),
         },
         threads: 1,
@@ -192,7 +180,7 @@ fn chosen<'a>(
     image: String,
     count: i32,
     plan: ServePlan,
-    slots: usize,
+    room: AdapterRoom,
 ) -> Chosen<'a> {
     let total = plan.totals.total();
     let (cpu_millis, memory) = if profile.spec.resource == "cpu" {
@@ -218,7 +206,8 @@ fn chosen<'a>(
             line("contextLength", plan.context.to_string()),
             line("maxSequences", plan.max_sequences.to_string()),
             line("cacheTokens", (plan.cache_blocks * lathe_plan::BLOCK).to_string()),
-            line("adapterSlots", slots.to_string()),
+            line("adapterSlots", room.slots.to_string()),
+            line("adapterRank", room.rank.to_string()),
             line("podCpu", cpu.unwrap_or(format!("{cpu_millis}m"))),
             line("podMemory", pod_memory.unwrap_or(quantity(u64::try_from(memory).unwrap_or(0)))),
         ],

@@ -1,4 +1,5 @@
 use lathe_api::{InferenceServiceSpec, NameRef};
+use lathe_contract::AdapterRoom;
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -53,7 +54,7 @@ struct World {
     adapters: Vec<Model>,
     profiles: Vec<AcceleratorProfile>,
     images: Images,
-    slots: Option<usize>,
+    room: Option<AdapterRoom>,
 }
 
 impl World {
@@ -64,7 +65,7 @@ impl World {
             adapters,
             profiles: profiles(),
             images,
-            slots: None,
+            room: None,
         }
     }
 
@@ -77,7 +78,7 @@ impl World {
             adapters: &adapters,
             profiles: &self.profiles,
             images: &self.images,
-            slots: self.slots,
+            room: self.room,
         };
         serving(spec, &facts)
     }
@@ -102,6 +103,7 @@ fn the_whole_contract_and_what_a_pod_needs() {
                 "modelId": "svc",
                 "model": {"name": "base", "source": {"uri": "pvc://models/base"}},
                 "adapters": [{"modelId": "tone", "model": {"name": "tone", "source": {"uri": "pvc://results/tone"}}}],
+                "adapterRoom": {"slots": 4, "rank": 32},
                 "weights": "BFloat16", "contextLength": 512, "maxSequences": 16, "maxWaiting": 64,
                 "cacheTokens": 2048, "direct": true, "drainSeconds": 60,
             }},
@@ -111,7 +113,7 @@ fn the_whole_contract_and_what_a_pod_needs() {
         (found.plan.profile.as_deref(), found.count, found.image.as_str()),
         (Some("cpu"), 1, "lathe-worker:1")
     );
-    assert_eq!((found.cpu_millis, found.slots), (1000, 4));
+    assert_eq!((found.cpu_millis, found.room), (1000, AdapterRoom { slots: 4, rank: 32 }));
     let line = |name: &str| found.plan.memory.iter().find(|l| l.name == name).map(|l| l.value.clone());
     assert!(line("weights").is_some() && line("total").is_some());
     assert!(found.memory > 192 << 20 && found.memory < 400 << 20, "{}", found.memory);
@@ -122,12 +124,12 @@ fn only_what_needs_another_pod_changes_the_checksum() {
     let one = model("tone", "pvc://models/tone", Some("base"));
     let two = model("other", "pvc://models/other", Some("base"));
     let far = model("far", "pvc://elsewhere/far", Some("base"));
-    let checksum = |adapters: &[&Model], slots: Option<usize>, more: Value| {
+    let checksum = |adapters: &[&Model], slots: Option<i32>, more: Value| {
         let refs: Vec<_> = adapters.iter().map(|m| json!({"name": m.metadata.name})).collect();
         let mut value = json!({"adapterRefs": refs});
         value.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
         let mut world = World::new(adapters.iter().map(|&m| m.clone()).collect());
-        world.slots = slots;
+        world.room = slots.map(|slots| AdapterRoom { slots, rank: 32 });
         world.plan(&spec(value)).expect("a plan").checksum
     };
     let same = checksum(&[], None, json!({}));
@@ -138,6 +140,28 @@ fn only_what_needs_another_pod_changes_the_checksum() {
     let many: Vec<&Model> = many.iter().collect();
     assert_ne!(checksum(&many, Some(4), json!({})), same);
     assert_eq!(checksum(&many[..1], Some(8), json!({})), checksum(&many, Some(4), json!({})));
+}
+
+#[test]
+fn an_adapter_that_is_larger_than_the_running_pods_have_room_for_is_a_roll_out() {
+    let plan = |ranks: &[i32], room: Option<AdapterRoom>| {
+        let adapter = |(i, rank): (usize, &i32)| {
+            let mut model = model(&format!("a{i}"), "pvc://models/x", Some("base"));
+            model.status.as_mut().expect("inspected").rank = Some(*rank);
+            model
+        };
+        let mut world = World::new(ranks.iter().enumerate().map(adapter).collect());
+        world.room = room;
+        let refs: Vec<_> = (0..ranks.len()).map(|i| json!({"name": format!("a{i}")})).collect();
+        world.plan(&spec(json!({"adapterRefs": refs}))).expect("a plan")
+    };
+    let small = plan(&[8], None);
+    let large = plan(&[8, 64], Some(small.room));
+    assert_eq!((small.room.rank, large.room.rank), (32, 64));
+    assert_ne!(small.checksum, large.checksum);
+    assert!(large.memory > small.memory, "the pods are planned for it");
+    // Taken away again, it leaves its room: nothing is restarted.
+    assert_eq!(plan(&[8], Some(large.room)).checksum, large.checksum);
 }
 
 #[rstest]

@@ -1,5 +1,5 @@
 //! What a task reads and writes, as volumes of its pod.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
     PersistentVolumeClaimVolumeSource, SecretVolumeSource, Volume, VolumeMount,
@@ -29,6 +29,8 @@ pub struct Mounts {
     /// Name of each claim, and whether it is written.
     claims: BTreeMap<String, bool>,
     secrets: Vec<String>,
+    /// Claims that only one node can mount at a time.
+    one_node: BTreeSet<String>,
 }
 
 /// Why a location cannot be mounted.
@@ -78,6 +80,16 @@ impl Mounts {
     pub fn cover(&self, location: &Location) -> bool {
         let mut more = self.clone();
         more.source(location, Use::Read).is_ok() && more == *self
+    }
+
+    /// Says which claims only one node can mount at a time (ReadWriteOnce): pods that share one are placed on one node.
+    pub fn on_one_node(&mut self, claims: &BTreeSet<String>) {
+        self.one_node = self.claims.keys().filter(|claim| claims.contains(*claim)).cloned().collect();
+    }
+
+    /// The claims that only one node can mount at a time.
+    pub fn one_node(&self) -> impl Iterator<Item = &str> {
+        self.one_node.iter().map(String::as_str)
     }
 
     /// Names of the claims.

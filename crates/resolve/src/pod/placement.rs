@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Affinity, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Toleration,
+    NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Toleration,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use lathe_api::{AcceleratorProfileSpec, CapacityType};
@@ -45,16 +45,13 @@ impl Placement<'_> {
     }
 
     /// Required node affinity; `None` where any node will do.
-    pub(super) fn affinity(&self) -> Option<Affinity> {
+    pub(super) fn affinity(&self) -> Option<NodeAffinity> {
         let terms = node_selector_terms(self.profile, self.capacity);
-        (!terms.is_empty()).then(|| Affinity {
-            node_affinity: Some(NodeAffinity {
-                required_during_scheduling_ignored_during_execution: Some(NodeSelector {
-                    node_selector_terms: terms,
-                }),
-                ..NodeAffinity::default()
+        (!terms.is_empty()).then(|| NodeAffinity {
+            required_during_scheduling_ignored_during_execution: Some(NodeSelector {
+                node_selector_terms: terms,
             }),
-            ..Affinity::default()
+            ..NodeAffinity::default()
         })
     }
 

@@ -19,6 +19,7 @@ fn request<'a>(task: &'a Task, mounts: &'a Mounts) -> PodRequest<'a> {
         checksum: "0123",
         mounts,
         cpu_millis: 500,
+        least_cpu_millis: 500,
         memory: 300 << 20,
         cache: 1 << 30,
         placement: None,
@@ -138,4 +139,39 @@ fn users_change_what_they_may_and_nothing_else() {
         [&json!("low"), &json!("own"), &json!("cloud")]
     );
     assert_eq!(spec["automountServiceAccountToken"], Value::Bool(false));
+}
+
+#[test]
+fn a_pod_may_start_with_less_processor_time_than_it_may_use() {
+    let (task, mounts) = (inspect(), Mounts::default());
+    let resources = |request: &PodRequest<'_>| {
+        let pod = serde_json::to_value(template(request)).expect("json");
+        let resources = &pod["spec"]["containers"][0]["resources"];
+        (resources["requests"]["cpu"].clone(), resources["limits"]["cpu"].clone())
+    };
+    let large = PodRequest { cpu_millis: 8000, least_cpu_millis: 1000, ..request(&task, &mounts) };
+    assert_eq!(resources(&large), (json!("1"), json!("8")));
+    let user = PodOverrides { cpu: Some("3".into()), ..PodOverrides::default() };
+    assert_eq!(resources(&PodRequest { overrides: Some(&user), ..large }), (json!("3"), json!("3")));
+}
+
+#[test]
+fn pods_that_share_a_volume_of_one_node_want_to_stand_together() {
+    let task = inspect();
+    let mut mounts = Mounts::default();
+    for uri in ["pvc://data/m", "pvc://other/x"] {
+        let location = Location { uri: uri.into(), revision: None, secret_ref: None, digest: None };
+        mounts.source(&location, Use::Read).expect("mounts");
+    }
+    mounts.on_one_node(&["data".to_owned(), "elsewhere".to_owned()].into());
+    let found = serde_json::to_value(template(&request(&task, &mounts))).expect("json");
+    assert_eq!(found["metadata"]["labels"]["claim.lathe.dev/data"], "true");
+    assert_eq!(found["metadata"]["labels"].get("claim.lathe.dev/other"), None);
+    let wish = json!({"preferredDuringSchedulingIgnoredDuringExecution": [{
+        "weight": 100,
+        "podAffinityTerm": {
+            "labelSelector": {"matchLabels": {"claim.lathe.dev/data": "true"}}, "topologyKey": "kubernetes.io/hostname",
+        },
+    }]});
+    assert_eq!(found["spec"]["affinity"]["podAffinity"], wish);
 }

@@ -3,7 +3,6 @@ pub mod artefact;
 pub mod card;
 pub mod checkpoint;
 pub mod curve;
-pub mod gates;
 pub mod order;
 pub mod progress;
 pub mod record;
@@ -74,7 +73,6 @@ pub fn run(context: &Context, task: &TrainTask) -> Done<Outcome> {
     context.status.phase(Phase::EvaluatingAfter, "measuring the tuned model");
     let (after, tuned) = story.measure_after(run.trainer, &plan.method)?;
     let scores = scores(&task.evaluation.metrics, &before, &after);
-    gates::check(&task.evaluation.gates, &scores)?;
 
     context.status.phase(Phase::Saving, "writing the artefact");
     let (location, digest) = story.save(tuned, &weights, |dir| {

@@ -56,6 +56,7 @@ pub fn contract(folder: &Path) -> Contract {
             model_id: "base".into(),
             model: ModelInput { name: "base".into(), source: source("base") },
             adapters: vec![],
+            adapter_room: Default::default(),
             weights: Precision::Float32,
             context_length: model::CONTEXT as i64,
             max_sequences: 4,

@@ -5,13 +5,17 @@ use lathe_api::{
     conditions::{RECONCILING, STALLED, SUCCEEDED, State},
 };
 use lathe_contract::{CheckDataReport, Phase};
+use lathe_resolve::finetune::failed_gates;
 
 use super::super::{
     capacity,
     observe::Observed,
     plan::{Hold, Plan, Stage},
 };
-use crate::pods::{Trouble, UNSCHEDULABLE};
+use crate::{
+    claims,
+    pods::{Trouble, UNSCHEDULABLE},
+};
 
 /// What one condition says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +92,12 @@ fn planned(plan: &Plan, fresh: &FineTuneJobStatus) -> Option<Line> {
             let total =
                 plan.memory.iter().find(|row| row.name == "total").map_or("", |row| row.value.as_str());
             let time = plan.duration.as_ref().map_or(String::new(), |d| format!(", about {d}"));
-            let message = format!("{} x {profile}, {total} of memory{time}", plan.count.unwrap_or(1));
+            let passed = &fresh.passed_over;
+            let passed = match (passed.is_empty(), passed.join(", ")) {
+                (true, _) => String::new(),
+                (false, names) => format!("; {names} had no room within `accelerator.fallbackAfter`"),
+            };
+            let message = format!("{} x {profile}, {total} of memory{time}{passed}", plan.count.unwrap_or(1));
             line(State::True, "Planned", message)
         }
     }
@@ -101,7 +110,11 @@ fn dataset(plan: &Plan) -> Option<Line> {
     match &plan.stage {
         Stage::Checking(None) => line(State::Unknown, "Checking", "a pod reads the dataset"),
         Stage::Checking(Some(trouble)) => line(State::Unknown, &trouble.reason, &trouble.message),
-        Stage::BadData(trouble) => line(State::False, &trouble.reason, &trouble.message),
+        Stage::BadData(trouble) => {
+            // What is not the data's fault says nothing of the data.
+            let state = if trouble.stalled { State::False } else { State::Unknown };
+            line(state, &trouble.reason, &trouble.message)
+        }
         _ => None,
     }
 }
@@ -124,7 +137,9 @@ fn rows(report: &CheckDataReport) -> String {
 
 fn scheduled(observed: &Observed, plan: &Plan) -> Option<Line> {
     match &plan.stage {
-        Stage::Pending(Some(trouble)) if trouble.reason == UNSCHEDULABLE => unschedulable(observed, trouble),
+        Stage::Pending(Some(trouble)) if trouble.reason == UNSCHEDULABLE => {
+            unschedulable(observed, plan, trouble)
+        }
         Stage::Pending(Some(trouble)) if trouble.reason == "VolumeNotFound" => {
             line(State::False, &trouble.reason, &trouble.message)
         }
@@ -137,7 +152,8 @@ fn scheduled(observed: &Observed, plan: &Plan) -> Option<Line> {
         Stage::Running => {
             let pod = observed.attempt.as_ref().and_then(|a| a.run.working());
             let node = pod.and_then(|p| p.spec.as_ref()).and_then(|s| s.node_name.clone());
-            line(State::True, "Scheduled", format!("on node {}", node.unwrap_or_default()))
+            let beside = claims::words(pod.and_then(|p| p.metadata.labels.as_ref()));
+            line(State::True, "Scheduled", format!("on node {}{beside}", node.unwrap_or_default()))
         }
         Stage::Lost(_) | Stage::Finished { adopted: false, .. } | Stage::Failed(_) => {
             line(State::True, "Scheduled", "its pod has run")
@@ -150,7 +166,7 @@ fn scheduled(observed: &Observed, plan: &Plan) -> Option<Line> {
 }
 
 /// The scheduler's words, or better ones where the cause is the device.
-fn unschedulable(observed: &Observed, trouble: &Trouble) -> Option<Line> {
+fn unschedulable(observed: &Observed, plan: &Plan, trouble: &Trouble) -> Option<Line> {
     let words = &trouble.message;
     if words.contains("PersistentVolumeClaim") || words.contains("persistentvolumeclaim") {
         let next = "Next: check the claims (`kubectl get pvc`) and the storage class.";
@@ -160,7 +176,10 @@ fn unschedulable(observed: &Observed, trouble: &Trouble) -> Option<Line> {
     let profile = attempt.run.annotation(super::super::build::PROFILE).unwrap_or_default();
     let device = observed.profiles.iter().any(|p| p.name_any() == profile && p.spec.resource != "cpu");
     let since = attempt.run.pods.first().and_then(|pod| pod.metadata.creation_timestamp.as_ref());
-    let since = since.map_or(String::new(), |t| format!("; waiting since {} UTC", t.0.strftime("%H:%M")));
+    let mut since = since.map_or(String::new(), |t| format!("; waiting since {} UTC", t.0.strftime("%H:%M")));
+    if let Some(due) = plan.falls_back {
+        since.push_str(&format!("; another profile is tried at {} UTC", due.strftime("%H:%M")));
+    }
     let next = "Next: free one, or allow another profile in `spec.accelerator.profiles`.";
     if device {
         let free = capacity::words(observed.capacity.as_ref(), profile);
@@ -205,17 +224,13 @@ fn is_placing(trouble: &Trouble) -> bool {
 fn evaluated(job: &FineTuneJob, plan: &Plan) -> Option<Line> {
     let scores = match &plan.stage {
         Stage::Finished { scores, .. } => scores,
-        // The worker has judged already.
-        Stage::Failed(trouble) if trouble.reason == "GateFailed" => {
-            return line(State::False, &trouble.reason, &trouble.message);
-        }
         _ => return None,
     };
     if scores.is_empty() {
         let message = "nothing was measured: the dataset has no held-out rows (`dataset.evaluation` or `dataset.holdout`)";
         return line(State::False, "NotMeasured", message);
     }
-    let failed = failed_gates(job, scores);
+    let failed = failed_gates(&job.spec.evaluation.gates, scores);
     if !failed.is_empty() {
         return line(State::False, "GateFailed", failed.join("; "));
     }
@@ -223,41 +238,6 @@ fn evaluated(job: &FineTuneJob, plan: &Plan) -> Option<Line> {
     let told: Vec<String> =
         scores.iter().map(|s| format!("{:?} {} -> {}", s.metric, text(&s.before), text(&s.after))).collect();
     line(State::True, "Evaluated", told.join(", "))
-}
-
-/// Gates that do not hold, in words.
-fn failed_gates(job: &FineTuneJob, scores: &[lathe_api::ScoreStatus]) -> Vec<String> {
-    let check = |gate: &lathe_api::Gate| {
-        let score = scores.iter().find(|s| s.metric == gate.metric);
-        let number = |v: Option<&lathe_api::Decimal>| v.and_then(lathe_api::Decimal::value);
-        let Some(after) = number(score.and_then(|s| s.after.as_ref())) else {
-            return Some(format!("{:?} was not measured", gate.metric));
-        };
-        if let Some(least) = number(gate.at_least.as_ref()).filter(|least| after < *least) {
-            return Some(format!("{:?} is {after}, below {least}", gate.metric));
-        }
-        if let Some(most) = number(gate.at_most.as_ref()).filter(|most| after > *most) {
-            return Some(format!("{:?} is {after}, above {most}", gate.metric));
-        }
-        let wanted = number(gate.min_improvement.as_ref())?;
-        let Some(before) = number(score.and_then(|s| s.before.as_ref())) else {
-            return Some(format!("{:?} of the base was not measured", gate.metric));
-        };
-        let lower = lathe_resolve::to_metric(gate.metric).lower_is_better();
-        let gained = if lower { before - after } else { after - before };
-        // From nothing, every gain is one.
-        let share = if before > 0.0 {
-            gained / before
-        } else if gained > 0.0 {
-            f64::INFINITY
-        } else {
-            0.0
-        };
-        (share < wanted).then(|| {
-            format!("{:?} improved by {:.1} %, less than {:.1} %", gate.metric, share * 100.0, wanted * 100.0)
-        })
-    };
-    job.spec.evaluation.gates.iter().filter_map(check).collect()
 }
 
 /// `Succeeded`, and who must act next.
@@ -276,7 +256,6 @@ fn headline(
         Stage::Waiting(why) => (unknown(why.reason, &why.message), Drive::GoesOn),
         Stage::Rejected(why) => (unknown(why.reason, &why.message), Drive::NeedsAPerson),
         Stage::Checking(None) => (unknown("CheckingDataset", "a pod reads the dataset"), Drive::GoesOn),
-        Stage::BadData(trouble) => (unknown(&trouble.reason, &trouble.message), Drive::NeedsAPerson),
         Stage::Taken(message) => (unknown("OutputExists", message), Drive::NeedsAPerson),
         Stage::Held(Hold::User) => {
             (unknown("Suspended", "`spec.suspend` is true. Next: set it to false."), Drive::GoesOn)
@@ -289,12 +268,14 @@ fn headline(
             (unknown("BudgetExceeded", &format!("stopped {at}{why}.")), Drive::NeedsAPerson)
         }
         Stage::Queued => (unknown("Queued", "a queue holds the Job"), Drive::GoesOn),
-        Stage::Pending(Some(trouble)) if trouble.reason == UNSCHEDULABLE => {
-            (unschedulable(observed, trouble).map(|l| Line { state: State::Unknown, ..l }), Drive::GoesOn)
-        }
-        Stage::Pending(Some(trouble)) | Stage::Checking(Some(trouble)) | Stage::Lost(Some(trouble)) => {
-            troubled(trouble)
-        }
+        Stage::Pending(Some(trouble)) if trouble.reason == UNSCHEDULABLE => (
+            unschedulable(observed, plan, trouble).map(|l| Line { state: State::Unknown, ..l }),
+            Drive::GoesOn,
+        ),
+        Stage::Pending(Some(trouble))
+        | Stage::Checking(Some(trouble))
+        | Stage::BadData(trouble)
+        | Stage::Lost(Some(trouble)) => troubled(trouble),
         Stage::Pending(None) => (unknown("Pending", "its pod is on its way"), Drive::GoesOn),
         Stage::Running => {
             let at = training(observed, plan);
@@ -307,15 +288,11 @@ fn headline(
             (line(State::False, &trouble.reason, &trouble.message), Drive::NeedsAPerson)
         }
         Stage::Finished { scores, adopted, .. } => {
-            let failed = if scores.is_empty() && job.spec.evaluation.gates.is_empty() {
-                Vec::new()
-            } else {
-                failed_gates(job, scores)
-            };
+            let failed = failed_gates(&job.spec.evaluation.gates, scores);
             let name = &job.spec.output.model_name;
             if !failed.is_empty() {
                 let message = format!(
-                    "{}. Model {name} is kept. Next: tune longer or on more rows in a new FineTuneJob.",
+                    "{}. Model {name} is kept to look at. Next: tune longer or on more rows in a new FineTuneJob.",
                     failed.join("; ")
                 );
                 return (line(State::False, "GateFailed", message), Drive::NeedsAPerson);

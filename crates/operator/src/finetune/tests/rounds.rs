@@ -29,6 +29,7 @@ async fn round(
         pods: filled(world.pods),
         models: filled(models.map(|m| DeserializeGuard(Ok(m))).collect()),
         profiles: filled(profiles().into_iter().map(|p| DeserializeGuard(Ok(p))).collect()),
+        claims: filled(Vec::new()),
         written: Mutex::default(),
     };
     let done = controller.reconcile(job).await;

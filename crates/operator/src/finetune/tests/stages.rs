@@ -62,6 +62,7 @@ fn writes(plan: &Plan) -> String {
         Write::Summarise => "summarise".to_owned(),
         Write::MakeModel(..) => "model".to_owned(),
         Write::Scores(..) => "scores".to_owned(),
+        Write::Pass(_) => "pass".to_owned(),
     };
     plan.writes.iter().map(name).collect::<Vec<_>>().join(", ")
 }
@@ -170,6 +171,15 @@ type Expected = (&'static str, &'static str, &'static str, &'static str);
 #[case::done_and_a_gate_fails(
     tune(json!({"evaluation": {"gates": [{"metric": "Perplexity", "atMost": "4"}]}}), known()),
     world(|w| w.attempt = attempt(ended("Complete"), vec![said("t-1", 0, trained(json!({})))])), ("model", "False", "GateFailed", "a person"))]
+#[case::done_with_lower_gates_than_an_equal_job(
+    tune(json!({"evaluation": {"gates": [{"metric": "Perplexity", "atMost": "6"}]}}), known()),
+    world(|w| {
+        w.attempt = attempt(ended("Complete"), vec![said("t-1", 0, trained(json!({})))]);
+        w.output = Some(model("out", json!({
+            "spec": {"derivedFrom": {"job": "t", "base": "base", "inputsHash": "aaaabbbbccccdddd", "failedGates": ["Perplexity is 5"]}},
+            "status": {"scores": [{"metric": "Perplexity", "after": "5"}]}})));
+    }),
+    ("pass", "True", "Tuned", "nobody"))]
 #[case::done_and_it_improved_enough(
     tune(json!({"evaluation": {"gates": [{"metric": "Perplexity", "minImprovement": "0.75"}]}}), known()),
     world(|w| w.attempt = attempt(ended("Complete"), vec![said("t-1", 0, trained(json!({})))])), ("model", "True", "Tuned", "nobody"))]
@@ -297,4 +307,58 @@ fn progress_is_told_in_the_columns_and_bounded() {
         (progress.step, progress.steps, progress.loss, status.restarts),
         (0, (1 << 53) - 1, None, None)
     );
+}
+
+/// A job that waits for a processor since 01:00 and may fall back to a device, of which `World` has one that fits.
+fn impatient(status: Value) -> FineTuneJob {
+    let mut status = status;
+    status["startTime"] = Value::Null;
+    tune(json!({"accelerator": {"profiles": ["cpu", "gpu"], "count": 1, "fallbackAfter": "30m"}}), status)
+}
+
+fn unscheduled() -> Option<Attempt> {
+    let status = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False",
+        "reason": "Unschedulable", "message": "Insufficient cpu", "lastTransitionTime": "2026-01-01T01:00:00Z"}]});
+    attempt(json!({}), vec![pod("t-1", status)])
+}
+
+#[rstest]
+#[case::in_time("2026-01-01T01:29:59Z", json!({}), None)]
+#[case::too_late("2026-01-01T01:30:00Z", json!({}), Some("cpu"))]
+#[case::nothing_is_left("2026-01-01T01:30:00Z", json!({"passedOver": ["gpu"]}), None)]
+fn an_attempt_that_finds_no_room_falls_back(
+    #[case] now: &str,
+    #[case] more: Value,
+    #[case] expected: Option<&str>,
+) {
+    let mut status = known();
+    status.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    let world = world(|w| {
+        w.attempt = unscheduled();
+        w.now = now.parse().expect("a time");
+    });
+    let (plan, status) = decide(&impatient(status), &world);
+    assert_eq!((writes(&plan).as_str(), plan.passed_over.as_deref()), ("", expected));
+    let message = condition(&status, "Scheduled").2;
+    let told = message.contains("another profile is tried at 01:30 UTC");
+    assert_eq!(told, now.contains("29:59"), "{message}");
+}
+
+#[test]
+fn what_was_given_up_is_written_then_deleted_then_replaced() {
+    let late = |w: &mut Observed| w.now = "2026-01-01T02:00:00Z".parse().expect("a time");
+    let first = world(|w| {
+        w.attempt = unscheduled();
+        late(w);
+    });
+    let (_, status) = decide(&impatient(known()), &first);
+    assert_eq!(status.passed_over, ["cpu"]);
+    let given_up = impatient(serde_json::to_value(&status).expect("JSON"));
+    let (plan, _) = decide(&given_up, &first);
+    assert_eq!(writes(&plan), "delete t-1");
+    let (plan, status) = decide(&given_up, &world(late));
+    assert_eq!(writes(&plan), "claim, start 2");
+    assert_eq!(status.plan.and_then(|plan| plan.profile).as_deref(), Some("gpu"));
+    let planned = conditions::find(&status.conditions, "Planned").expect("set");
+    assert!(planned.message.contains("; cpu had no room within"), "{}", planned.message);
 }

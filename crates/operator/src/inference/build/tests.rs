@@ -7,8 +7,9 @@ use crate::{
     inference::fixtures::{deployment as live_deployment, seen, service, serving},
 };
 
+static NONE: BTreeSet<String> = BTreeSet::new();
 const INSTALLATION: Installation<'_> =
-    Installation { namespace: "lathe-system", pull_policy: Some("IfNotPresent") };
+    Installation { namespace: "lathe-system", pull_policy: Some("IfNotPresent"), one_node: &NONE };
 
 /// Without the hashes, which are the same wherever the rest is.
 fn json_of(object: impl serde::Serialize) -> Value {
@@ -86,7 +87,11 @@ fn the_objects_around_the_pods() {
         serde_json::from_str(&wanted.contract.data.as_ref().unwrap()["contract.json"]).unwrap();
     assert_eq!(contract["object"]["uid"], "uid-svc");
     assert_eq!(contract["task"]["serve"]["modelId"], "svc");
-    assert_eq!(wanted.contract.metadata.name.as_deref(), Some("svc-serve-contract"));
+    let name = wanted.contract.metadata.name.as_deref().unwrap();
+    assert!(name.starts_with("svc-serve-contract-") && name.len() == 29, "{name}");
+    let template = wanted.deployment.spec.unwrap().template.spec.unwrap();
+    let mounted = template.volumes.unwrap().into_iter().find_map(|v| v.config_map);
+    assert_eq!(mounted.unwrap().name, name);
 }
 
 #[test]
@@ -99,7 +104,7 @@ fn the_deployment() {
         found,
         json!({
             "apiVersion": "apps/v1", "kind": "Deployment",
-            "metadata": meta("svc-serve", json!({"lathe.dev/adapter-slots": "4"})),
+            "metadata": meta("svc-serve", json!({"lathe.dev/adapter-slots": "4", "lathe.dev/adapter-rank": "32"})),
             "spec": {
                 "replicas": 2,
                 "selector": {"matchLabels": {"lathe.dev/kind": "inferenceservice", "lathe.dev/name": "svc"}},
@@ -154,7 +159,7 @@ fn a_new_release_changes_no_running_pod_and_its_image_comes_with_the_next_roll_o
     };
     let checksum = serving(&service, &seen(&service)).checksum;
     assert_eq!(image(&checksum), "registry/lathe-worker:0");
-    assert_eq!(image("another"), "registry/lathe-worker:1");
+    assert_eq!(image("another"), "worker:1");
 }
 
 #[rstest]

@@ -78,6 +78,7 @@ impl World {
             pods: &self.pods,
             reports: &self.reports,
             adapters: &self.adapters,
+            told: &self.seen.told,
             nodes: self.nodes.as_deref(),
             refused: self.refused,
             may_write_throughput: self.may_write_throughput,

@@ -1,0 +1,204 @@
+//! What a node says of a pod that it cannot start: a Secret or ConfigMap that is not there, a volume that another node holds.
+//! The pod's own status does not tell; the node's events do.
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
+use kube::{Api, Client, ResourceExt as _, api::ListParams};
+
+use crate::pods::{Trouble, condition, shown};
+
+/// A start without trouble is over by then.
+const USUAL: SignedDuration = SignedDuration::from_secs(10);
+/// A node that has said nothing for so long is told of all the same.
+const LONG: SignedDuration = SignedDuration::from_secs(60);
+
+/// Why a pod that has its node does not start; `None` while that is nothing to speak of.
+pub async fn trouble(client: &Client, pod: &Pod, now: Timestamp) -> Option<Trouble> {
+    let waited = waits(pod, now).filter(|waited| *waited > USUAL)?;
+    let api: Api<Event> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+    let of_pod = ListParams::default().fields(&format!("regarding.uid={}", pod.uid().unwrap_or_default()));
+    let events = match api.list(&of_pod).await {
+        Ok(events) => events.items,
+        Err(error) => {
+            tracing::debug!(pod = pod.name_any(), %error, "a pod's events cannot be read");
+            Vec::new()
+        }
+    };
+    diagnose(events).or_else(|| (waited > LONG).then(|| silent(pod)))
+}
+
+/// How long a node has been preparing the pod; `None` where none is.
+fn waits(pod: &Pod, now: Timestamp) -> Option<SignedDuration> {
+    let status = pod.status.as_ref()?;
+    let begun = status.container_statuses.iter().flatten().any(|container| {
+        let state = container.state.as_ref();
+        let creating = state.and_then(|s| s.waiting.as_ref()?.reason.as_deref()) == Some("ContainerCreating");
+        state.is_some() && !creating
+    });
+    let scheduled = condition(pod, "PodScheduled").filter(|c| c.status == "True")?;
+    let since = scheduled.last_transition_time.as_ref()?.0;
+    (status.phase.as_deref() == Some("Pending") && !begun).then(|| now.duration_since(since))
+}
+
+/// The node's last word.
+fn diagnose(mut events: Vec<Event>) -> Option<Trouble> {
+    let time = |event: &Event| {
+        let seen = event.series.as_ref().map(|series| series.last_observed_time.0);
+        let old = event.deprecated_last_timestamp.as_ref().map(|time| time.0);
+        seen.or(old).or(event.event_time.as_ref().map(|time| time.0))
+    };
+    events.retain(|event| event.reason.as_deref() != Some("Scheduled"));
+    let last = events.into_iter().max_by_key(time)?;
+    let said = shown(last.note.as_deref().unwrap_or_default());
+    let trouble =
+        |reason: &str, message: String| Trouble { reason: reason.to_owned(), message, stalled: false };
+    match last.reason.as_deref()? {
+        "FailedMount" | "FailedAttachVolume" => Some(volume(&said)),
+        "FailedCreatePodSandBox" => {
+            let next = "Next: ask who looks after the nodes.";
+            Some(trouble("PodNotStarting", format!("the node cannot start the pod: {said}. {next}")))
+        }
+        "Pulling" => Some(trouble("PullingImage", format!("the node fetches the image: {said}."))),
+        _ => None,
+    }
+}
+
+/// The kubelet's and the attach controller's words on a volume.
+fn volume(said: &str) -> Trouble {
+    let (reason, next) = if let Some(name) = missing(said, "secret") {
+        ("SecretNotFound", format!("make Secret {name} in this namespace, or correct `secretRef`"))
+    } else if let Some(name) = missing(said, "configmap") {
+        ("ConfigMapNotFound", format!("make ConfigMap {name} in this namespace"))
+    } else if let Some(name) = missing(said, "persistentvolumeclaim") {
+        ("VolumeNotFound", format!("make PersistentVolumeClaim {name}, or correct the `pvc://` address"))
+    } else if said.contains("Multi-Attach") {
+        let next = "wait for the other pod, move it to this node, or use a ReadWriteMany volume";
+        ("VolumeInUse", next.to_owned())
+    } else {
+        ("VolumeMountFailed", "check the claim (`kubectl describe pvc`) and its storage".to_owned())
+    };
+    let message = match reason {
+        "SecretNotFound" | "ConfigMapNotFound" | "VolumeNotFound" => format!(
+            "the pod waits for what is not there: {}. Next: {next}.",
+            said.rsplit(" : ").next().unwrap_or(said)
+        ),
+        _ => format!("a volume cannot be mounted: {said}. Next: {next}."),
+    };
+    // It goes on by itself once that is there.
+    Trouble { reason: reason.to_owned(), message, stalled: false }
+}
+
+/// The name in `secret "name" not found`.
+fn missing<'a>(said: &'a str, kind: &str) -> Option<&'a str> {
+    let (_, rest) = said.split_once(&format!("{kind} \""))?;
+    let (name, rest) = rest.split_once('"')?;
+    rest.trim_start().starts_with("not found").then_some(name)
+}
+
+fn silent(pod: &Pod) -> Trouble {
+    let next = format!("Next: `kubectl describe pod {}` names what is missing.", pod.name_any());
+    let message =
+        format!("a node has been preparing volumes, Secrets and image for more than a minute. {next}");
+    Trouble { reason: "PodNotStarting".to_owned(), message, stalled: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::{Server, object};
+
+    const EVENTS: &str = "GET /apis/events.k8s.io/v1/namespaces/ns/events";
+
+    fn pod(over: Value) -> Pod {
+        let mut status = json!({
+            "phase": "Pending",
+            "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+        });
+        status.as_object_mut().unwrap().extend(over.as_object().unwrap().clone());
+        object(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "status": status}))
+    }
+
+    fn event(at: &str, reason: &str, note: &str) -> Value {
+        json!({"metadata": {"name": "e"}, "eventTime": null, "deprecatedLastTimestamp": at, "reason": reason, "note": note})
+    }
+
+    async fn told(pod: Pod, now: &str, events: Value) -> Option<Trouble> {
+        let list =
+            json!({"apiVersion": "events.k8s.io/v1", "kind": "EventList", "metadata": {}, "items": events});
+        let (client, _server) = Server::start(&[(EVENTS, 200, list)]);
+        trouble(&client, &pod, now.parse().unwrap()).await
+    }
+
+    #[rstest]
+    #[case::secret(
+        "FailedMount",
+        "MountVolume.SetUp failed for volume \"secret-0\" : secret \"hub\" not found",
+        "SecretNotFound",
+        "secret \"hub\" not found. Next: make Secret hub"
+    )]
+    #[case::config_map(
+        "FailedMount",
+        "MountVolume.SetUp failed for volume \"contract\" : configmap \"c\" not found",
+        "ConfigMapNotFound",
+        "make ConfigMap c"
+    )]
+    #[case::claim(
+        "FailedMount",
+        "error processing PVC ns/x: persistentvolumeclaim \"x\" not found",
+        "VolumeNotFound",
+        "make PersistentVolumeClaim x"
+    )]
+    #[case::held(
+        "FailedAttachVolume",
+        "Multi-Attach error for volume \"pvc-1\" Volume is already used by pod(s) q",
+        "VolumeInUse",
+        "used by pod(s) q"
+    )]
+    #[case::storage(
+        "FailedMount",
+        "MountVolume.SetUp failed for volume \"v\" : mount failed: exit status 32",
+        "VolumeMountFailed",
+        "exit status 32. Next: check the claim"
+    )]
+    #[case::node(
+        "FailedCreatePodSandBox",
+        "Failed to create pod sandbox: no network",
+        "PodNotStarting",
+        "no network"
+    )]
+    #[case::image("Pulling", "Pulling image \"r/worker:1\"", "PullingImage", "r/worker:1")]
+    #[tokio::test]
+    async fn the_nodes_last_word_is_told(
+        #[case] reason: &str,
+        #[case] note: &str,
+        #[case] expected: &str,
+        #[case] words: &str,
+    ) {
+        let events = json!([
+            event("2026-01-01T00:00:05Z", reason, note),
+            event("2026-01-01T00:00:01Z", "FailedMount", "an older one"),
+            event("2026-01-01T00:00:06Z", "Scheduled", "assigned"),
+        ]);
+        let found = told(pod(json!({})), "2026-01-01T00:00:11Z", events).await.unwrap();
+        assert_eq!((found.reason.as_str(), found.stalled), (expected, false));
+        assert!(found.message.contains(words), "{}", found.message);
+    }
+
+    #[rstest]
+    #[case::at_once("2026-01-01T00:00:09Z", json!({}), None)]
+    #[case::after_a_minute("2026-01-01T00:01:01Z", json!({}), Some("PodNotStarting"))]
+    #[case::it_runs("2026-01-01T00:02:00Z", json!({"phase": "Running"}), None)]
+    #[case::its_container_says_more("2026-01-01T00:02:00Z", json!({"containerStatuses": [{"name": "worker", "image": "", "imageID": "",
+        "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff"}}}]}), None)]
+    #[tokio::test]
+    async fn a_silent_node_is_told_of_after_a_while(
+        #[case] now: &str,
+        #[case] over: Value,
+        #[case] expected: Option<&str>,
+    ) {
+        let found = told(pod(over), now, json!([])).await;
+        assert_eq!(found.map(|trouble| trouble.reason).as_deref(), expected);
+    }
+}
