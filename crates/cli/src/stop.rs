@@ -29,11 +29,6 @@ impl Stop {
         Ok(Self(heard))
     }
 
-    /// True once the user has asked.
-    pub fn is_heard(&self) -> bool {
-        *self.0.borrow() > 0
-    }
-
     /// Waits for the next request that [`Stop::next`] has not returned yet; its number, from 1.
     pub async fn next(&mut self) -> u32 {
         match self.0.changed().await {

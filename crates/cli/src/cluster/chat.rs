@@ -1,5 +1,5 @@
 //! `lathe chat`: asks a service, once or in a conversation.
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
@@ -10,6 +10,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use super::stream::{Endpoint, Settings};
 use super::{Connection, Kind, Target, connect, forward, pods, status};
 use crate::failure::{Done, Problem};
+use crate::output::{note, say, say_part};
 
 /// Ask a service: one question on the command line, or a conversation without one.
 ///
@@ -93,12 +94,12 @@ pub async fn run(args: Args) -> Done<()> {
 async fn converse(endpoint: &Endpoint, settings: &Settings, mut messages: Vec<Value>) -> Done<()> {
     let asks = std::io::stdin().is_terminal();
     if asks {
-        eprintln!("{} answers; an empty line or Ctrl-D ends it.", settings.model);
+        note(&format!("{} answers; an empty line or Ctrl-D ends it.", settings.model));
     }
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     loop {
         if asks {
-            eprint!("> ");
+            say_part("> ");
         }
         let line = lines.next_line().await.map_err(|error| Problem::user("InvalidInput", format!("the question cannot be read: {error}")))?;
         let Some(question) = line.filter(|line| !line.trim().is_empty()) else { return Ok(()) };
@@ -110,15 +111,13 @@ async fn converse(endpoint: &Endpoint, settings: &Settings, mut messages: Vec<Va
 
 /// Prints the answer as it comes.
 async fn answer(endpoint: &Endpoint, settings: &Settings, messages: &[Value]) -> Done<String> {
-    let mut out = std::io::stdout();
-    let mut tell = |text: &str| {
+    let tell = |text: &str| {
         // A model may say anything: line breaks and tabs are the only control characters that it may use.
         let clean: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
-        // Whoever read it has gone; the end comes with the answer.
-        let _ = out.write_all(clean.as_bytes()).and_then(|()| out.flush());
+        say_part(&clean);
     };
-    let said = endpoint.ask(settings, messages, &mut tell).await;
-    println!();
+    let said = endpoint.ask(settings, messages, tell).await;
+    say("");
     said
 }
 

@@ -5,6 +5,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::refused;
 use crate::failure::{Done, Problem};
+use crate::output::note;
 
 /// Opens a free port of localhost; it is open as long as the returned guard lives.
 ///
@@ -22,7 +23,7 @@ pub async fn open(api: Api<Pod>, pod: String, port: u16) -> Done<(u16, Guard)> {
             let (api, pod) = (api.clone(), pod.clone());
             tokio::spawn(async move {
                 if let Err(problem) = carry(connection, &api, &pod, port).await {
-                    eprintln!("lathe: {problem}");
+                    note(&format!("lathe: {problem}"));
                 }
             });
         }

@@ -7,6 +7,7 @@ use lathe_resolve::pod;
 
 use super::{Connection, Kind, Named, Target, connect, pods, refused, status};
 use crate::failure::{Done, Problem};
+use crate::output::{note, say};
 
 /// Show what the pods of an object say: inspection, check of the dataset, training, serving.
 #[derive(clap::Args, Debug)]
@@ -82,7 +83,7 @@ async fn print(api: &Api<Pod>, pod: &Pod, params: &LogParams, several: bool) -> 
         Ok(log) => log,
         // Its container has not started: that is its state, no failure of ours.
         Err(kube::Error::Api(status)) if status.code == 400 => {
-            eprintln!("{name}: {}", status.message);
+            note(&format!("{name}: {}", status.message));
             return Ok(());
         }
         Err(error) => return Err(refused(&format!("read the log of pod {name}"), &error)),
@@ -90,8 +91,11 @@ async fn print(api: &Api<Pod>, pod: &Pod, params: &LogParams, several: bool) -> 
     let mut lines = std::pin::pin!(log.lines());
     loop {
         match lines.next().await {
-            Some(Ok(line)) if several => println!("{name}: {line}"),
-            Some(Ok(line)) => println!("{line}"),
+            Some(Ok(line)) => {
+                if !say(&if several { format!("{name}: {line}") } else { line }) {
+                    return Ok(());
+                }
+            }
             Some(Err(error)) => {
                 return Err(Problem::transient("Unreachable", format!("the log of pod {name} broke off: {error}")));
             }

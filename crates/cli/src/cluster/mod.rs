@@ -36,9 +36,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] =
-        [Kind::Model, Kind::FineTuneJob, Kind::InferenceService, Kind::AcceleratorProfile];
-
     /// As manifests write it.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,13 +1,14 @@
 //! `lathe status`: each object with the one true cause and the next step, as its conditions say.
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, ObjectList};
-use kube::{Resource, ResourceExt as _};
+use kube::ResourceExt as _;
 use lathe_api::kstatus::{Kstatus, kstatus};
 use lathe_api::{AcceleratorProfile, FineTuneJob, InferenceService, Model};
 use serde_json::{Value, json};
 
 use super::{Connection, Kind, Named, Target, age, connect, refused};
 use crate::failure::{Done, Problem};
+use crate::output::{say, say_part};
 
 /// Say how the objects of a cluster are: the one cause, and the next step.
 ///
@@ -63,8 +64,8 @@ pub async fn run(args: &Args) -> Done<()> {
     if let Some(Named { kind, name: Some(name) }) = &args.object {
         let object = get(&connection, *kind, name).await?;
         match args.output {
-            Form::Json => println!("{}", pretty(&summary(*kind, &object))),
-            _ => print!("{}", details(*kind, &object)),
+            Form::Json => drop(say(&pretty(&summary(*kind, &object)))),
+            _ => drop(say_part(&details(*kind, &object))),
         }
         return Ok(());
     }
@@ -82,13 +83,13 @@ pub async fn run(args: &Args) -> Done<()> {
     match args.output {
         Form::Json => {
             let all: Vec<Value> = rows.iter().map(|(kind, object)| summary(*kind, object)).collect();
-            println!("{}", pretty(&json!(all)));
+            say(&pretty(&json!(all)));
         }
         _ if rows.is_empty() => {
             let place = if args.all_namespaces { "this cluster".to_owned() } else { format!("namespace {}", connection.namespace) };
-            println!("Nothing of Lathe in {place}. Next: `kubectl apply -f examples/quickstart/`, or look elsewhere with -n or -A.");
+            say(&format!("Nothing of Lathe in {place}. Next: `kubectl apply -f examples/quickstart/`, or look elsewhere with -n or -A."));
         }
-        form => print!("{}", table(&rows, args.all_namespaces, form == Form::Wide, now)),
+        form => drop(say_part(&table(&rows, args.all_namespaces, form == Form::Wide, now))),
     }
     Ok(())
 }
@@ -335,6 +336,8 @@ mod tests {
 
     #[test]
     fn resources_are_those_of_the_types() {
-        assert_eq!(resource(Kind::InferenceService).plural, InferenceService::plural(&()));
+        let plural = |kind| resource(kind).plural;
+        let kinds = [Kind::Model, Kind::FineTuneJob, Kind::InferenceService, Kind::AcceleratorProfile];
+        assert_eq!(kinds.map(plural), ["models", "finetunejobs", "inferenceservices", "acceleratorprofiles"]);
     }
 }

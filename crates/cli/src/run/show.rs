@@ -1,5 +1,5 @@
 //! What a run says: lines and a bar for people, or one JSON object a line for programs.
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -7,7 +7,7 @@ use lathe_api::ScoreStatus;
 use lathe_contract::{Phase, Report, TrainProgress};
 use serde::Serialize;
 
-use crate::output::Output;
+use crate::output::{Output, note, say};
 
 /// Between two lines of progress, for people where nothing can be drawn over, and for programs.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -57,15 +57,14 @@ impl Show {
     /// A line between steps.
     pub fn note(&self, text: &str) {
         if self.output == Output::Text {
-            eprintln!("    {text}");
+            note(&format!("    {text}"));
         }
     }
 
     pub fn event(&self, event: &Event<'_>) {
         if self.output == Output::Json {
-            let line = serde_json::to_string(event).unwrap_or_default();
-            // Whoever read it has gone: the run goes on.
-            let _ = writeln!(std::io::stdout(), "{line}");
+            // Where whoever read it has gone, the run goes on.
+            say(&serde_json::to_string(event).unwrap_or_default());
         }
     }
 
@@ -109,8 +108,8 @@ impl Show {
         step.told = Some((report.phase, Instant::now()));
         if self.output == Output::Text && step.bar.is_hidden() && !report.message.is_empty() {
             match training {
-                Some(progress) => eprintln!("    {}", line(progress)),
-                None => eprintln!("    {}", report.message),
+                Some(progress) => note(&format!("    {}", line(progress))),
+                None => note(&format!("    {}", report.message)),
             }
         }
         let object = step.object.clone();
@@ -124,7 +123,7 @@ impl Show {
         let seconds = step.started.elapsed().as_secs_f64();
         step.bar.finish_and_clear();
         if self.output == Output::Text {
-            eprintln!("  ok {}: {}: {message} ({seconds:.1} s)", step.object, step.task);
+            note(&format!("  ok {}: {}: {message} ({seconds:.1} s)", step.object, step.task));
         }
         self.event(&Event::Finished { object: &step.object, task: step.task, message, seconds });
     }
@@ -134,7 +133,7 @@ impl Show {
         let Some(step) = self.step.take() else { return };
         step.bar.finish_and_clear();
         if self.output == Output::Text {
-            eprintln!("  FAILED {}: {} ({:.1} s)", step.object, step.task, step.started.elapsed().as_secs_f64());
+            note(&format!("  FAILED {}: {} ({:.1} s)", step.object, step.task, step.started.elapsed().as_secs_f64()));
         }
         self.event(&Event::Failed { object: &step.object, task: step.task, reason, message });
     }

@@ -9,7 +9,7 @@ use lathe_resolve::to_score;
 use super::show::{Event, table};
 use super::{Run, name, reference, unexpected, worker};
 use crate::failure::{Done, Problem};
-use crate::output::Output;
+use crate::output::{Output, say};
 
 impl Run {
     /// Tunes, or finds that it was done.
@@ -54,7 +54,7 @@ impl Run {
         let did = if adopted { "an earlier run made it from the same inputs" } else { "tuned and measured" };
         self.show.done(&format!("{did}; Model {made} is {folder}"));
         if self.args.output == Output::Text && !scores.is_empty() {
-            println!("{}", table(&scores));
+            say(&table(&scores));
         }
         let object = what;
         self.show.event(&Event::Tuned { object, model: made, folder: &folder, adopted, scores: &scores });

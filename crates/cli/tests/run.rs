@@ -1,0 +1,238 @@
+//! `lathe run` with the real worker: the quick-start's job, shortened, in a folder of its own.
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
+use std::io::{BufRead, BufReader, Lines};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use serde_json::Value;
+
+const LATHE: &str = env!("CARGO_BIN_EXE_lathe");
+
+/// The quick-start's manifests with changes to their text; its volume is the repository's.
+struct World(tempfile::TempDir);
+
+impl World {
+    fn new(changes: &[(&str, &str)]) -> Self {
+        let world = World(tempfile::tempdir().unwrap());
+        let quickstart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/quickstart");
+        let mut open: Vec<_> = changes.iter().map(|(from, _)| *from).collect();
+        for entry in std::fs::read_dir(&quickstart).unwrap() {
+            let file = entry.unwrap().path();
+            if file.extension().is_none_or(|end| end != "yaml") {
+                continue;
+            }
+            let mut text = std::fs::read_to_string(&file).unwrap();
+            for (from, to) in changes {
+                if text.contains(from) {
+                    open.retain(|waiting| waiting != from);
+                    text = text.replace(from, to);
+                }
+            }
+            std::fs::write(world.path(&file.file_name().unwrap().to_string_lossy()), text).unwrap();
+        }
+        assert!(open.is_empty(), "the quick-start no longer says {open:?}: change the test too");
+        std::fs::create_dir(world.path("volumes")).unwrap();
+        let volume = quickstart.join("volumes/quickstart").canonicalize().unwrap();
+        std::os::unix::fs::symlink(volume, world.path("volumes/quickstart")).unwrap();
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let worker = Path::new(LATHE).with_file_name("lathe-worker");
+        assert!(
+            worker.is_file(),
+            "{} is not built: run `cargo build -p lathe-worker`, or `cargo test --workspace`",
+            worker.display()
+        );
+        let mut command = Command::new(LATHE);
+        command.args(["run", "-o", "json", "-f"]).arg(self.0.path()).args(args);
+        command.env_remove("LATHE_WORKER");
+        command
+    }
+
+    /// Runs to the end. Returns the exit code and the events.
+    fn run(&self, args: &[&str]) -> (Option<i32>, Vec<Value>) {
+        let output = self.command(args).output().unwrap();
+        (output.status.code(), events(&output))
+    }
+
+    fn start(&self, args: &[&str]) -> Running {
+        let mut child = self.command(args).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Running { child, lines, seen: Vec::new() }
+    }
+}
+
+fn events(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))).collect()
+}
+
+/// A run under way; killed where the test fails.
+struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    seen: Vec<Value>,
+}
+
+impl Running {
+    /// Reads events until one fits.
+    fn until(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        for line in self.lines.by_ref() {
+            let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            self.seen.push(event.clone());
+            if fits(&event) {
+                return event;
+            }
+        }
+        panic!("the run ended without {what}: {:#?}", self.seen);
+    }
+
+    fn interrupt(&self) {
+        let sent = Command::new("kill").arg("-INT").arg(self.child.id().to_string()).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// The exit code and the last event.
+    fn end(mut self) -> (Option<i32>, Option<Value>) {
+        let rest = self.lines.by_ref().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+        let last = rest.last().or_else(|| self.seen.pop());
+        (self.child.wait().unwrap().code(), last)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+    }
+}
+
+fn find<'a>(events: &'a [Value], name: &str) -> &'a Value {
+    events.iter().find(|event| event["event"] == name).unwrap_or_else(|| panic!("no {name} in {events:#?}"))
+}
+
+fn score(tuned: &Value, metric: &str, which: &str) -> f64 {
+    let scores = tuned["scores"].as_array().unwrap();
+    let score = scores.iter().find(|score| score["metric"] == metric).unwrap();
+    score[which].as_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_job_is_tuned_once_and_then_served() {
+    let world = World::new(&[("epochs: 6", "epochs: 3"), ("metrics: [Perplexity, BLEU, ROUGEL]", "metrics: [ROUGEL]"), ("\"0.7\"", "\"0.6\"")]);
+    let (code, events) = world.run(&["--no-serve"]);
+    assert_eq!(code, Some(0), "{events:#?}");
+    let tuned = find(&events, "tuned");
+    assert!(score(tuned, "ROUGEL", "after") > score(tuned, "ROUGEL", "before") + 0.1, "{tuned:#}");
+    assert_eq!((&tuned["adopted"], &tuned["model"]), (&false.into(), &"shop-support".into()));
+    assert!(Path::new(tuned["folder"].as_str().unwrap()).join("adapter_config.json").is_file(), "{tuned:#}");
+    let skipped: Vec<_> = events.iter().filter(|event| event["event"] == "skipped").collect();
+    assert_eq!(skipped.len(), 3, "a claim, a Job and the service: {skipped:#?}");
+
+    let mut run = world.start(&["--port", "0"]);
+    let again = run.until("a tuned model", |event| event["event"] == "tuned");
+    assert_eq!((&again["adopted"], &again["folder"]), (&true.into(), &tuned["folder"]));
+    let serving = run.until("an endpoint", |event| event["event"] == "serving");
+    assert_eq!(serving["models"], serde_json::json!(["shop", "shop-support"]));
+    let ask = |model: &str| {
+        let url = serving["url"].as_str().unwrap();
+        let answer = Command::new(LATHE)
+            .args(["chat", "--url", url, "--model", model, "--temperature", "0", "How much is the red lamp?"])
+            .output()
+            .unwrap();
+        assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
+        String::from_utf8(answer.stdout).unwrap()
+    };
+    let (plain, taught) = (ask("shop"), ask("shop-support"));
+    assert!(taught.starts_with("Thank you") && !plain.starts_with("Thank you"), "{plain:?} {taught:?}");
+    run.interrupt();
+    let (code, last) = run.end();
+    assert_eq!(code, Some(0), "{last:#?}");
+}
+
+#[test]
+fn ctrl_c_saves_and_the_next_run_goes_on_and_a_failed_gate_is_not_served() {
+    let world = World::new(&[
+        ("epochs: 6", "steps: 24"),
+        ("metrics: [Perplexity, BLEU, ROUGEL]", "metrics: [Perplexity]"),
+        ("metric: ROUGEL", "metric: Perplexity"),
+        ("atLeast: \"0.7\"", "minImprovement: \"0.999\""),
+    ]);
+    let at_least = |step: i64| {
+        move |event: &Value| event["phase"] == "Training" && event["progress"]["step"].as_i64() >= Some(step)
+    };
+    let mut first = world.start(&["--no-serve"]);
+    first.until("three steps", at_least(3));
+    first.interrupt();
+    let (code, last) = first.end();
+    let last = last.unwrap();
+    assert_eq!(code, Some(75), "{last:#}");
+    let words = last["message"].as_str().unwrap();
+    let step: i64 = words.split(' ').find_map(|word| word.parse().ok()).unwrap_or_else(|| panic!("{words}"));
+    assert!(step >= 3, "{words}");
+
+    let mut second = world.start(&["--port", "0"]);
+    let resumed = second.until("training", at_least(1));
+    assert!(resumed["progress"]["step"].as_i64() >= Some(step), "{resumed:#}");
+    assert_eq!(resumed["progress"]["lostSteps"], 0);
+    let (code, last) = second.end();
+    let last = last.unwrap();
+    assert_eq!((code, &last["reason"]), (Some(64), &"GateFailed".into()), "{last:#}");
+}
+
+#[test]
+fn a_bad_row_is_named_by_file_line_and_field() {
+    let world = World::new(&[("pvc://quickstart/data/train.jsonl", "pvc://rows/train.jsonl")]);
+    let rows = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n{\"messages\": [{\"role\": \"user\", \"content\": 7}]}\n";
+    std::fs::create_dir(world.path("mine")).unwrap();
+    std::fs::write(world.path("mine/train.jsonl"), rows).unwrap();
+    let mine = format!("rows={}", world.path("mine").display());
+    let (code, events) = world.run(&["--volume", &mine]);
+    let ended = find(&events, "ended");
+    assert_eq!((code, &ended["reason"]), (Some(64), &"MalformedRow".into()), "{events:#?}");
+    let message = ended["message"].as_str().unwrap();
+    assert!(message.contains("train.jsonl") && message.contains("line 2") && message.contains("content"), "{message}");
+}
+
+#[test]
+fn what_is_missing_is_named_before_anything_runs() {
+    let world = World::new(&[]);
+    for (args, reason, words) in [
+        (["--worker", "/nowhere/worker"], "WorkerMissing", "/nowhere/worker"),
+        (["-f", "/nowhere/x.yaml"], "NotFound", "/nowhere/x.yaml"),
+        (["--volume", "quickstart=/nowhere"], "VolumeMissing", "--volume quickstart=DIR"),
+    ] {
+        let (code, events) = world.run(&args);
+        let ended = find(&events, "ended");
+        assert_eq!((code, &ended["reason"]), (Some(64), &reason.into()), "{events:#?}");
+        assert!(ended["message"].as_str().unwrap().contains(words), "{ended:#}");
+    }
+}
+
+#[test]
+fn a_wrong_manifest_is_refused_by_file_object_and_field() {
+    let world = World::new(&[("rank: 16", "rank: sixteen")]);
+    let output = Command::new(LATHE).args(["run", "-f"]).arg(world.path("30-tune.yaml")).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{told}");
+    assert!(
+        told.contains("30-tune.yaml, object 1: FineTuneJob support-tone: `spec.trainable.lora.rank` must be of type integer (found \"sixteen\")"),
+        "{told}"
+    );
+}
+
+#[test]
+fn help_says_what_comes_next() {
+    for command in ["run", "status", "logs", "chat"] {
+        let output = Command::new(LATHE).args([command, "--help"]).output().unwrap();
+        let help = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && help.contains("Examples:"), "{command}: {help}");
+    }
+    let wrong = Command::new(LATHE).args(["run"]).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+}
