@@ -6,10 +6,13 @@ mod plain;
 mod pods;
 mod rights;
 
-use anyhow::{Result, bail, ensure};
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::ui;
+use crate::{paths, ui};
 use objects::{Helm, RELEASE_NAMESPACE, kinds, name, named};
 
 /// Values that are refused, and the field that the refusal names.
@@ -29,8 +32,9 @@ const REFUSED: [(&str, &str); 11] = [
 
 type Check = fn(&Helm) -> Result<()>;
 
-const CHECKS: [(&str, Check); 6] = [
+const CHECKS: [(&str, Check); 7] = [
     ("helm lint --strict", Helm::lint),
+    ("Chart.yaml tells this version, its images and its kinds", metadata),
     ("values that cannot be meant are refused, and the field is named", refusals),
     ("two renders are equal: nothing comes from chance or from time", repeated),
     ("every combination of values makes objects that belong together", combinations),
@@ -52,6 +56,34 @@ pub fn run() -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
+fn metadata(helm: &Helm) -> Result<()> {
+    let text = fs::read_to_string(paths::repository().join("charts/lathe/Chart.yaml"))?;
+    let chart = objects::parse(&text)?.into_iter().next().context("Chart.yaml is empty")?;
+    for field in ["version", "appVersion"] {
+        ensure!(
+            chart[field] == env!("CARGO_PKG_VERSION"),
+            "{field} is {}, not the workspace's",
+            chart[field]
+        );
+    }
+    let told = |what: &str| {
+        let list = chart["annotations"][format!("artifacthub.io/{what}")].as_str().unwrap_or_default();
+        anyhow::Ok(objects::parse(list)?.into_iter().next().unwrap_or_default())
+    };
+    let all = objects::parse(&helm.template(&[])?)?;
+    let deployment = named(&all, "Deployment", "lathe-operator").context("no Deployment")?.to_string();
+    for image in told("images")?.as_array().into_iter().flatten() {
+        let image = image["image"].as_str().unwrap_or_default();
+        ensure!(deployment.contains(&format!("\"{image}\"")), "the Deployment does not use {image}");
+    }
+    let names = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
+    let crds = told("crds")?;
+    let told = names(crds.as_array().into_iter().flatten().filter_map(|crd| crd["name"].as_str()).collect());
+    let rendered = names(kinds(&all, "CustomResourceDefinition").map(name).collect());
+    ensure!(told == rendered, "Chart.yaml tells of {told:?}, the chart has {rendered:?}");
     Ok(())
 }
 
@@ -78,6 +110,7 @@ struct Case {
     namespaces: bool,
     read_nodes: bool,
     policy: bool,
+    /// Metrics are scraped, traces are sent.
     monitor: bool,
     replicas: i64,
 }
@@ -100,6 +133,10 @@ impl Case {
             format!("readNodes={}", self.read_nodes),
             format!("networkPolicy.enabled={}", self.policy),
             format!("serviceMonitor.enabled={}", self.monitor),
+            format!(
+                "operator.otlpEndpoint={}",
+                if self.monitor { "http://collector.monitoring:4318" } else { "" }
+            ),
             format!("operator.replicas={}", self.replicas),
         ];
         if self.namespaces {
@@ -120,7 +157,7 @@ fn combinations(helm: &Helm) -> Result<()> {
         wrong.extend(pods::violations(&all));
         wrong.extend(unexpected(&case, &all));
         if case.policy {
-            wrong.extend(flows::violations(&all));
+            wrong.extend(flows::violations(&all, case.monitor));
         }
         ensure!(wrong.is_empty(), "with {}:\n{}", values.join(" "), wrong.join("\n"));
     }
@@ -149,7 +186,7 @@ fn unexpected(case: &Case, all: &[Value]) -> Vec<String> {
             .any(|role| role["metadata"]["namespace"] == namespace && rights::grants(role, "jobs"));
         expect(&format!("a Role in {namespace}"), there, case.namespaces);
     }
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for object in all {
         let key = objects::key(object);
         let instance = &object["metadata"]["labels"]["app.kubernetes.io/instance"];

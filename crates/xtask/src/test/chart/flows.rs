@@ -13,8 +13,8 @@ struct Peer<'a> {
 /// From whom, to whom, on which port by which protocol, and whether the design allows it.
 type Flow<'a> = (&'a str, &'a Peer<'a>, &'a Peer<'a>, u16, &'a str, bool);
 
-/// Flows of the design that the policies of these objects get wrong.
-pub fn violations(all: &[Value]) -> Vec<String> {
+/// Flows of the design that the policies of these objects get wrong; `traces`: a collector is named.
+pub fn violations(all: &[Value], traces: bool) -> Vec<String> {
     let Some(deployment) = named(all, "Deployment", "lathe-operator") else { return Vec::new() };
     let labels = deployment["spec"]["template"]["metadata"]["labels"].clone();
     let operator = Peer { pod: Some((RELEASE_NAMESPACE, labels)) };
@@ -24,13 +24,14 @@ pub fn violations(all: &[Value]) -> Vec<String> {
     let tenant = Peer { pod: Some(("team", json!({"app": "web"}))) };
     let prometheus = Peer { pod: Some(("monitoring", json!({"app": "prometheus"}))) };
     let outside = Peer { pod: None };
-    let flows: [Flow<'_>; 11] = [
+    let flows: [Flow<'_>; 12] = [
         ("the operator asks a worker for its report", &operator, &worker, 8081, "TCP", true),
         ("the operator uses a model", &operator, &worker, 8080, "TCP", false),
         ("the operator asks the API server", &operator, &outside, 443, "TCP", true),
         ("the operator asks the API server behind its Service", &operator, &outside, 6443, "TCP", true),
         ("the operator looks a name up", &operator, &outside, 53, "UDP", true),
         ("the operator looks a long name up", &operator, &outside, 53, "TCP", true),
+        ("the operator sends traces", &operator, &outside, 4318, "TCP", traces),
         ("the operator asks a cloud for credentials", &operator, &outside, 80, "TCP", false),
         ("the operator asks a tenant's pod", &operator, &tenant, 8081, "TCP", false),
         ("Prometheus reads metrics", &prometheus, &operator, 8080, "TCP", true),
@@ -147,13 +148,13 @@ mod tests {
     #[test]
     fn the_flows_of_the_design_pass() {
         let (egress, ingress) = good();
-        assert_eq!(violations(&objects(&egress, &ingress)), Vec::<String>::new());
+        assert_eq!(violations(&objects(&egress, &ingress), false), Vec::<String>::new());
     }
 
     #[test]
     fn a_flow_that_is_cut_off_or_let_through_by_mistake_is_told() {
         let (egress, ingress) = good();
-        let with = |egress: &Value, ingress: &Value| violations(&objects(egress, ingress));
+        let with = |egress: &Value, ingress: &Value| violations(&objects(egress, ingress), false);
         let mut nobody = egress.clone();
         nobody[1]["to"][0]["podSelector"] = json!({"matchLabels": {"lathe.dev/kind": "model"}});
         assert_eq!(with(&nobody, &ingress), ["the operator asks a worker for its report: is cut off"]);
@@ -163,7 +164,7 @@ mod tests {
         let mut anyone = egress.clone();
         anyone[1]["to"] = Value::Null;
         assert_eq!(with(&anyone, &ingress), ["the operator asks a tenant's pod: is let through"]);
-        assert_eq!(with(&json!([{}]), &ingress).len(), 3);
+        assert_eq!(with(&json!([{}]), &ingress).len(), 4);
         assert_eq!(with(&egress, &json!([])).len(), 2);
         assert_eq!(
             with(&egress, &json!([{}])),
