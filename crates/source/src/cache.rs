@@ -1,9 +1,11 @@
 //! The download folder: one entry for each content, shared by processes, complete or absent.
 //!
-//! `<key>/` is complete, `<key>.partial/` is being filled by whoever holds the lock on `<key>.lock`.
+//! `<key>/` is complete, `<key>.partial/` is being filled by whoever holds the lock on `<key>.lock`. Who uses a complete
+//! one holds a shared lock on `<key>.use`, whose time of change is that of the last use: eviction looks at both.
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 
@@ -13,14 +15,24 @@ use crate::manifest::{self, MANIFEST};
 use crate::names::PARTIAL;
 use crate::remote::Listing;
 
+/// Hexadecimal digits of a key.
+pub(crate) const KEY_DIGITS: usize = 40;
+
 /// How often a process that waits for another one looks again.
 const LOCK_POLL: Duration = Duration::from_millis(100);
 
 /// An entry that this process alone may fill.
 pub(crate) struct Slot {
     _lock: File,
+    in_use: PathBuf,
     pub whole: PathBuf,
     pub partial: PathBuf,
+}
+
+/// Keeps an entry from being evicted; every clone must go first.
+#[derive(Clone, Debug)]
+pub(crate) struct InUse {
+    _lock: Arc<File>,
 }
 
 impl Slot {
@@ -38,7 +50,19 @@ impl Slot {
                 Err(TryLockError::Error(e)) => return Err(SourceError::io(&path, e)),
             }
         }
-        Ok(Self { _lock: lock, whole: cache.join(&key), partial: cache.join(format!("{key}{PARTIAL}")) })
+        let [in_use, whole, partial] =
+            [format!("{key}.use"), key.clone(), format!("{key}{PARTIAL}")].map(|name| cache.join(name));
+        Ok(Self { _lock: lock, in_use, whole, partial })
+    }
+
+    /// Says that the complete entry is used from now on.
+    pub fn hold(&self) -> Result<InUse, SourceError> {
+        let at = |e| SourceError::io(&self.in_use, e);
+        let file = File::options().create(true).append(true).open(&self.in_use).map_err(at)?;
+        // Who evicts holds the other lock first, which is ours: nothing to wait for.
+        file.lock_shared().map_err(at)?;
+        file.set_modified(SystemTime::now()).map_err(at)?;
+        Ok(InUse { _lock: Arc::new(file) })
     }
 
     /// The files, where the entry is complete and none was cut since.
@@ -63,7 +87,7 @@ impl Slot {
     }
 }
 
-fn remove(dir: &Path) -> Result<(), SourceError> {
+pub(crate) fn remove(dir: &Path) -> Result<(), SourceError> {
     match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(SourceError::io(dir, e)),
         _ => Ok(()),
@@ -79,5 +103,5 @@ fn key(listing: &Listing) -> String {
     for file in files {
         hash.update(format!("{file:?}\n"));
     }
-    hex::encode(&hash.finalize()[..20])
+    hex::encode(&hash.finalize()[..KEY_DIGITS / 2])
 }

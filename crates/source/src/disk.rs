@@ -146,8 +146,7 @@ fn hash_into(
 
 /// Fails at once where `need` bytes more cannot fit, rather than after hours.
 pub(crate) fn check_space(dir: &Path, need: u64) -> Result<(), SourceError> {
-    let stat = rustix::fs::statvfs(dir).map_err(|e| SourceError::io(dir, e.into()))?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let free = free_space(dir)?;
     if need <= free {
         return Ok(());
     }
@@ -155,6 +154,12 @@ pub(crate) fn check_space(dir: &Path, need: u64) -> Result<(), SourceError> {
         path: dir.into(),
         detail: format!("{need} bytes are needed, {free} are free"),
     })
+}
+
+/// Bytes that may still be written below a folder.
+pub(crate) fn free_space(dir: &Path) -> Result<u64, SourceError> {
+    let stat = rustix::fs::statvfs(dir).map_err(|e| SourceError::io(dir, e.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Runs file work where it may block.

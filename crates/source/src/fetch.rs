@@ -1,20 +1,20 @@
 //! From a location to checked files on disk.
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::Slot;
+use crate::cache::{InUse, Slot};
 use crate::digest::{Digest, FileEntry, digest_of};
-use crate::disk::{blocking, check_space, sync_dir, write_whole};
+use crate::disk::{blocking, check_space, free_space, sync_dir, write_whole};
 use crate::download::{Download, Meter};
 use crate::error::SourceError;
 use crate::location::Location;
 use crate::manifest::{self, MANIFEST};
 use crate::options::{Options, Progress};
 use crate::remote::{Listing, Remote};
-use crate::{local, names};
+use crate::{evict, local, names};
 
 const MAX_FILES: usize = 10_000;
 /// Listings of a source that changes while it is read.
@@ -31,6 +31,8 @@ pub struct Fetched {
     pub digest: Digest,
     /// The commit, of a hub.
     pub revision: Option<String>,
+    /// As long as this or a clone of it is there, the cache keeps the files.
+    pub(crate) _in_use: Option<InUse>,
 }
 
 impl Fetched {
@@ -47,7 +49,7 @@ impl Fetched {
 ///
 /// A server's files go to `options.cache`, resumed where an earlier try stopped, and appear there only when all of them
 /// are whole and fit the checksums that the source gives and the digest that the location pins; the same content is
-/// not read twice. A volume's files stay where they are and are hashed. Cancelling stops at once and keeps what was
+/// not read twice. Where the cache has no room for it, what nobody uses goes. A volume's files stay where they are and are hashed. Cancelling stops at once and keeps what was
 /// read for the next try.
 ///
 /// # Errors
@@ -102,8 +104,10 @@ async fn once(
     let revision = listing.revision.clone();
     if let Some((files, digest)) = slot.complete().filter(|_| listing.immutable) {
         check_pin(location, digest)?;
-        return Ok(Fetched { dir: slot.whole, files, digest, revision });
+        let _in_use = Some(slot.hold()?);
+        return Ok(Fetched { dir: slot.whole, files, digest, revision, _in_use });
     }
+    make_room(options, total).await?;
     let meter = Meter::new(progress, total);
     let download = Download { remote, listing: &listing, options, meter: &meter, cancel };
     match fill(&download, &slot).await {
@@ -113,7 +117,8 @@ async fn once(
                 return Err(error);
             }
             slot.publish()?;
-            Ok(Fetched { dir: slot.whole, files, digest, revision })
+            let _in_use = Some(slot.hold()?);
+            Ok(Fetched { dir: slot.whole, files, digest, revision, _in_use })
         }
         Err(error @ (SourceError::Changed { .. } | SourceError::PickleRefused { .. })) => {
             // A file that is still being written may stand in the way. That is not the cause to tell: what is left lies
@@ -127,12 +132,24 @@ async fn once(
     }
 }
 
+/// Evicts what the cache's limit or the disk leaves no room for beside `incoming` bytes more.
+async fn make_room(options: &Options, incoming: Option<u64>) -> Result<(), SourceError> {
+    let (cache, limit, incoming) = (options.cache.clone(), options.cache_bytes, incoming.unwrap_or(0));
+    blocking(move || {
+        let within_limit = limit.saturating_sub(incoming);
+        let short = incoming.saturating_sub(free_space(&cache)?);
+        let on_disk = if short > 0 { evict::size(&cache)?.saturating_sub(short) } else { u64::MAX };
+        evict::evict(&cache, within_limit.min(on_disk))
+    })
+    .await
+}
+
 /// Reads all files into the slot's unfinished folder, and their manifest last.
 async fn fill(download: &Download<'_>, slot: &Slot) -> Result<(Vec<FileEntry>, Digest), SourceError> {
     let dir = slot.partial.as_path();
     std::fs::create_dir_all(dir).map_err(|e| SourceError::io(dir, e))?;
     if let Some(total) = download.meter.total {
-        check_space(dir, total.saturating_sub(bytes_in(dir)))?;
+        check_space(dir, total.saturating_sub(evict::bytes_in(dir)))?;
     }
     let mut files: Vec<FileEntry> = stream::iter(download.listing.files.clone())
         .map(|file| async move { download.run(&file, &dir.join(&file.path)).await })
@@ -193,19 +210,6 @@ pub(crate) fn check_pin(location: &Location, found: Digest) -> Result<(), Source
         Some(expected) if expected != found => Err(SourceError::DigestMismatch { expected, found }),
         _ => Ok(()),
     }
-}
-
-/// Bytes that an earlier try left in a folder.
-fn bytes_in(dir: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
-    entries
-        .flatten()
-        .map(|e| match e.metadata() {
-            Ok(m) if m.is_dir() => bytes_in(&e.path()),
-            Ok(m) => m.len(),
-            Err(_) => 0,
-        })
-        .sum()
 }
 
 #[cfg(test)]

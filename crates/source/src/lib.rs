@@ -18,6 +18,7 @@ mod digest;
 mod disk;
 mod download;
 mod error;
+mod evict;
 mod fetch;
 mod headers;
 mod http;

@@ -43,7 +43,13 @@ pub(crate) async fn open(
     }
     if let (LocalCheck::Sizes, Some((files, digest))) = (options.local_check, &local.recorded) {
         check_pin(location, *digest)?;
-        return Ok(Fetched { dir: local.dir, files: files.clone(), digest: *digest, revision: None });
+        return Ok(Fetched {
+            dir: local.dir,
+            files: files.clone(),
+            digest: *digest,
+            revision: None,
+            _in_use: None,
+        });
     }
     let meter = Meter::new(progress, Some(total));
     let (meter, dir) = (&meter, local.dir.as_path());
@@ -68,7 +74,7 @@ pub(crate) async fn open(
         return Err(SourceError::DigestMismatch { expected: recorded, found: digest });
     }
     check_pin(location, digest)?;
-    Ok(Fetched { dir: local.dir, files, digest, revision: None })
+    Ok(Fetched { dir: local.dir, files, digest, revision: None, _in_use: None })
 }
 
 /// The files of a manifest, else those of the allow-list, else the one file that the address names.

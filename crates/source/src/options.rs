@@ -11,6 +11,9 @@ use crate::retry::Retry;
 pub struct Options {
     /// Folder for downloads. Several processes may share it.
     pub cache: PathBuf,
+    /// Most bytes that stay in the cache: what nobody uses goes, what was used longest ago first, until a new location's
+    /// files fit. What is in use stays, however much it is.
+    pub cache_bytes: u64,
     /// PersistentVolumeClaim name to the folder where it is mounted.
     pub mounts: BTreeMap<String, PathBuf>,
     /// Sent to the location's own host alone.
@@ -48,6 +51,7 @@ impl Options {
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self {
             cache: cache.into(),
+            cache_bytes: 200 << 30,
             mounts: BTreeMap::new(),
             credentials: Credentials::default(),
             retry: Retry::default(),

@@ -30,6 +30,8 @@ pub struct Base {
     pub config: ModelConfig,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    /// Keeps the files in the cache.
+    _fetched: Fetched,
 }
 
 impl Base {
@@ -45,11 +47,11 @@ impl Base {
 
     fn open(what: String, fetched: Fetched) -> Done<Self> {
         let (digest, weights_digest) = (fetched.digest.to_string(), weights_digest(&fetched.files));
-        let dir = fetched.dir;
+        let dir = fetched.dir.clone();
         let config = ModelConfig::read(&dir)?;
         let tokenizer = Tokenizer::read(&dir, config.shape.vocab)?;
         let template = ChatTemplate::read(&dir)?;
-        Ok(Base { what, dir, digest, weights_digest, config, tokenizer, template })
+        Ok(Base { what, dir, digest, weights_digest, config, tokenizer, template, _fetched: fetched })
     }
 
     /// Makes tokens of rows for this model.

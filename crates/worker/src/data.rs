@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use lathe_contract::{DatasetInput, SourceRef};
 use lathe_engine::Row;
-use lathe_source::{Digest, FileEntry, digest_of};
+use lathe_source::{Digest, Fetched, FileEntry, digest_of};
 
 use crate::context::Context;
 use crate::dataset::{self, Dataset, DatasetError, Encoder, Problem, Question};
@@ -20,6 +20,8 @@ pub struct Files {
     evaluation: Option<PathBuf>,
     /// The identity of all of it.
     pub digest: Digest,
+    /// Keeps the files in the cache.
+    _fetched: Vec<Fetched>,
 }
 
 /// The rows of a dataset, well-formed every one.
@@ -57,16 +59,18 @@ impl Files {
     /// # Errors
     /// They cannot be fetched, or are not one file each.
     pub fn fetch(context: &Context, input: &DatasetInput) -> Done<Self> {
-        let (train, mut entries) = fetch_one(context, "training data", &input.train)?;
+        let (train, fetched) = fetch_one(context, "training data", &input.train)?;
+        let (mut entries, mut kept) = (fetched.files.clone(), vec![fetched]);
         entries.iter_mut().for_each(|entry| entry.path = format!("train/{}", entry.path));
         let mut evaluation = None;
         if let Some(source) = &input.evaluation {
-            let (file, more) = fetch_one(context, "evaluation data", source)?;
+            let (file, fetched) = fetch_one(context, "evaluation data", source)?;
             evaluation = Some(file);
-            entries
-                .extend(more.into_iter().map(|e| FileEntry { path: format!("evaluation/{}", e.path), ..e }));
+            let below = |e: &FileEntry| FileEntry { path: format!("evaluation/{}", e.path), ..e.clone() };
+            entries.extend(fetched.files.iter().map(below));
+            kept.push(fetched);
         }
-        Ok(Files { train, evaluation, digest: digest_of(&entries) })
+        Ok(Files { train, evaluation, digest: digest_of(&entries), _fetched: kept })
     }
 
     /// Parses the files and parts the rows.
@@ -105,14 +109,14 @@ impl Files {
     }
 }
 
-fn fetch_one(context: &Context, what: &str, source: &SourceRef) -> Done<(PathBuf, Vec<FileEntry>)> {
+fn fetch_one(context: &Context, what: &str, source: &SourceRef) -> Done<(PathBuf, Fetched)> {
     let fetched = context.fetch(what, source)?;
     let Some(file) = fetched.file().filter(|_| fetched.files.iter().all(|f| f.path.ends_with(".jsonl")))
     else {
         let cause = format!("{what}: {} holds {} files", source.uri, fetched.files.len());
         return Err(Halt::user("NotOneFile", cause, "name the one .jsonl file in `uri`"));
     };
-    Ok((file, fetched.files))
+    Ok((file, fetched))
 }
 
 impl Rows {

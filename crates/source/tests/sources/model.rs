@@ -66,5 +66,5 @@ pub fn sendable<F: Future + Send>(future: F) -> F {
 pub fn complete(cache: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(cache) else { return 0 };
     let names = entries.map(|e| e.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| !name.ends_with(".partial") && !name.ends_with(".lock")).count()
+    names.filter(|name| ![".partial", ".lock", ".use"].iter().any(|mark| name.ends_with(mark))).count()
 }

@@ -192,6 +192,31 @@ async fn two_at_once_read_once() {
 }
 
 #[tokio::test]
+async fn the_cache_has_a_limit_and_keeps_what_is_in_use() {
+    let rows = |name: &str| Files::from([(name.to_string(), vec![b'\n'; 1000])]);
+    let files = ["a.jsonl", "b.jsonl", "c.jsonl"].iter().flat_map(|name| rows(name)).collect();
+    let (server, cache) = (Server::of(files).await, tempfile::tempdir().unwrap());
+    // Room for two with their manifests.
+    let options = Options { cache_bytes: 3000, ..options(cache.path()) };
+    let file = |name: &str| Location::parse(&format!("{}/{name}", server.url), None, None).unwrap();
+    let a = get(&file("a.jsonl"), &options).await.unwrap();
+    drop(get(&file("b.jsonl"), &options).await.unwrap());
+    let c = get(&file("c.jsonl"), &options).await.unwrap();
+    assert_eq!(complete(cache.path()), 2);
+    assert!(a.file().unwrap().exists() && c.file().unwrap().exists(), "what is in use was removed");
+    // Also where there is no room for both, both are kept; and what was removed is read again.
+    let b = get(&file("b.jsonl"), &options).await.unwrap();
+    assert_eq!((complete(cache.path()), server.reads("b.jsonl").len()), (3, 2));
+    drop((a, b, c));
+    drop(get(&file("a.jsonl"), &Options { cache_bytes: 0, ..options.clone() }).await.unwrap());
+    assert_eq!(
+        (complete(cache.path()), server.reads("a.jsonl").len()),
+        (3, 1),
+        "what is there is taken as it is"
+    );
+}
+
+#[tokio::test]
 async fn a_pinned_digest_is_held() {
     let (server, cache) = (Server::of(model()).await, tempfile::tempdir().unwrap());
     let options = options(cache.path());

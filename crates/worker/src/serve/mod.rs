@@ -278,13 +278,13 @@ async fn start(
         let next = "report this to Lathe's maintainers, with the worker's log";
         Err(Halt::transient("InternalError", format!("opening the model panicked: {panic}"), next))
     })?;
-    let open::Opened { dir, weights_digest, shape, plan, precision, prompter, eos, fingerprint } = opened;
+    let open::Opened { files, weights_digest, shape, plan, precision, prompter, eos, fingerprint } = opened;
     context.status.phase(Phase::Loading, "loading weights");
     let threads = plan.threads;
     let setup =
         Setup { tokenizer: Arc::clone(&prompter.tokenizer), eos, load: Arc::clone(load), metrics, plan };
     let model_shape = shape.clone();
-    let weights = move || open::weights(&dir, &model_shape, precision, threads);
+    let weights = move || open::weights(&files.dir, &model_shape, precision, threads);
     let engine = EngineThread::start(weights, setup).await?;
 
     let sources = task.adapters.iter().map(|adapter| &adapter.model).chain([&task.model]);

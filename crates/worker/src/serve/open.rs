@@ -1,14 +1,15 @@
 //! The files of what is served: fetched, read, and planned for.
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use lathe_contract::{Precision, ServeTask, ServedAdapter};
 use lathe_engine::Model;
 use lathe_engine::files::{AdapterConfig, ChatTemplate, ModelConfig, ModelWeights, Tokenizer};
 use lathe_engine::plan::{
-    self, AdapterBudget, ModelShape, PlanError, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, ServePlan,
-    ServeRequest, Target, plan_serving,
+    self, AdapterBudget, ModelShape, PlanError, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, ServePlan, ServeRequest,
+    Target, plan_serving,
 };
+use lathe_source::Fetched;
 
 use super::adapters::MAX_ADAPTERS;
 use super::prompt::Prompter;
@@ -18,8 +19,8 @@ use crate::failure::{Done, Halt};
 
 /// A model that is here and not in memory yet.
 pub struct Opened {
-    /// Its files.
-    pub dir: PathBuf,
+    /// Its files; the cache keeps them as long as this is there.
+    pub files: Fetched,
     /// [`weights_digest`] of them.
     pub weights_digest: String,
     /// Its dimensions.
@@ -43,11 +44,11 @@ pub struct Opened {
 pub fn open(task: &ServeTask, context: &Context) -> Done<Opened> {
     let what = format!("model `{}`", task.model.name);
     let fetched = context.fetch(&what, &task.model.source)?;
-    let dir = fetched.dir;
+    let dir = fetched.dir.as_path();
     let read = || -> Result<_, lathe_engine::files::FileError> {
-        let config = ModelConfig::read(&dir)?;
-        let tokenizer = Tokenizer::read(&dir, config.shape.vocab)?;
-        Ok((config, tokenizer, ChatTemplate::read(&dir)?))
+        let config = ModelConfig::read(dir)?;
+        let tokenizer = Tokenizer::read(dir, config.shape.vocab)?;
+        Ok((config, tokenizer, ChatTemplate::read(dir)?))
     };
     let (config, tokenizer, template) = read().map_err(|error| Halt::from(error).of(&what))?;
     let precision = match task.weights {
@@ -71,7 +72,7 @@ pub fn open(task: &ServeTask, context: &Context) -> Done<Opened> {
         precision,
         eos: config.eos,
         fingerprint: format!("lathe-{}-{digest}", env!("CARGO_PKG_VERSION")),
-        dir,
+        files: fetched,
     })
 }
 
