@@ -39,7 +39,8 @@ pub struct PodOverrides {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account_name: Option<String>,
-    /// CPU request and limit of the worker; by default from the plan.
+    /// Processor time of the worker, as request and limit. By default the plan's number is the limit, and one core is requested
+    /// where that number was computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Quantity>,
     /// Memory request and limit of the worker; by default from the plan.

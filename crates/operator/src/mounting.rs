@@ -6,6 +6,9 @@ use kube::{Api, Client, ResourceExt as _, api::ListParams};
 
 use crate::pods::{Trouble, condition, shown};
 
+/// Reason of a pod whose image is on its way.
+pub const PULLING: &str = "PullingImage";
+
 /// A start without trouble is over by then.
 const USUAL: SignedDuration = SignedDuration::from_secs(10);
 /// A node that has said nothing for so long is told of all the same.
@@ -57,7 +60,7 @@ fn diagnose(mut events: Vec<Event>) -> Option<Trouble> {
             let next = "Next: ask who looks after the nodes.";
             Some(trouble("PodNotStarting", format!("the node cannot start the pod: {said}. {next}")))
         }
-        "Pulling" => Some(trouble("PullingImage", format!("the node fetches the image: {said}."))),
+        "Pulling" => Some(trouble(PULLING, format!("the node fetches the image: {said}."))),
         _ => None,
     }
 }

@@ -90,8 +90,7 @@ fn waiting(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
     match waiting.reason.as_deref()? {
         reason @ ("ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull") => {
             let said = if message.is_empty() { reason } else { &message };
-            let next =
-                "Next: check the image's name and that nodes may pull it (`spec.pod.imagePullSecrets`).";
+            let next = "Next: check the image's name and that nodes may pull it (`imagePullSecrets` of `spec.pod`, or of the pod's ServiceAccount).";
             let stalled = matches!(reason, "InvalidImageName" | "ErrImageNeverPull") || is_refused(said);
             Some(Trouble::new("ImagePullFailed", format!("image {}: {said}. {next}", status.image), stalled))
         }

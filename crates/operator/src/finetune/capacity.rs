@@ -3,7 +3,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, Client, ResourceExt as _, api::ListParams};
-use lathe_api::{AcceleratorProfile, NodeSelectorOperator, NodeSelectorRequirement, names};
+use lathe_api::{AcceleratorProfile, CapacityType, names};
+use lathe_resolve::pod::{matches, node_selector_terms};
 
 /// Devices of a profile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,14 +20,19 @@ pub struct Capacity {
 }
 
 /// Asks the cluster; `None` where the operator may not read nodes or all pods, then nobody knows.
-pub async fn read(client: &Client, profile: &AcceleratorProfile, namespace: &str) -> Option<Capacity> {
+pub async fn read(
+    client: &Client,
+    profile: &AcceleratorProfile,
+    capacity_type: CapacityType,
+    namespace: &str,
+) -> Option<Capacity> {
     let nodes: Api<Node> = Api::all(client.clone());
     let pods: Api<Pod> = Api::all(client.clone());
     let bound = ListParams::default().fields("spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed");
     let nodes = nodes.list(&ListParams::default()).await;
     let pods = pods.list(&bound).await;
     match (nodes, pods) {
-        (Ok(nodes), Ok(pods)) => Some(count(profile, &nodes.items, &pods.items, namespace)),
+        (Ok(nodes), Ok(pods)) => Some(count(profile, capacity_type, &nodes.items, &pods.items, namespace)),
         (Err(error), _) | (_, Err(error)) => {
             tracing::debug!(%error, "free devices are not known");
             None
@@ -34,12 +40,19 @@ pub async fn read(client: &Client, profile: &AcceleratorProfile, namespace: &str
     }
 }
 
-/// Counts devices on nodes that the profile matches.
-fn count(profile: &AcceleratorProfile, nodes: &[Node], pods: &[Pod], namespace: &str) -> Capacity {
+/// Counts devices on nodes on which a pod of the profile may run.
+fn count(
+    profile: &AcceleratorProfile,
+    capacity_type: CapacityType,
+    nodes: &[Node],
+    pods: &[Pod],
+    namespace: &str,
+) -> Capacity {
+    let terms = node_selector_terms(&profile.spec, capacity_type);
     let resource = &profile.spec.resource;
     let mut capacity = Capacity::default();
     let mut fitting = Vec::new();
-    for node in nodes.iter().filter(|node| matches(profile, node)) {
+    for node in nodes.iter().filter(|node| matches(&terms, node.labels())) {
         let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
         let devices = allocatable.and_then(|a| a.get(resource)).and_then(|q| q.0.parse::<i64>().ok());
         if let Some(devices) = devices.filter(|devices| *devices > 0) {
@@ -71,27 +84,6 @@ fn devices(pod: &Pod, resource: &str) -> i64 {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let limits = containers.filter_map(|c| c.resources.as_ref()?.limits.as_ref()?.get(resource));
     limits.filter_map(|quantity| quantity.0.parse::<i64>().ok()).sum()
-}
-
-/// Any term matches, or there is none.
-fn matches(profile: &AcceleratorProfile, node: &Node) -> bool {
-    let terms = &profile.spec.node_selector_terms;
-    terms.is_empty()
-        || terms.iter().any(|term| term.match_expressions.iter().all(|r| holds(r, node.labels())))
-}
-
-fn holds(requirement: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
-    let value = labels.get(&requirement.key);
-    let number = |text: Option<&String>| text.and_then(|t| t.parse::<i64>().ok());
-    let bound = number(requirement.values.first());
-    match requirement.operator {
-        NodeSelectorOperator::In => value.is_some_and(|v| requirement.values.contains(v)),
-        NodeSelectorOperator::NotIn => value.is_none_or(|v| !requirement.values.contains(v)),
-        NodeSelectorOperator::Exists => value.is_some(),
-        NodeSelectorOperator::DoesNotExist => value.is_none(),
-        NodeSelectorOperator::Gt => number(value).zip(bound).is_some_and(|(value, bound)| value > bound),
-        NodeSelectorOperator::Lt => number(value).zip(bound).is_some_and(|(value, bound)| value < bound),
-    }
 }
 
 /// "0 of 3 nvidia-h100 devices are free (1 is held by train-7 here, 2 by other namespaces)".
@@ -158,15 +150,17 @@ mod tests {
             pod("theirs", "secret-project", "b", 1),
             pod("theirs", "other", "d", 4),
         ];
-        let found = words(Some(&count(&profile(), &nodes, &pods, "mine")), "h100");
+        let found = words(Some(&count(&profile(), CapacityType::Any, &nodes, &pods, "mine")), "h100");
         assert_eq!(
             found,
             "0 of 3 h100 devices are free (1 is held by train-7 here, 2 are held by other namespaces)"
         );
         assert_eq!(
-            words(Some(&count(&profile(), &[], &[], "mine")), "h100"),
+            words(Some(&count(&profile(), CapacityType::Any, &[], &[], "mine")), "h100"),
             "no node of the cluster has h100 devices"
         );
+        // Nodes that may be taken back are none of those that stay.
+        assert_eq!(count(&profile(), CapacityType::Spot, &nodes, &pods, "mine").all, 0);
         assert!(words(None, "h100").ends_with("free devices unknown"));
     }
 }

@@ -107,7 +107,10 @@ async fn ask(jobs: &FineTuneJobs, job: &FineTuneJob, observed: &mut Observed) {
             let profile = observed.profiles.iter().find(|p| p.metadata.name.as_deref() == wanted);
             if let Some(profile) = profile.filter(|p| p.spec.resource != "cpu") {
                 let namespace = job.namespace().unwrap_or_default();
-                observed.capacity = capacity::read(&jobs.context.client, profile, &namespace).await;
+                observed.capacity = {
+                    let capacity_type = job.spec.accelerator.capacity_type;
+                    capacity::read(&jobs.context.client, profile, capacity_type, &namespace).await
+                };
             }
         }
         _ => {}

@@ -2,12 +2,42 @@ mod recorded;
 mod rounds;
 mod stages;
 
-use jiff::Timestamp;
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
-use lathe_api::{AcceleratorProfile, FineTuneJob, Model, conditions};
+use kube::core::DeserializeGuard;
 use serde_json::{Value, json};
 
-use crate::testing::object;
+use super::*;
+use crate::testing::{Call, Server, context, filled, object};
+
+const STATUS: &str = "PATCH /apis/lathe.dev/v1alpha1/namespaces/ns/finetunejobs/t/status";
+
+/// What surrounds a job.
+#[derive(Default)]
+struct World {
+    jobs: Vec<Job>,
+    pods: Vec<Pod>,
+    models: Vec<Model>,
+}
+
+/// One round against a scripted API server: its calls, and how it ended.
+async fn reconcile(
+    job: &FineTuneJob,
+    world: World,
+    answers: &[(&str, u16, Value)],
+) -> (Vec<Call>, Result<Action, Error>) {
+    let (client, server) = Server::start(answers);
+    let controller = FineTuneJobs {
+        context: context(client),
+        jobs: filled(world.jobs),
+        pods: filled(world.pods),
+        models: filled(world.models.into_iter().map(|m| DeserializeGuard(Ok(m))).collect()),
+        profiles: filled(profiles().into_iter().map(|p| DeserializeGuard(Ok(p))).collect()),
+        claims: filled(Vec::new()),
+        written: Mutex::default(),
+    };
+    let done = controller.reconcile(job).await;
+    drop(controller);
+    (server.calls().await, done)
+}
 
 /// RFC 7386.
 fn merge(into: &mut Value, over: Value) {

@@ -28,7 +28,7 @@ use super::{
     plan::Blocked,
 };
 use crate::{
-    claims,
+    claims, mounting,
     pods::{self, Trouble},
 };
 
@@ -148,7 +148,12 @@ fn counts(facts: &Facts<'_>) -> Counts {
 fn trouble(facts: &Facts<'_>) -> Option<Trouble> {
     let wanted = facts.deployment.and_then(revision);
     let current = facts.pods.iter().filter(|pod| pods::checksum(Some(&pod.metadata)) == wanted);
-    let told = |pod: &Pod| pods::trouble(pod).or_else(|| facts.told.get(&pod.name_any()).cloned());
+    let answers = facts.pods.iter().any(pods::is_ready);
+    // An image on its way is worth a word only while nobody answers.
+    let told = |pod: &Pod| {
+        let told = facts.told.get(&pod.name_any()).filter(|t| !answers || t.reason != mounting::PULLING);
+        pods::trouble(pod).or_else(|| told.cloned())
+    };
     let mut all: Vec<Trouble> = current.filter_map(told).collect();
     all.sort_by_key(|trouble| (!trouble.stalled, trouble.reason != pods::UNSCHEDULABLE));
     let first = all.into_iter().next()?;

@@ -1,4 +1,5 @@
 //! The conditions of each stage.
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use lathe_api::{
     FineTuneJob, FineTuneJobStatus,
@@ -143,18 +144,18 @@ fn scheduled(observed: &Observed, plan: &Plan) -> Option<Line> {
         Stage::Pending(Some(trouble)) if trouble.reason == "VolumeNotFound" => {
             line(State::False, &trouble.reason, &trouble.message)
         }
-        Stage::Pending(_) => line(State::Unknown, "Pending", "its pod is on its way"),
+        Stage::Pending(_) => {
+            let newest = observed.attempt.as_ref().and_then(|a| a.run.pods.first());
+            placed(newest.map(|pod| &**pod))
+                .or_else(|| line(State::Unknown, "Pending", "its pod is on its way"))
+        }
         Stage::Queued => {
             line(State::False, "Queued", "a queue holds the Job; it starts when the queue lets it")
         }
         Stage::Held(Hold::User) => line(State::False, "Suspended", "`spec.suspend` is true"),
         Stage::Held(Hold::Budget(why)) => line(State::False, "BudgetExceeded", format!("stopped {why}.")),
-        Stage::Running => {
-            let pod = observed.attempt.as_ref().and_then(|a| a.run.working());
-            let node = pod.and_then(|p| p.spec.as_ref()).and_then(|s| s.node_name.clone());
-            let beside = claims::words(pod.and_then(|p| p.metadata.labels.as_ref()));
-            line(State::True, "Scheduled", format!("on node {}{beside}", node.unwrap_or_default()))
-        }
+        Stage::Running => placed(observed.attempt.as_ref().and_then(|a| a.run.working()))
+            .or_else(|| line(State::True, "Scheduled", "its pod runs")),
         Stage::Lost(_) | Stage::Finished { adopted: false, .. } | Stage::Failed(_) => {
             line(State::True, "Scheduled", "its pod has run")
         }
@@ -163,6 +164,14 @@ fn scheduled(observed: &Observed, plan: &Plan) -> Option<Line> {
         }
         _ => None,
     }
+}
+
+/// Where a pod is; `None` where it has no node.
+fn placed(pod: Option<&Pod>) -> Option<Line> {
+    let pod = pod.filter(|pod| pod.metadata.deletion_timestamp.is_none())?;
+    let node = pod.spec.as_ref()?.node_name.as_ref()?;
+    let beside = claims::words(pod.metadata.labels.as_ref());
+    line(State::True, "Scheduled", format!("on node {node}{beside}"))
 }
 
 /// The scheduler's words, or better ones where the cause is the device.

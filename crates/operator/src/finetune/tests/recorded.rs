@@ -1,41 +1,17 @@
 //! A FineTuneJob at every moment of its life.
-use kube::core::DeserializeGuard;
 use lathe_api::{
     conditions::SUCCEEDED,
     kstatus::Kstatus::{self, Current, Failed, InProgress},
 };
 
 use super::{super::*, *};
-use crate::{
-    recorded::Recorded,
-    testing::{Server, context, filled, sent},
-};
-
-const STATUS: &str = "PATCH /apis/lathe.dev/v1alpha1/namespaces/ns/finetunejobs/t/status";
-
-#[derive(Default)]
-struct World {
-    jobs: Vec<Job>,
-    pods: Vec<Pod>,
-    models: Vec<Model>,
-}
+use crate::{recorded::Recorded, testing::sent};
 
 /// The object after a round in this world.
 async fn after(tuned: &FineTuneJob, world: World) -> Value {
-    let (client, server) = Server::start(&[]);
-    let guard = |model| DeserializeGuard(Ok(model));
-    let controller = FineTuneJobs {
-        context: context(client),
-        jobs: filled(world.jobs),
-        pods: filled(world.pods),
-        models: filled(world.models.into_iter().map(guard).collect()),
-        profiles: filled(profiles().into_iter().map(|p| DeserializeGuard(Ok(p))).collect()),
-        claims: filled(Vec::new()),
-        written: Mutex::default(),
-    };
-    controller.reconcile(tuned).await.expect("a round");
-    drop(controller);
-    let written: Value = sent(&server.calls().await, STATUS);
+    let (calls, done) = reconcile(tuned, world, &[]).await;
+    done.expect("a round");
+    let written: Value = sent(&calls, STATUS);
     let mut object = serde_json::to_value(tuned).expect("JSON");
     object["status"] = written["status"].clone();
     object

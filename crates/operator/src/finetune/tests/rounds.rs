@@ -1,40 +1,19 @@
 //! Whole rounds against a scripted API server: which calls are made, in which order, with what.
-use kube::core::DeserializeGuard;
-
 use super::{super::*, *};
-use crate::testing::{Call, Server, context, failure, filled, paths};
+use crate::testing::{Call, failure, paths};
 
 const MAPS: &str = "/api/v1/namespaces/ns/configmaps";
 const JOBS: &str = "/apis/batch/v1/namespaces/ns/jobs";
 const POLICY: &str = "PATCH /apis/networking.k8s.io/v1/namespaces/ns/networkpolicies/t-tune";
-const STATUS: &str = "PATCH /apis/lathe.dev/v1alpha1/namespaces/ns/finetunejobs/t/status";
 
-#[derive(Default)]
-struct World {
-    jobs: Vec<Job>,
-    pods: Vec<Pod>,
-    models: Vec<Model>,
-}
-
+/// A round among the base Model and what else is there.
 async fn round(
     job: &FineTuneJob,
-    world: World,
+    mut world: World,
     answers: &[(&str, u16, Value)],
 ) -> (Vec<Call>, Result<Action, Error>) {
-    let (client, server) = Server::start(answers);
-    let models = world.models.into_iter().chain([model("base", json!({}))]);
-    let controller = FineTuneJobs {
-        context: context(client),
-        jobs: filled(world.jobs),
-        pods: filled(world.pods),
-        models: filled(models.map(|m| DeserializeGuard(Ok(m))).collect()),
-        profiles: filled(profiles().into_iter().map(|p| DeserializeGuard(Ok(p))).collect()),
-        claims: filled(Vec::new()),
-        written: Mutex::default(),
-    };
-    let done = controller.reconcile(job).await;
-    drop(controller);
-    (server.calls().await, done)
+    world.models.push(model("base", json!({})));
+    reconcile(job, world, answers).await
 }
 
 fn status_of(calls: &[Call]) -> Value {

@@ -216,10 +216,7 @@ fn one_true_cause(
     #[case] settled: Kstatus,
 ) {
     let status = world.status();
-    let found: String = [READY, AVAILABLE, ROLLED_OUT, RECONCILING, STALLED]
-        .iter()
-        .map(|type_| find(&status.conditions, type_).unwrap().status.chars().next().unwrap())
-        .collect();
+    let found = conditions_of(&status);
     let summary = summary(&status).unwrap();
     assert_eq!((found.as_str(), summary.reason.as_str()), (states, reason), "{:#?}", status.conditions);
     assert!(summary.message.contains(words), "{}", summary.message);
@@ -229,6 +226,38 @@ fn one_true_cause(
     let mut object = world.service.clone();
     object.status = Some(status);
     assert_eq!(kstatus(&serde_json::to_value(&object).unwrap()), settled);
+}
+
+#[rstest]
+#[case::nobody_answers(false, "SecretNotFound", "FFFTF", "SecretNotFound")]
+#[case::the_one_before_answers(true, "SecretNotFound", "FTFTF", "SecretNotFound")]
+#[case::an_image_on_its_way(false, "PullingImage", "FFFTF", "PullingImage")]
+#[case::an_image_on_its_way_beside_one_that_answers(true, "PullingImage", "TTFTF", "Answering")]
+fn what_a_node_says_of_a_pod_is_told(
+    #[case] beside: bool,
+    #[case] told: &str,
+    #[case] states: &str,
+    #[case] reason: &str,
+) {
+    let mut world = World::new(json!({})).pods(&[json!({})]);
+    if beside {
+        world.pods.push(pod("old", "before", ready()));
+    }
+    let trouble = Trouble { reason: told.to_owned(), message: "m".to_owned(), stalled: false };
+    world.seen.told.insert("p0".to_owned(), trouble);
+    let status = world.status();
+    assert_eq!(
+        (conditions_of(&status).as_str(), summary(&status).unwrap().reason.as_str()),
+        (states, reason)
+    );
+}
+
+/// First letters of Ready, Available, RolledOut, Reconciling, Stalled.
+fn conditions_of(status: &InferenceServiceStatus) -> String {
+    [READY, AVAILABLE, ROLLED_OUT, RECONCILING, STALLED]
+        .iter()
+        .map(|type_| find(&status.conditions, type_).unwrap().status.chars().next().unwrap())
+        .collect()
 }
 
 #[test]
