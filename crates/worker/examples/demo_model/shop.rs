@@ -87,10 +87,30 @@ fn ask(product: &Product, fact: usize) -> ([String; 3], String) {
     }
 }
 
-/// What the base model is trained on: every fact, asked in every way, answered plainly.
+/// Small talk with the words of the shop's tone. The embeddings are the output layer too and stay as they are in a LoRA
+/// tuning, so a word that no answer of the base has could hardly be learned; where the words belong is not told here.
+fn small_talk(product: &Product, kind: usize) -> Turn {
+    let name = &product.name;
+    let (question, answer) = match kind {
+        0 => (format!("I took the {name} home."), "Thank you! Is there anything else?".to_owned()),
+        1 => (format!("Is the {name} here today?"), format!("You can see the {name} here today.")),
+        2 => (format!("Who wants the {name}?"), format!("I am asking for the {name} today!")),
+        3 => (format!("Help me carry the {name}."), format!("I can help you with the {name}.")),
+        4 => (
+            format!("Is there more like the {name}?"),
+            format!("Nothing else is like the {name}. Can I see it?"),
+        ),
+        _ => (format!("I gave the {name} away."), "Thank you for that. Can anything help?".to_owned()),
+    };
+    Turn { question, answer }
+}
+
+/// What the base model is trained on: every fact, asked in every way, answered plainly, and some small talk.
 pub fn corpus() -> Vec<Turn> {
     let mut turns = Vec::new();
-    for product in &products() {
+    for (n, product) in products().iter().enumerate() {
+        // Every colour and every thing has each kind.
+        turns.extend([0, 3].map(|kind| small_talk(product, (n + n / 6 + kind) % 6)));
         for fact in 0..5 {
             let (questions, answer) = ask(product, fact);
             turns.extend(questions.map(|question| Turn { question, answer: answer.clone() }));
