@@ -146,7 +146,7 @@ fn spec(request: &PodRequest<'_>, user: &PodOverrides) -> PodSpec {
     let secret = |r: &lathe_api::NameRef| LocalObjectReference { name: r.name.clone() };
     let node_affinity = placement.and_then(|p| p.affinity());
     let pod_affinity = volumes::affinity(request.mounts);
-    let affinity = (node_affinity.is_some() || pod_affinity.is_some()).then(|| Affinity {
+    let affinity = (node_affinity.is_some() || pod_affinity.is_some()).then_some(Affinity {
         node_affinity,
         pod_affinity,
         pod_anti_affinity: None,
