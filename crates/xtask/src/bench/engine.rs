@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::ask::{self, stream};
 use super::models::{self, Model};
 use super::process::{Memory, Watched};
-use super::stats::Figure;
+use super::stats::{Figure, number};
 use super::worker::{Worker, empty_folder};
 
 /// Tokens of a training row, and of a prompt that is only read.
@@ -203,6 +203,15 @@ impl Row {
     fn new(model: &Model, what: &'static str, precision: Precision, (rate, cores): (Figure, f64)) -> Self {
         let by_processor = rate.median * threads() as f64 / cores;
         Self { model: model.name, what, precision, rate, cores, by_processor }
+    }
+
+    /// In one line.
+    pub fn words(&self) -> String {
+        let Self { what, rate, by_processor, .. } = self;
+        if *what == START {
+            return format!("{what} {} s", rate.shown());
+        }
+        format!("{what} {} tokens/s, by processor time {}", rate.shown(), number(*by_processor))
     }
 }
 

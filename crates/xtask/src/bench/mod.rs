@@ -29,6 +29,7 @@ use engine::{Bench, Effort, Held, Row, lora};
 use limits::Limits;
 use machine::Machine;
 use models::Model;
+use peer::Peer;
 use table::Table;
 
 /// Measure speed and memory, of the engine and of the operator.
@@ -118,61 +119,133 @@ pub fn run(args: &Args) -> Result<()> {
 fn engine_part(worker: &Path, args: &Args) -> Result<Found> {
     let cache = paths::cache()?.join("bench");
     fs::create_dir_all(&cache)?;
-    let scratch = worker::empty_folder(&cache, &std::process::id().to_string())?;
-    let measured = measure_engine(&Bench { program: worker.to_path_buf(), scratch: scratch.clone() }, args);
+    // One name: what a run that was stopped has left is emptied by the next.
+    let scratch = worker::empty_folder(&cache, "engine")?;
+    let bench = Bench { program: worker.to_path_buf(), scratch };
+    let mut engine =
+        Engine { limits: Limits::build()?, rows: Vec::new(), held: Vec::new(), peers: Vec::new() };
+    let measured = engine.measure(&bench, args);
     // The model in it is a gigabyte.
-    let cleaned =
-        fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()));
-    let found = measured?;
-    cleaned.map(|()| found)
+    let folder = bench.scratch.display();
+    let cleaned = fs::remove_dir_all(&bench.scratch).with_context(|| format!("cannot remove {folder}"));
+    let found = engine.found();
+    if let (Err(_), Ok(found)) = (&measured, &found) {
+        // Minutes of measurements are not lost with what failed after them.
+        found.tables.iter().for_each(|table| println!("\n{}", table.text()));
+    }
+    measured.and(cleaned)?;
+    found
 }
 
-fn measure_engine(bench: &Bench, args: &Args) -> Result<Found> {
-    let step = ui::step("random weights in the shape of a model of half a billion");
-    let q05 = models::random(&bench.scratch.join("q05"))?;
-    step.done("");
-    let demo = models::demo()?;
-    let mut limits = Limits::build()?;
-    let (few, many) = efforts(args.quick);
-    let (mut rows, mut held) = (Vec::new(), Vec::new());
-    limit(&mut limits)?;
-    trained(bench, &demo, &TrainMethod::Full, Precision::F32, many, (&mut rows, &mut held))?;
-    trained(bench, &demo, &lora(), Precision::F32, many, (&mut rows, &mut held))?;
-    served(bench, &demo, Precision::F32, many, (&mut rows, &mut held))?;
-    // The peer's turn comes at once after ours: what else the machine does changes from minute to minute.
-    let mut peers = Vec::new();
-    let python = args.peers.then(peer::python).transpose()?;
-    let mut peer = |limits: &mut Limits, precision, work: &str| -> Result<()> {
-        let Some(python) = &python else { return Ok(()) };
-        limit(limits)?;
-        let step = ui::step(format!("torch, {precision:?}: {work}"));
-        peers.extend(peer::run(python, &bench.scratch, &q05, precision, work, few)?);
+/// What is known of the engine so far.
+struct Engine {
+    limits: Limits,
+    rows: Vec<Row>,
+    held: Vec<Held>,
+    peers: Vec<Peer>,
+}
+
+impl Engine {
+    fn measure(&mut self, bench: &Bench, args: &Args) -> Result<()> {
+        let step = ui::step("random weights in the shape of a model of half a billion");
+        let q05 = models::random(&bench.scratch.join("q05"))?;
         step.done("");
+        let demo = models::demo()?;
+        let python = args.peers.then(peer::python).transpose()?;
+        let (few, many) = efforts(args.quick);
+        self.limit()?;
+        self.train(bench, &demo, &TrainMethod::Full, Precision::F32, many)?;
+        self.train(bench, &demo, &lora(), Precision::F32, many)?;
+        self.serve(bench, &demo, Precision::F32, many)?;
+        // The peer's turn comes at once after ours: what else the machine does changes from minute to minute.
+        let both = [Precision::BF16, Precision::F32];
+        for precision in both {
+            self.limit()?;
+            self.train(bench, &q05, &lora(), precision, few)?;
+        }
+        if let Some(python) = &python {
+            self.peer(bench, python, &q05, Precision::F32, "train", few)?;
+        }
+        for precision in both {
+            self.limit()?;
+            self.serve(bench, &q05, precision, few)?;
+        }
+        if let Some(python) = &python {
+            self.peer(bench, python, &q05, Precision::F32, "prefill,decode", few)?;
+            // Without instructions for bf16, torch takes minutes for a step of it.
+            let [clock, _] = self.limits.ceilings()?;
+            let work = if clock.bf16 > clock.f32 { "train,prefill,decode" } else { "decode" };
+            self.peer(bench, python, &q05, Precision::BF16, work, few)?;
+        }
+        self.limit()
+    }
+
+    fn found(&self) -> Result<Found> {
+        let Self { limits, rows, held, peers } = self;
+        let ceilings = limits.ceilings()?;
+        let mut tables = vec![limits.table(), report::speed(rows, &ceilings)?, report::memory(held)];
+        if !peers.is_empty() {
+            tables.push(peer::table(rows, peers));
+        }
+        let figures = json!({"limits": ceilings, "speed": rows, "memory": held, "peers": peers});
+        Ok(Found { part: "engine", tables, figures, loads: [0.0, machine::load()] })
+    }
+
+    fn train(
+        &mut self,
+        bench: &Bench,
+        model: &Model,
+        method: &TrainMethod,
+        precision: Precision,
+        effort: Effort,
+    ) -> Result<()> {
+        let how = if *method == TrainMethod::Full { "full training" } else { "LoRA training" };
+        let step = ui::step(format!("{}, {precision:?}: {how}", model.name));
+        let (row, memory) = bench.train(model, method, precision, effort)?;
+        step.done(&row.words());
+        self.rows.push(row);
+        self.held.push(memory);
         Ok(())
-    };
-    let both = [Precision::BF16, Precision::F32];
-    for precision in both {
-        limit(&mut limits)?;
-        trained(bench, &q05, &lora(), precision, few, (&mut rows, &mut held))?;
     }
-    peer(&mut limits, Precision::F32, "train")?;
-    for precision in both {
-        limit(&mut limits)?;
-        served(bench, &q05, precision, few, (&mut rows, &mut held))?;
+
+    fn serve(&mut self, bench: &Bench, model: &Model, precision: Precision, effort: Effort) -> Result<()> {
+        let step = ui::step(format!("{}, {precision:?}: serving", model.name));
+        let (found, memory) = bench.serve(model, precision, effort)?;
+        let shown: Vec<String> = found.iter().map(Row::words).collect();
+        step.done(&shown.join("; "));
+        self.rows.extend(found);
+        self.held.push(memory);
+        Ok(())
     }
-    peer(&mut limits, Precision::F32, "prefill,decode")?;
-    // Without instructions for bf16, torch takes minutes for a step of it.
-    let [clock, _] = limits.ceilings()?;
-    let amx = clock.bf16 > clock.f32;
-    peer(&mut limits, Precision::BF16, if amx { "train,prefill,decode" } else { "decode" })?;
-    limit(&mut limits)?;
-    let ceilings = limits.ceilings()?;
-    let mut tables = vec![limits.table(), report::speed(&rows, &ceilings)?, report::memory(&held)];
-    if args.peers {
-        tables.push(peer::table(&rows, &peers));
+
+    fn peer(
+        &mut self,
+        bench: &Bench,
+        python: &str,
+        model: &Model,
+        precision: Precision,
+        work: &str,
+        effort: Effort,
+    ) -> Result<()> {
+        self.limit()?;
+        let step = ui::step(format!("torch, {precision:?}: {work}"));
+        let found = peer::run(python, &bench.scratch, model, precision, work, effort)?;
+        let shown: Vec<String> =
+            found.iter().map(|peer| format!("{} {}", peer.what, peer.rate.shown())).collect();
+        step.done(&shown.join("; "));
+        self.peers.extend(found);
+        Ok(())
     }
-    let figures = json!({"limits": ceilings, "speed": rows, "memory": held, "peers": peers});
-    Ok(Found { part: "engine", tables, figures, loads: [0.0, machine::load()] })
+
+    fn limit(&mut self) -> Result<()> {
+        let step = ui::step("limits of the machine");
+        self.limits.measure()?;
+        let shown = self.limits.ceilings()?.map(|ceiling| {
+            format!("reads {:.1} GB/s, f32 {:.0} GFLOP/s", ceiling.read / 1e9, ceiling.f32 / 1e9)
+        });
+        step.done(&shown.join("; by processor time "));
+        Ok(())
+    }
 }
 
 /// Of the large model, and of the small one.
@@ -186,49 +259,4 @@ fn efforts(quick: bool) -> (Effort, Effort) {
         );
     }
     (few, many)
-}
-
-type Collected<'a> = (&'a mut Vec<Row>, &'a mut Vec<Held>);
-
-fn trained(
-    bench: &Bench,
-    model: &Model,
-    method: &TrainMethod,
-    precision: Precision,
-    effort: Effort,
-    (rows, held): Collected<'_>,
-) -> Result<()> {
-    let how = if *method == TrainMethod::Full { "full training" } else { "LoRA training" };
-    let step = ui::step(format!("{}, {precision:?}: {how}", model.name));
-    let (row, memory) = bench.train(model, method, precision, effort)?;
-    step.done(&format!("{} tokens/s", row.rate.shown()));
-    rows.push(row);
-    held.push(memory);
-    Ok(())
-}
-
-fn served(
-    bench: &Bench,
-    model: &Model,
-    precision: Precision,
-    effort: Effort,
-    (rows, held): Collected<'_>,
-) -> Result<()> {
-    let step = ui::step(format!("{}, {precision:?}: serving", model.name));
-    let (found, memory) = bench.serve(model, precision, effort)?;
-    let shown: Vec<String> = found.iter().map(|row| format!("{} {}", row.what, row.rate.shown())).collect();
-    step.done(&shown.join("; "));
-    rows.extend(found);
-    held.push(memory);
-    Ok(())
-}
-
-fn limit(limits: &mut Limits) -> Result<()> {
-    let step = ui::step("limits of the machine");
-    limits.measure()?;
-    let [clock, processor] = limits.ceilings()?;
-    let shown = |read: f64, f32: f64| format!("reads {:.1} GB/s, f32 {:.0} GFLOP/s", read / 1e9, f32 / 1e9);
-    let (clock, processor) = (shown(clock.read, clock.f32), shown(processor.read, processor.f32));
-    step.done(&format!("{clock}; by processor time {processor}"));
-    Ok(())
 }
