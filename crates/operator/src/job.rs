@@ -280,12 +280,13 @@ impl Run {
         if job.spec.as_ref().and_then(|spec| spec.suspend) == Some(true) {
             return State::Suspended;
         }
-        State::Waiting(self.trouble().or_else(|| self.told.clone()))
+        State::Waiting(self.waits())
     }
 
     /// Asks what the node says of the newest pod, where nothing of its status says why it does not start.
     pub async fn ask(&mut self, client: &Client, now: Timestamp) {
-        if let (State::Waiting(None), Some(pod)) = (self.state(), self.pods.first()) {
+        let (State::Waiting(_), Some(pod)) = (self.state(), self.pods.first()) else { return };
+        if pods::trouble(pod).is_none() {
             self.told = mounting::trouble(client, pod, now).await;
         }
     }
@@ -306,6 +307,16 @@ impl Run {
     fn last_words(&self) -> Option<Outcome> {
         let said = self.pods.iter().filter_map(|pod| pods::summary(pod)).map(|Summary { outcome }| outcome);
         said.into_iter().find(|outcome| !matches!(outcome, Outcome::Stopped { .. }))
+    }
+
+    /// What keeps the newest pod, or ended one before: that one is tried again, whatever it was.
+    fn waits(&self) -> Option<Trouble> {
+        let over = |pod: &Pod| {
+            matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Failed" | "Succeeded"))
+        };
+        let newest = self.pods.first().filter(|pod| !over(pod)).and_then(|pod| pods::trouble(pod));
+        let newest = newest.or_else(|| self.told.clone());
+        newest.or_else(|| self.trouble().map(|trouble| Trouble { stalled: false, ..trouble }))
     }
 
     fn trouble(&self) -> Option<Trouble> {

@@ -75,7 +75,9 @@ fn unschedulable(pod: &Pod) -> Option<Trouble> {
     // What pre-emption would do helps nobody to find a node.
     let said =
         scheduled.message.as_deref().unwrap_or_default().split("preemption:").next().unwrap_or_default();
-    let message = shown(said.trim_end_matches([',', ' ']));
+    let mut message = shown(said.trim_end_matches([',', ' ']));
+    // The scheduler's word for "pre-emption has nothing to say".
+    message.truncate(message.strip_suffix(". not found").map_or(message.len(), str::len));
     if message.contains("persistentvolumeclaim") && message.contains("not found") {
         let next = "Next: make the PersistentVolumeClaim, or correct the `pvc://` address.";
         // It goes on by itself once the claim is there.
@@ -206,9 +208,9 @@ mod tests {
         false
     )]
     #[case::no_claim(
-        unschedulable("persistentvolumeclaim \"x\" not found"),
+        unschedulable("0/1 nodes are available: persistentvolumeclaim \"x\" not found. not found"),
         "VolumeNotFound",
-        "make the PersistentVolumeClaim",
+        "\"x\" not found. Next: make the PersistentVolumeClaim",
         false
     )]
     #[case::image(

@@ -51,6 +51,8 @@ fn condition_of(type_: &str) -> Value {
 #[case::running(json!({}), &[failed("Unreachable"), json!({"phase": "Running"})], "Running")]
 #[case::between_two_pods_the_last_cause_is_told(json!({}), &[failed("Unreachable")], "Unreachable")]
 #[case::a_stop_is_no_trouble(json!({}), &[stopped()], "Waiting(None)")]
+#[case::what_ended_a_pod_is_tried_again(json!({}), &[ended("OOMKilled", 137, Value::Null), json!({"phase": "Pending"})], "stalled: false")]
+#[case::also_before_the_next_pod_is_made(json!({}), &[ended("OOMKilled", 137, Value::Null)], "stalled: false")]
 #[case::done(condition_of("Complete"), &[ended("Completed", 0, json!({"outcome": {"inspected": {}}}))], "Inspected")]
 #[case::done_after_a_stop(condition_of("Complete"), &[ended("Completed", 0, json!({"outcome": {"inspected": {}}})), stopped()], "Inspected")]
 #[case::done_and_the_pod_is_gone(condition_of("Complete"), &[], "Complete(None)")]

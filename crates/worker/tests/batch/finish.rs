@@ -22,7 +22,7 @@ fn an_adapter_is_tuned_measured_and_written_the_same_every_time() {
     assert!(after < 0.1 * before, "perplexity {before} to {after}");
     assert_eq!(trained.progress.step, 40);
     assert!(trained.progress.tokens > 0);
-    assert_eq!(trained.model.architecture, "LoRA");
+    assert_eq!((trained.model.architecture.as_str(), trained.model.rank), ("LoRA", 4));
     assert_eq!(trained.model.digest, trained.digest);
     let hex = trained.digest.strip_prefix("sha256:").expect("a digest");
     assert_eq!(trained.uri, format!("pvc://data/artefacts/tuned/{hex}"));

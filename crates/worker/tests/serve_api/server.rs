@@ -3,8 +3,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lathe_contract::{
-    CONTRACT_VERSION, Contract, ModelInput, Mounts, ObjectRef, Precision, Report, ServeTask, ServedAdapter,
-    SourceRef, Task, Trust,
+    AdapterRoom, CONTRACT_VERSION, Contract, ModelInput, Mounts, ObjectRef, Precision, Report, ServeTask,
+    ServedAdapter, SourceRef, Task, Trust,
 };
 use lathe_worker::serve::{self, Settings};
 use serde_json::{Value, json};
@@ -56,7 +56,8 @@ pub fn contract(folder: &Path) -> Contract {
             model_id: "base".into(),
             model: ModelInput { name: "base".into(), source: source("base") },
             adapters: vec![],
-            adapter_room: Default::default(),
+            // The spare ones alone.
+            adapter_room: AdapterRoom { slots: 0, rank: 32 },
             weights: Precision::Float32,
             context_length: model::CONTEXT as i64,
             max_sequences: 4,

@@ -164,12 +164,18 @@ fn a_new_release_changes_no_running_pod_and_its_image_comes_with_the_next_roll_o
 
 #[rstest]
 #[case::first_time(json!([]), None, None)]
-#[case::another_volume(json!([{"name": "far"}]), Some("4"), Some("the running pods do not mount elsewhere, where a model's files lie"))]
-#[case::no_room(json!([{"name": "tone"}]), Some("0"), Some("the running pods have no room for more adapters (now 4)"))]
-#[case::something_else(json!([]), Some("4"), Some("the spec changed"))]
-fn a_roll_out_says_why(#[case] adapters: Value, #[case] slots: Option<&str>, #[case] cause: Option<&str>) {
+#[case::another_volume(json!([{"name": "far"}]), Some(("4", "32")), Some("the running pods do not mount elsewhere, where a model's files lie"))]
+#[case::no_room(json!([{"name": "tone"}]), Some(("0", "32")), Some("the running pods have no room for more adapters (now 4)"))]
+#[case::too_large(json!([{"name": "tone"}]), Some(("4", "16")), Some("the running pods have no room for an adapter of rank 32"))]
+#[case::something_else(json!([]), Some(("4", "32")), Some("the spec changed"))]
+fn a_roll_out_says_why(
+    #[case] adapters: Value,
+    #[case] room: Option<(&str, &str)>,
+    #[case] cause: Option<&str>,
+) {
     let service = service(json!({"adapterRefs": adapters}));
-    let live = slots.map(|slots| live_deployment("old", json!({"lathe.dev/adapter-slots": slots})));
+    let annotations = |(slots, rank): (&str, &str)| json!({"lathe.dev/adapter-slots": slots, "lathe.dev/adapter-rank": rank});
+    let live = room.map(|room| live_deployment("old", annotations(room)));
     let mut seen = seen(&service);
     seen.children.deployment = live.clone();
     let wanted = build(&service, &serving(&service, &seen), live.as_ref(), INSTALLATION).unwrap();
