@@ -1,4 +1,5 @@
 //! Many clients, slow clients, clients that leave.
+use lathe_plan::SPARE_ADAPTERS;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
@@ -43,6 +44,42 @@ async fn tokens_are_counted_exactly_under_many_requests() {
     assert_eq!(server.metric(ended).await, 60.0);
     server.until_metric(RUNNING, 0.0).await;
     assert_eq!(server.metric("vllm:kv_cache_usage_perc{").await, 0.0);
+}
+
+/// The model server protocol of the Gateway API Inference Extension, under vLLM's names.
+#[tokio::test]
+async fn every_metric_is_there_before_the_first_request() {
+    let server = start(|_, _| {}).await;
+    let loras = format!("vllm:lora_requests_info{{model_name=\"base\",max_lora=\"{SPARE_ADAPTERS}\",");
+    until("adapters are told of", async || {
+        let text =
+            server.client.get(format!("{}/metrics", server.base)).send().await.ok()?.text().await.ok()?;
+        text.contains(&loras).then_some(())
+    })
+    .await;
+    for gauge in ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"] {
+        assert_eq!(server.metric(&format!("vllm:{gauge}{{model_name=\"base\"}}")).await, 0.0, "{gauge}");
+    }
+    for counter in ["prompt_tokens", "generation_tokens"] {
+        assert_eq!(
+            server.metric(&format!("vllm:{counter}_total{{model_name=\"base\"}}")).await,
+            0.0,
+            "{counter}"
+        );
+    }
+    for reason in ["stop", "length", "abort", "error"] {
+        let line = format!("vllm:request_success_total{{model_name=\"base\",finished_reason=\"{reason}\"}}");
+        assert_eq!(server.metric(&line).await, 0.0, "{reason}");
+    }
+    let histograms =
+        ["time_to_first_token", "inter_token_latency", "e2e_request_latency", "request_queue_time"];
+    for name in histograms.into_iter().chain(["request_prefill_time", "request_decode_time"]) {
+        assert_eq!(
+            server.metric(&format!("vllm:{name}_seconds_count{{model_name=\"base\"}}")).await,
+            0.0,
+            "{name}"
+        );
+    }
 }
 
 #[tokio::test]

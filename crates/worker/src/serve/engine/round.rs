@@ -24,7 +24,7 @@ pub struct Round {
     adapters: BTreeMap<u64, (AdapterId, Box<Adapter>)>,
     next: u64,
     /// What the metrics say of adapters in use.
-    told: (String, String),
+    told: Option<(String, String)>,
     #[cfg(test)]
     panic: bool,
 }
@@ -45,7 +45,7 @@ impl Round {
             running: BTreeMap::new(),
             adapters: BTreeMap::new(),
             next: 1,
-            told: Default::default(),
+            told: None,
             #[cfg(test)]
             panic: false,
         })
@@ -56,6 +56,8 @@ impl Round {
     /// # Errors
     /// The engine panicked and could not be built anew.
     pub fn run(mut self, commands: &Commands) -> Done<()> {
+        // Also before the first request: an endpoint picker learns how many adapters fit.
+        self.tell();
         while self.take_commands(commands) {
             self.forget_gone();
             self.fill();
@@ -276,10 +278,11 @@ impl Round {
         metrics.cache_usage.set(usage);
         let running = names(self.running.values().map(|sequence| sequence.adapter.as_ref()));
         let queued = names(self.queue.iter().map(|job| job.adapter.as_ref()));
-        if (&running, &queued) != (&self.told.0, &self.told.1) {
+        let names = (running, queued);
+        if self.told.as_ref() != Some(&names) {
             let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            metrics.loras(plan.adapters.slots, running.clone(), queued.clone(), unix);
-            self.told = (running, queued);
+            metrics.loras(plan.adapters.slots, names.0.clone(), names.1.clone(), unix);
+            self.told = Some(names);
         }
     }
 }
