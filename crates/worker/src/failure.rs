@@ -88,6 +88,10 @@ impl From<SourceError> for Halt {
             | SourceError::ReadOnly { .. }
             | SourceError::UnsafeName { .. } => "correct `uri` and create the object again",
             SourceError::ClaimNotMounted { .. } => "name a PersistentVolumeClaim of this namespace in `uri`",
+            // A file of a volume: no Secret helps.
+            SourceError::Unauthorized { what, next } if what.starts_with('/') => {
+                return Halt::user(error.reason(), format!("access to {what} was refused"), next);
+            }
             SourceError::InvalidCredentials { .. } | SourceError::Unauthorized { .. } => {
                 "correct the Secret that `secretRef` names"
             }
@@ -241,6 +245,15 @@ mod tests {
         let failure = failure(Halt::user("X", "é".repeat(600), "do this").of("data"));
         assert!(failure.message.len() <= MAX_MESSAGE);
         assert!(failure.message.starts_with("data: é") && failure.message.ends_with("…. Next: do this."));
+    }
+
+    #[rstest]
+    #[case::volume("/lathe/volumes/data/x", "let the pod's user read it", "refused. Next: let the pod's user read it.")]
+    #[case::server("s3://b/x", "check the key", "check the key. Next: correct the Secret that `secretRef` names.")]
+    fn who_may_not_read_is_told_what_helps_there(#[case] what: &str, #[case] next: &str, #[case] ends: &str) {
+        let error = SourceError::Unauthorized { what: what.into(), next: next.into() };
+        let message = failure(error.into()).message;
+        assert!(message.ends_with(ends), "{message}");
     }
 
     #[test]
