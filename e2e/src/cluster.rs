@@ -15,6 +15,8 @@ use crate::RELEASE_NAMESPACE;
 
 /// Field manager of what tests apply.
 const MANAGER: &str = "lathe-e2e";
+/// Label of a namespace that a failed test left.
+const FAILED: &str = "lathe-e2e-failed";
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Last lines of each log that a failed test prints.
 const LINES: i64 = 60;
@@ -49,12 +51,12 @@ impl Session {
         let client =
             Client::try_default().await.context("no cluster: run `cargo xtask test`, or set KUBECONFIG")?;
         let namespaces: Api<Namespace> = Api::all(client.clone());
-        if namespaces.get_opt(name).await?.is_some() {
-            let _ = namespaces.delete(name, &DeleteParams::default()).await;
-            poll(&format!("namespace {name} to be gone"), || async {
-                Ok(namespaces.get_opt(name).await?.is_none().then_some(()))
-            })
-            .await?;
+        // What a failed test left for a look must not take the room of this one.
+        let failed = namespaces.list(&ListParams::default().labels(FAILED)).await?;
+        let mut left: Vec<String> = failed.iter().map(ResourceExt::name_any).collect();
+        left.push(name.to_owned());
+        for name in left {
+            remove(&namespaces, &name).await?;
         }
         let object = json!({
             "apiVersion": "v1", "kind": "Namespace",
@@ -72,6 +74,11 @@ impl Session {
         let ended = test.await;
         if ended.is_err() {
             self.explain().await;
+            let namespaces: Api<Namespace> = Api::all(self.client.clone());
+            let mark = Patch::Merge(json!({"metadata": {"labels": {FAILED: "true"}}}));
+            if let Err(error) = namespaces.patch(&self.namespace, &PatchParams::default(), &mark).await {
+                eprintln!("namespace {} cannot be marked: {error}", self.namespace);
+            }
         }
         ended
     }
@@ -81,12 +88,7 @@ impl Session {
     /// # Errors
     /// It is still there after some minutes.
     pub async fn end(&self) -> Result<()> {
-        let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        namespaces.delete(&self.namespace, &DeleteParams::default()).await?;
-        poll("the namespace to be gone", || async {
-            Ok(namespaces.get_opt(&self.namespace).await?.is_none().then_some(()))
-        })
-        .await
+        remove(&Api::all(self.client.clone()), &self.namespace).await
     }
 
     /// Applies an object of any kind, in this namespace where the kind has one.
@@ -215,6 +217,19 @@ impl Session {
             }
         }
     }
+}
+
+async fn remove(namespaces: &Api<Namespace>, name: &str) -> Result<()> {
+    match namespaces.delete(name, &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(()),
+        // It is on its way already.
+        Err(kube::Error::Api(status)) if status.is_conflict() => {}
+        other => drop(other?),
+    }
+    poll(&format!("namespace {name} to be gone"), || async {
+        Ok(namespaces.get_opt(name).await?.is_none().then_some(()))
+    })
+    .await
 }
 
 /// The condition of this type.

@@ -3,6 +3,8 @@
 #![deny(missing_docs)]
 
 mod cluster;
+#[cfg(test)]
+mod failures;
 mod install;
 pub mod machine;
 mod manifests;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{Session, quickstart};
 
-/// The quick-start's service with these adapters.
+/// The quick-start's service with these adapters, on half a core.
 ///
 /// # Errors
 /// The quick-start cannot be read.
@@ -17,6 +17,8 @@ pub fn service(name: &str, adapters: &[&str]) -> Result<Value> {
     service["metadata"]["name"] = name.into();
     let adapters: Vec<Value> = adapters.iter().map(|name| json!({"name": name})).collect();
     service["spec"]["adapterRefs"] = adapters.into();
+    // So that a training fits beside it on a machine of two cores.
+    service["spec"]["pod"] = json!({"cpu": "500m"});
     Ok(service)
 }
 

@@ -52,9 +52,9 @@ async fn come_and_go(session: &Session) -> Result<()> {
     ensure!(cause.contains("stranger is an adapter of other-base") && cause.contains("Next: "), "{cause}");
     ensure!(ask(session, "shop", "second", QUESTION).await? == answer, "what ran before does not go on");
 
-    set(session, &[]).await?;
-    served(session, &["shop"]).await?;
-    ask(session, "shop", "shop", QUESTION).await?;
+    set(session, &["second"]).await?;
+    served(session, &["shop", "second"]).await?;
+    session.wait("InferenceService", "shop", "Ready", "True").await?;
     ensure!(identities(session).await? == before, "the pod was restarted or replaced");
     Ok(())
 }

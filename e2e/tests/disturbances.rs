@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
 /// Epochs of a job that is disturbed: some time on two cores.
-const LONG: i64 = 12;
+const LONG: i64 = 8;
 
 async fn begin(name: &str) -> Result<Session> {
     install(&[])?;
