@@ -230,7 +230,7 @@ pub struct TrainingSpec {
     #[serde(default = "batch_tokens")]
     #[schemars(range(min = 1, max = 16_777_216))]
     pub batch_tokens: i32,
-    /// Tokens of a row, at most; longer rows are cut and counted.
+    /// Tokens of a row, at most; a longer text is split into rows, a longer conversation is cut and counted.
     #[serde(default = "sequence_length")]
     #[schemars(range(min = 8, max = 1_048_576))]
     pub sequence_length: i32,

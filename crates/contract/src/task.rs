@@ -208,7 +208,7 @@ pub struct TrainingSettings {
     pub batch_tokens: i64,
     /// Tokens in one forward and backward pass, at most.
     pub micro_batch_tokens: i64,
-    /// Tokens of a row, at most; longer rows are cut and counted.
+    /// Tokens of a row, at most; a longer text is split into rows, a longer conversation is cut and counted.
     pub sequence_length: i64,
     /// Decoupled weight decay of AdamW (<https://arxiv.org/abs/1711.05101>).
     pub weight_decay: f64,
