@@ -1,4 +1,6 @@
 //! The `lathe` command, also `kubectl lathe`: see docs/architecture.md.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod cluster;
 mod failure;
 mod manifest;

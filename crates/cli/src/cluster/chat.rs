@@ -17,7 +17,7 @@ use crate::output::{note, say, say_part};
 /// In a cluster the question goes to a ready pod of the InferenceService by a port-forward, with your own rights (you need
 /// `pods/portforward` in the namespace). With --url it goes to any OpenAI-compatible endpoint, such as that of `lathe run`.
 #[derive(clap::Args, Debug)]
-#[command(after_long_help = HELP)]
+#[command(verbatim_doc_comment, after_long_help = HELP)]
 pub struct Args {
     /// SERVICE [QUESTION]; with --url: [QUESTION].
     #[arg(value_name = "SERVICE] [QUESTION")]
@@ -63,7 +63,9 @@ pub async fn run(args: Args) -> Done<()> {
     };
     // Kept until the end: the port is open as long.
     let (endpoint, _guard) = match (&args.url, &service) {
-        (Some(url), _) => (Endpoint::new(url, std::env::var("LATHE_API_KEY").ok().filter(|key| !key.is_empty()))?, None),
+        (Some(url), _) => {
+            (Endpoint::new(url, std::env::var("LATHE_API_KEY").ok().filter(|key| !key.is_empty()))?, None)
+        }
         (None, service) => {
             let connection = connect(&args.target).await?;
             let pod = ready_pod(&connection, service.as_deref().unwrap_or_default()).await?;
@@ -77,7 +79,9 @@ pub async fn run(args: Args) -> Done<()> {
         None => {
             let models = endpoint.models().await?;
             let first = models.first().cloned();
-            first.ok_or_else(|| Problem::transient("NoModel", "the endpoint has no model yet. Next: ask again."))?
+            first.ok_or_else(|| {
+                Problem::transient("NoModel", "the endpoint has no model yet. Next: ask again.")
+            })?
         }
     };
     let settings = Settings { model, temperature: args.temperature, max_tokens: args.max_tokens };
@@ -101,7 +105,9 @@ async fn converse(endpoint: &Endpoint, settings: &Settings, mut messages: Vec<Va
         if asks {
             say_part("> ");
         }
-        let line = lines.next_line().await.map_err(|error| Problem::user("InvalidInput", format!("the question cannot be read: {error}")))?;
+        let line = lines.next_line().await.map_err(|error| {
+            Problem::user("InvalidInput", format!("the question cannot be read: {error}"))
+        })?;
         let Some(question) = line.filter(|line| !line.trim().is_empty()) else { return Ok(()) };
         messages.push(json!({"role": "user", "content": question}));
         let said = answer(endpoint, settings, &messages).await?;
@@ -136,6 +142,7 @@ async fn ready_pod(connection: &Connection, service: &str) -> Done<String> {
 
 fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ready = conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True");
+    let ready =
+        conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True");
     ready && pod.metadata.deletion_timestamp.is_none()
 }

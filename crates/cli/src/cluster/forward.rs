@@ -13,9 +13,14 @@ use crate::output::note;
 /// No port is free, or the user may not forward to the pod.
 pub async fn open(api: Api<Pod>, pod: String, port: u16) -> Done<(u16, Guard)> {
     // Asked once before anyone waits, so that a refusal is told with its cause.
-    let first = api.portforward(&pod, &[port]).await.map_err(|error| refused(&format!("forward to pod {pod}"), &error))?;
+    let first = api
+        .portforward(&pod, &[port])
+        .await
+        .map_err(|error| refused(&format!("forward to pod {pod}"), &error))?;
     first.abort();
-    let internal = |error: std::io::Error| Problem::transient("InputOutput", format!("no port of this machine: {error}"));
+    let internal = |error: std::io::Error| {
+        Problem::transient("InputOutput", format!("no port of this machine: {error}"))
+    };
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(internal)?;
     let local = listener.local_addr().map_err(internal)?.port();
     let task = tokio::spawn(async move {

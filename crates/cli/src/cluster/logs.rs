@@ -11,7 +11,7 @@ use crate::output::{note, say};
 
 /// Show what the pods of an object say: inspection, check of the dataset, training, serving.
 #[derive(clap::Args, Debug)]
-#[command(after_long_help = HELP)]
+#[command(verbatim_doc_comment, after_long_help = HELP)]
 pub struct Args {
     /// KIND/NAME; KIND is model, finetunejob (ftj) or inferenceservice (lsvc).
     #[arg(value_name = "KIND/NAME")]
@@ -97,7 +97,10 @@ async fn print(api: &Api<Pod>, pod: &Pod, params: &LogParams, several: bool) -> 
                 }
             }
             Some(Err(error)) => {
-                return Err(Problem::transient("Unreachable", format!("the log of pod {name} broke off: {error}")));
+                return Err(Problem::transient(
+                    "Unreachable",
+                    format!("the log of pod {name} broke off: {error}"),
+                ));
             }
             None => return Ok(()),
         }

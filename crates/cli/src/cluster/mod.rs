@@ -104,8 +104,9 @@ pub async fn connect(target: &Target) -> Done<Connection> {
     // A second call is no error: both are ring.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let unusable = |error: &dyn std::fmt::Display| {
-        let message =
-            format!("no cluster can be asked: {error}. Next: does `kubectl get namespaces` work? It uses the same configuration.");
+        let message = format!(
+            "no cluster can be asked: {error}. Next: does `kubectl get namespaces` work? It uses the same configuration."
+        );
         Problem::user("NoCluster", message)
     };
     let options = KubeConfigOptions { context: target.context.clone(), ..KubeConfigOptions::default() };
@@ -124,7 +125,9 @@ pub async fn connect(target: &Target) -> Done<Connection> {
 /// Why a call failed, and what to do.
 pub fn refused(doing: &str, error: &kube::Error) -> Problem {
     match error {
-        kube::Error::Api(status) if status.code == 404 && status.details.as_ref().is_none_or(|d| d.name.is_empty()) => {
+        kube::Error::Api(status)
+            if status.code == 404 && status.details.as_ref().is_none_or(|d| d.name.is_empty()) =>
+        {
             let message = format!(
                 "cannot {doing}: this cluster does not know {GROUP}/{VERSION}. Next: install Lathe (`helm upgrade --install lathe charts/lathe`), or choose another --context."
             );
@@ -191,7 +194,10 @@ mod tests {
     #[case("model/", None)]
     #[case("pod/x", None)]
     #[case("", None)]
-    fn objects_are_named_as_kubectl_names_them(#[case] text: &str, #[case] expected: Option<(Kind, Option<&str>)>) {
+    fn objects_are_named_as_kubectl_names_them(
+        #[case] text: &str,
+        #[case] expected: Option<(Kind, Option<&str>)>,
+    ) {
         let expected = expected.map(|(kind, name)| Named { kind, name: name.map(str::to_owned) });
         assert_eq!(text.parse::<Named>().ok(), expected);
     }

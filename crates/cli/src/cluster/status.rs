@@ -1,7 +1,7 @@
 //! `lathe status`: each object with the one true cause and the next step, as its conditions say.
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Api, ApiResource, DynamicObject, ListParams, ObjectList};
 use kube::ResourceExt as _;
+use kube::api::{Api, ApiResource, DynamicObject, ListParams, ObjectList};
 use lathe_api::kstatus::{Kstatus, kstatus};
 use lathe_api::{AcceleratorProfile, FineTuneJob, InferenceService, Model};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use crate::output::{say, say_part};
 /// Without a name: a line for each Model, FineTuneJob and InferenceService of the namespace. With KIND/NAME: everything that
 /// is known of it, with each of its conditions.
 #[derive(clap::Args, Debug)]
-#[command(after_long_help = HELP)]
+#[command(verbatim_doc_comment, after_long_help = HELP)]
 pub struct Args {
     /// KIND or KIND/NAME; KIND is model, finetunejob (ftj), inferenceservice (lsvc) or acceleratorprofile.
     #[arg(value_name = "KIND/NAME")]
@@ -51,7 +51,7 @@ States: Done or Ready, Working (it goes on by itself), Stuck (a person must act:
 
 Next: `lathe logs KIND/NAME` shows what its pods say, `lathe chat SERVICE` asks a service that is Ready.";
 
-/// Longest message in a table; the whole one stands with KIND/NAME and with `-o json`.
+/// Longest message in a table where nobody must act; the whole one stands with KIND/NAME, `-o wide` and `-o json`.
 const CUT: usize = 100;
 
 /// Runs the command.
@@ -86,8 +86,14 @@ pub async fn run(args: &Args) -> Done<()> {
             say(&pretty(&json!(all)));
         }
         _ if rows.is_empty() => {
-            let place = if args.all_namespaces { "this cluster".to_owned() } else { format!("namespace {}", connection.namespace) };
-            say(&format!("Nothing of Lathe in {place}. Next: `kubectl apply -f examples/quickstart/`, or look elsewhere with -n or -A."));
+            let place = if args.all_namespaces {
+                "this cluster".to_owned()
+            } else {
+                format!("namespace {}", connection.namespace)
+            };
+            say(&format!(
+                "Nothing of Lathe in {place}. Next: `kubectl apply -f examples/quickstart/`, or look elsewhere with -n or -A."
+            ));
         }
         form => drop(say_part(&table(&rows, args.all_namespaces, form == Form::Wide, now))),
     }
@@ -178,20 +184,33 @@ fn table(rows: &[(Kind, Value)], namespaces: bool, wide: bool, now: jiff::Timest
         if namespaces {
             row.push(text(&meta["namespace"]));
         }
-        row.extend([format!("{}/{}", kind.lower(), text(&meta["name"])), state(*kind, object).to_owned(), reason]);
+        row.extend([
+            format!("{}/{}", kind.lower(), text(&meta["name"])),
+            state(*kind, object).to_owned(),
+            reason,
+        ]);
         if wide {
             let created: Option<Time> = serde_json::from_value(meta["creationTimestamp"].clone()).ok();
             let seconds = created.map_or(0, |time| now.as_second() - time.0.as_second());
             row.extend([gist(*kind, object), age(seconds)]);
         }
-        row.push(if wide { message } else { cut(&message) });
+        // What a person must do is told to its end.
+        row.push(if wide || state(*kind, object) == "Stuck" { message } else { cut(&message) });
         cells.push(row);
     }
     aligned(&cells)
 }
 
 fn header(namespaces: bool, wide: bool) -> Vec<String> {
-    let all = [("NAMESPACE", namespaces), ("OBJECT", true), ("STATE", true), ("REASON", true), ("DETAIL", wide), ("AGE", wide), ("MESSAGE", true)];
+    let all = [
+        ("NAMESPACE", namespaces),
+        ("OBJECT", true),
+        ("STATE", true),
+        ("REASON", true),
+        ("DETAIL", wide),
+        ("AGE", wide),
+        ("MESSAGE", true),
+    ];
     all.iter().filter(|(_, shown)| *shown).map(|(name, _)| (*name).to_owned()).collect()
 }
 
@@ -201,7 +220,9 @@ fn gist(kind: Kind, object: &Value) -> String {
     match kind {
         Kind::Model => text(&status["size"]),
         Kind::FineTuneJob => text(&status["progress"]["summary"]),
-        Kind::InferenceService => format!("{}/{} replicas", status["replicas"].as_i64().unwrap_or(0), object["spec"]["replicas"]),
+        Kind::InferenceService => {
+            format!("{}/{} replicas", status["replicas"].as_i64().unwrap_or(0), object["spec"]["replicas"])
+        }
         Kind::AcceleratorProfile => text(&object["spec"]["runtime"]),
     }
 }
@@ -222,7 +243,13 @@ fn details(kind: Kind, object: &Value) -> String {
         }
     };
     field("url", text(&status["url"]));
-    field("models", status["modelIds"].as_array().map(|ids| ids.iter().map(text).collect::<Vec<_>>().join(", ")).unwrap_or_default());
+    field(
+        "models",
+        status["modelIds"]
+            .as_array()
+            .map(|ids| ids.iter().map(text).collect::<Vec<_>>().join(", "))
+            .unwrap_or_default(),
+    );
     field("architecture", text(&status["architecture"]));
     field("parameters", text(&status["parameters"]));
     field("size", text(&status["size"]));
@@ -236,11 +263,23 @@ fn details(kind: Kind, object: &Value) -> String {
     field("model", text(&status["modelRef"]["name"]));
     out.push_str(&aligned(&fields));
     for score in status["scores"].as_array().into_iter().flatten() {
-        out.push_str(&format!("  {:<12} {:>10} -> {}\n", text(&score["metric"]), text(&score["before"]), text(&score["after"])));
+        out.push_str(&format!(
+            "  {:<12} {:>10} -> {}\n",
+            text(&score["metric"]),
+            text(&score["before"]),
+            text(&score["after"])
+        ));
     }
     let conditions = status["conditions"].as_array().into_iter().flatten();
     let rows: Vec<Vec<String>> = conditions
-        .map(|c| vec![format!("  {}", text(&c["type"])), text(&c["status"]), text(&c["reason"]), text(&c["message"])])
+        .map(|c| {
+            vec![
+                format!("  {}", text(&c["type"])),
+                text(&c["status"]),
+                text(&c["reason"]),
+                text(&c["message"]),
+            ]
+        })
         .collect();
     if !rows.is_empty() {
         out.push_str("conditions:\n");
@@ -252,7 +291,9 @@ fn details(kind: Kind, object: &Value) -> String {
 /// Columns as wide as their widest cell; the last one as long as it is.
 fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
@@ -316,7 +357,8 @@ mod tests {
 
     #[test]
     fn an_object_that_nobody_visited_says_so() {
-        let object = json!({"metadata": {"name": "m", "generation": 1}, "status": {"observedGeneration": -1}});
+        let object =
+            json!({"metadata": {"name": "m", "generation": 1}, "status": {"observedGeneration": -1}});
         assert_eq!(state(Kind::Model, &object), "Working");
         assert_eq!(cause(Kind::Model, &object).0, "Unvisited");
     }

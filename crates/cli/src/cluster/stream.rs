@@ -55,7 +55,12 @@ impl Endpoint {
     ///
     /// # Errors
     /// The endpoint refuses, or the answer breaks off.
-    pub async fn ask(&self, settings: &Settings, messages: &[Value], mut hear: impl FnMut(&str)) -> Done<String> {
+    pub async fn ask(
+        &self,
+        settings: &Settings,
+        messages: &[Value],
+        mut hear: impl FnMut(&str),
+    ) -> Done<String> {
         let mut body = json!({"model": settings.model, "messages": messages, "stream": true});
         if let Some(temperature) = settings.temperature {
             body["temperature"] = json!(temperature);
@@ -66,7 +71,9 @@ impl Endpoint {
         let request = self.http.post(format!("{}/v1/chat/completions", self.url)).json(&body);
         let mut pieces = self.send(request).await?.bytes_stream();
         let (mut answer, mut lines) = (String::new(), Lines::default());
-        let broke = |why: &str| Problem::transient("Unreachable", format!("the answer broke off: {why}. Next: ask again."));
+        let broke = |why: &str| {
+            Problem::transient("Unreachable", format!("the answer broke off: {why}. Next: ask again."))
+        };
         while let Some(piece) = pieces.next().await {
             let piece = piece.map_err(|error| broke(&error.without_url().to_string()))?;
             for line in lines.push(&piece).map_err(broke)? {
@@ -113,7 +120,10 @@ impl Endpoint {
     }
 
     fn foreign(&self) -> Problem {
-        let message = format!("{}/v1/models does not answer as an OpenAI endpoint. Next: is this the right address?", self.url);
+        let message = format!(
+            "{}/v1/models does not answer as an OpenAI endpoint. Next: is this the right address?",
+            self.url
+        );
         Problem::user("NoEndpoint", message)
     }
 }
@@ -122,7 +132,8 @@ async fn whole(answer: reqwest::Response) -> Done<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut pieces = answer.bytes_stream();
     while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|error| Problem::transient("Unreachable", error.without_url().to_string()))?;
+        let piece =
+            piece.map_err(|error| Problem::transient("Unreachable", error.without_url().to_string()))?;
         if bytes.len() + piece.len() > MAX_BYTES {
             return Err(Problem::transient("Refused", "the endpoint answers with too many bytes"));
         }

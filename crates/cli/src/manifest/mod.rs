@@ -107,12 +107,14 @@ fn files(path: &Path) -> Done<Vec<PathBuf>> {
         .map_err(missing)?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter(|file| {
-            file.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json") && file.is_file()
+            file.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json")
+                && file.is_file()
         })
         .collect();
     files.sort();
     if files.is_empty() {
-        let message = format!("{} holds no .yaml, .yml or .json file. Next: name another folder.", path.display());
+        let message =
+            format!("{} holds no .yaml, .yml or .json file. Next: name another folder.", path.display());
         return Err(Problem::user("NotFound", message));
     }
     Ok(files)
@@ -121,7 +123,8 @@ fn files(path: &Path) -> Done<Vec<PathBuf>> {
 fn text(file: &Path) -> Done<String> {
     let length = std::fs::metadata(file).map_err(|error| Problem::io("read", file, &error))?.len();
     if length > MAX_BYTES {
-        let message = format!("{}: a manifest must be at most {MAX_BYTES} bytes (found {length})", file.display());
+        let message =
+            format!("{}: a manifest must be at most {MAX_BYTES} bytes (found {length})", file.display());
         return Err(Problem::user("InvalidManifest", message));
     }
     std::fs::read_to_string(file).map_err(|error| match error.kind() {

@@ -157,8 +157,12 @@ fn array(schema: &Value, items: &[Value], path: &str, problems: &mut Vec<String>
     for (index, item) in items.iter().enumerate() {
         structure(&schema["items"], item, &format!("{path}[{index}]"), problems);
     }
-    let keys: Vec<&str> =
-        schema["x-kubernetes-list-map-keys"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let keys: Vec<&str> = schema["x-kubernetes-list-map-keys"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     let identity = |item: &Value| match schema["x-kubernetes-list-type"].as_str() {
         Some("set") => Some(item.to_string()),
         Some("map") => Some(keys.iter().map(|key| item[key].to_string()).collect::<Vec<_>>().join(", ")),

@@ -35,8 +35,14 @@ fn documents_that_are_empty_do_not_count() {
 #[rstest]
 #[case::no_yaml("a: [", "m.yaml: ")]
 #[case::no_object("just text", "object 1: `apiVersion` and `kind` must be set")]
-#[case::nothing_of_ours("{apiVersion: v1, kind: Secret, metadata: {name: s}}", "no Model, FineTuneJob or InferenceService")]
-#[case::other_version("{apiVersion: lathe.dev/v9, kind: Model}", "`apiVersion` must be lathe.dev/v1alpha1 (found lathe.dev/v9)")]
+#[case::nothing_of_ours(
+    "{apiVersion: v1, kind: Secret, metadata: {name: s}}",
+    "no Model, FineTuneJob or InferenceService"
+)]
+#[case::other_version(
+    "{apiVersion: lathe.dev/v9, kind: Model}",
+    "`apiVersion` must be lathe.dev/v1alpha1 (found lathe.dev/v9)"
+)]
 #[case::other_kind("{apiVersion: lathe.dev/v1alpha1, kind: Modell}", "`kind` must be one of")]
 #[case::a_number_for_text(
     "{apiVersion: lathe.dev/v1alpha1, kind: Model, metadata: {name: m}, spec: {source: {uri: 3}}}",
@@ -54,7 +60,10 @@ fn documents_that_are_empty_do_not_count() {
     "{apiVersion: lathe.dev/v1alpha1, kind: Model, metadata: {name: m}, spec: {}}",
     "`spec.source` must be set"
 )]
-#[case::no_name("{apiVersion: lathe.dev/v1alpha1, kind: Model, spec: {source: {uri: 'pvc://a/b'}}}", "`metadata.name` must be")]
+#[case::no_name(
+    "{apiVersion: lathe.dev/v1alpha1, kind: Model, spec: {source: {uri: 'pvc://a/b'}}}",
+    "`metadata.name` must be"
+)]
 #[case::a_bad_name(
     "{apiVersion: lathe.dev/v1alpha1, kind: Model, metadata: {name: ../x}, spec: {source: {uri: 'pvc://a/b'}}}",
     "`metadata.name` must be"

@@ -38,7 +38,7 @@ use worker::Workers;
 /// Ctrl-C while tuning saves a checkpoint: the same command goes on from there. A job whose result is there already, from
 /// the same inputs, is not tuned again.
 #[derive(clap::Args, Debug, Default)]
-#[command(after_long_help = HELP)]
+#[command(verbatim_doc_comment, after_long_help = HELP)]
 pub struct Args {
     /// A manifest, or a folder of them; may be given more than once.
     #[arg(short = 'f', long = "filename", value_name = "PATH", required = true, num_args = 1..)]

@@ -37,7 +37,7 @@ impl Place {
         };
         let work = within(&args.work, folder.join(".lathe"))?;
         let cache = within(&args.cache, work.join("cache"))?;
-        make(&work)?;
+        make(&work, "--work DIR")?;
         let lock = work.join("lock");
         let file = File::create(&lock).map_err(|error| Problem::io("write", &lock, &error))?;
         match file.try_lock() {
@@ -75,7 +75,7 @@ impl Place {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Problem::io("empty", &folder, &error));
             }
-            _ => make(&folder)?,
+            _ => make(&folder, "--work DIR")?,
         }
         Ok(folder)
     }
@@ -100,7 +100,7 @@ impl Place {
         for (claim, at) in &mut contract.mounts.claims {
             let folder = self.volume(claim);
             if written.contains(&claim.as_str()) {
-                make(&folder)?;
+                make(&folder, &format!("--volume {claim}=DIR"))?;
             } else if !folder.is_dir() {
                 let message = format!(
                     "pvc://{claim}/ stands for {}, and there is no such folder. Next: put the files there, or name another folder by --volume {claim}=DIR.",
@@ -110,7 +110,7 @@ impl Place {
             }
             *at = text(&folder)?;
         }
-        make(&self.cache)?;
+        make(&self.cache, "--cache DIR")?;
         contract.mounts.cache = text(&self.cache)?;
         for source in sources(&mut contract.task) {
             let Some(dir) = &mut source.secret_dir else { continue };
@@ -167,8 +167,13 @@ fn sources(task: &mut Task) -> Vec<&mut SourceRef> {
     }
 }
 
-fn make(folder: &Path) -> Done<()> {
-    std::fs::create_dir_all(folder).map_err(|error| Problem::io("make", folder, &error))
+/// Makes a folder, which `option` can put elsewhere.
+fn make(folder: &Path, option: &str) -> Done<()> {
+    std::fs::create_dir_all(folder).map_err(|error| {
+        let message =
+            format!("cannot make {}: {error}. Next: name another folder by {option}.", folder.display());
+        Problem::user("InputOutput", message)
+    })
 }
 
 fn text(path: &Path) -> Done<String> {

@@ -60,7 +60,14 @@ impl Run {
         let serving = serving(&service.spec, &facts).map_err(|rejection| of(rejection.into()))?;
         let mut running = self.workers.start(&self.place, &mut self.show, serving.contract, Some(port))?;
         self.workers.until_ready(&mut running, &mut self.show, &mut self.stop).await.map_err(|problem| {
-            if problem.reason == "Stopped" { problem } else { of(problem) }
+            match problem.reason.as_str() {
+                "Stopped" => problem,
+                "PortTaken" => Problem {
+                    message: format!("{} Or choose another one by --port.", problem.message),
+                    ..problem
+                },
+                _ => of(problem),
+            }
         })?;
         let port = running.serve.map_or(port, |address| address.port());
         let url = format!("http://localhost:{port}");
@@ -81,6 +88,9 @@ impl Run {
 fn port(first: u16, index: usize) -> Done<u16> {
     let port = u16::try_from(index).ok().and_then(|index| first.checked_add(index));
     port.ok_or_else(|| {
-        Problem::user("InvalidSettings", format!("there is no port {first} + {index}. Next: --port with a lower one."))
+        Problem::user(
+            "InvalidSettings",
+            format!("there is no port {first} + {index}. Next: --port with a lower one."),
+        )
     })
 }

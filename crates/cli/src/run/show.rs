@@ -133,14 +133,19 @@ impl Show {
         let Some(step) = self.step.take() else { return };
         step.bar.finish_and_clear();
         if self.output == Output::Text {
-            note(&format!("  FAILED {}: {} ({:.1} s)", step.object, step.task, step.started.elapsed().as_secs_f64()));
+            let how = if reason == "Stopped" { "stopped" } else { "FAILED" };
+            let seconds = step.started.elapsed().as_secs_f64();
+            note(&format!("  {how} {}: {} ({seconds:.1} s)", step.object, step.task));
         }
         self.event(&Event::Failed { object: &step.object, task: step.task, reason, message });
     }
 }
 
-/// `step 120/300 (40 %), loss 0.812, 5300 tokens/s, 35 s left`
+/// Where training stands: `step 120/300 (40 %), loss 0.812, 5300 tokens/s, 35 s left`
 fn line(progress: &TrainProgress) -> String {
+    if progress.step == 0 {
+        return format!("step 0/{}", progress.steps);
+    }
     let TrainProgress { step, steps, loss, tokens_per_second, remaining_seconds, .. } = progress;
     let share = 100.0 * *step as f64 / (*steps).max(1) as f64;
     format!(
@@ -163,7 +168,8 @@ fn time(seconds: f64) -> String {
 pub fn table(scores: &[ScoreStatus]) -> String {
     let mut text = format!("  {:<12}{:>10}{:>10}", "score", "before", "after");
     for score in scores {
-        let value = |value: &Option<lathe_api::Decimal>| value.as_ref().map_or("-".to_owned(), |v| v.0.clone());
+        let value =
+            |value: &Option<lathe_api::Decimal>| value.as_ref().map_or("-".to_owned(), |v| v.0.clone());
         let metric = lathe_resolve::to_metric(score.metric).as_str();
         text.push_str(&format!("\n  {metric:<12}{:>10}{:>10}", value(&score.before), value(&score.after)));
     }
@@ -200,6 +206,7 @@ mod tests {
             ..TrainProgress::default()
         };
         assert_eq!(line(&progress), "step 12/48 (25 %), loss 0.512, 5322 tokens/s, 30 s left");
+        assert_eq!(line(&TrainProgress { steps: 48, ..TrainProgress::default() }), "step 0/48");
     }
 
     #[test]

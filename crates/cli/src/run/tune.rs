@@ -97,10 +97,13 @@ impl Run {
         let mut running = self.workers.start(&self.place, &mut self.show, contract, None)?;
         let ended = self.workers.finish(&mut running, &mut self.show, &mut self.stop, |_| {}).await?;
         let Outcome::DataChecked(report) = ended else { return Err(unexpected(what)) };
-        let CheckDataReport { format, rows, tokens, evaluation_rows, over_long_rows, leaked_rows, .. } = &report;
+        let CheckDataReport { format, rows, tokens, evaluation_rows, over_long_rows, leaked_rows, .. } =
+            &report;
         let mut said = format!("{rows} {format} rows with {tokens} tokens, {evaluation_rows} held out");
         if *over_long_rows > 0 {
-            said.push_str(&format!("; {over_long_rows} rows are longer than the sequence length and are cut"));
+            said.push_str(&format!(
+                "; {over_long_rows} rows are longer than the sequence length and are cut"
+            ));
         }
         if *leaked_rows > 0 {
             said.push_str(&format!("; {leaked_rows} held-out rows stand in the training rows too"));

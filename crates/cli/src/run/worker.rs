@@ -6,7 +6,8 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use lathe_contract::{
-    CONTRACT_VERSION, Contract, MAX_REPORT_BYTES, ObjectRef, Outcome, Report, Scope, Signer, Summary, Task, Trust,
+    CONTRACT_VERSION, Contract, MAX_REPORT_BYTES, ObjectRef, Outcome, Report, Scope, Signer, Summary, Task,
+    Trust,
 };
 use lathe_resolve::pod;
 use rustix::process::{Pid, Signal, kill_process};
@@ -41,6 +42,8 @@ pub struct Running {
     summary: PathBuf,
     log: PathBuf,
     control: Option<SocketAddr>,
+    /// The user wants it to stop.
+    asked: bool,
     /// Where users are served.
     pub serve: Option<SocketAddr>,
 }
@@ -76,21 +79,34 @@ impl Workers {
 
     /// The contract of a task, before its folders are those of this machine.
     pub fn contract(&self, object: ObjectRef, mounts: &pod::Mounts, task: Task) -> Contract {
-        Contract { version: CONTRACT_VERSION, object, trust: self.trust.clone(), mounts: mounts.contract(), task }
+        Contract {
+            version: CONTRACT_VERSION,
+            object,
+            trust: self.trust.clone(),
+            mounts: mounts.contract(),
+            task,
+        }
     }
 
     /// Starts a worker. `port`: where it serves.
     ///
     /// # Errors
     /// A folder is missing, or the program does not start.
-    pub fn start(&self, place: &Place, show: &mut Show, contract: Contract, port: Option<u16>) -> Done<Running> {
+    pub fn start(
+        &self,
+        place: &Place,
+        show: &mut Show,
+        contract: Contract,
+        port: Option<u16>,
+    ) -> Done<Running> {
         let task = pod::task_name(&contract.task);
         let (object, uid) = (object_name(&contract.object), contract.object.uid.clone());
         let contract = place.localise(contract).map_err(|problem| problem.of(&object))?;
         let folder = place.task(&format!("{}/{task}", object.replace('/', "-")))?;
         let file = folder.join("contract.json");
-        let json = serde_json::to_vec_pretty(&contract)
-            .map_err(|error| Problem::transient("Internal", format!("the contract cannot be written: {error}")))?;
+        let json = serde_json::to_vec_pretty(&contract).map_err(|error| {
+            Problem::transient("Internal", format!("the contract cannot be written: {error}"))
+        })?;
         std::fs::write(&file, json).map_err(|error| Problem::io("write", &file, &error))?;
         let (addresses, summary, log) =
             (folder.join("addresses.json"), folder.join("summary.json"), folder.join("log"));
@@ -105,7 +121,7 @@ impl Workers {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).process_group(0).kill_on_drop(true);
         let child = command.spawn().map_err(|error| Problem::io("start", &self.program, &error))?;
         show.begin(&object, task, &log);
-        Ok(Running { child, uid, addresses, summary, log, control: None, serve: None })
+        Ok(Running { child, uid, addresses, summary, log, control: None, asked: false, serve: None })
     }
 
     /// What the worker says of itself; `None` while it cannot be asked.
@@ -207,6 +223,7 @@ impl Running {
 
     /// The user's wish to stop: the first saves or drains, the second does not, the third kills.
     fn pass_on(&mut self, number: u32, show: &Show) {
+        self.asked = true;
         if number == 1 {
             show.note("stopping: what is done is being saved or answered; once more ends at once");
         }
@@ -253,6 +270,10 @@ impl Running {
                 Err(Problem::stopped(format!("stopped{at}. Next: the same command goes on from there.")))
             }
             Some(outcome) => Ok(outcome),
+            // It was stopped before it could say so, or not waited for.
+            None if self.asked => {
+                Err(Problem::stopped("stopped. Next: the same command goes on from what was saved."))
+            }
             None => {
                 let message = format!(
                     "the worker ended ({status}) without last words. Its log {} ends with:\n{}",
