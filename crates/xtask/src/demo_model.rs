@@ -21,7 +21,6 @@ pub struct Args {}
 /// # Errors
 /// The worker does not build, or training fails.
 pub fn run(_: &Args) -> Result<()> {
-    let root = paths::repository();
     let folder = empty_folder(&paths::cache()?.join("demo-model"))?;
     let step = ui::step("corpus, tokenizer and random weights");
     let mut make = command::cargo();
@@ -50,7 +49,7 @@ pub fn run(_: &Args) -> Result<()> {
         "tokenizer.json",
         "tokenizer_config.json",
     ];
-    let volume = root.join("examples/quickstart/volumes/quickstart");
+    let volume = paths::quickstart_volume();
     let target = volume.join("model");
     fs::create_dir_all(&target)?;
     let mut bytes = 0;

@@ -11,6 +11,11 @@ pub fn repository() -> PathBuf {
     package.ancestors().nth(2).unwrap_or(package).to_path_buf()
 }
 
+/// What the quick-start's claim holds: the demo model in `model`, rows in `data`.
+pub fn quickstart_volume() -> PathBuf {
+    repository().join("examples/quickstart/volumes/quickstart")
+}
+
 /// `$XDG_CACHE_HOME/lathe`, or `~/.cache/lathe`.
 pub fn cache() -> Result<PathBuf> {
     if let Some(base) = env::var_os("XDG_CACHE_HOME").filter(|base| !base.is_empty()) {

@@ -25,16 +25,17 @@ pub struct Model {
 /// # Errors
 /// Its `config.json` lacks something.
 pub fn demo() -> Result<Model> {
-    let folder = paths::repository().join("models/demo");
+    let folder = paths::quickstart_volume().join("model");
     let config: Value = serde_json::from_slice(&fs::read(folder.join("config.json"))?)?;
     let number = |name: &str| {
         config[name]
             .as_u64()
             .map(|n| n as usize)
-            .with_context(|| format!("models/demo/config.json has no {name}"))
+            .with_context(|| format!("the demo model's config.json has no {name}"))
     };
-    let real =
-        |name: &str| config[name].as_f64().with_context(|| format!("models/demo/config.json has no {name}"));
+    let real = |name: &str| {
+        config[name].as_f64().with_context(|| format!("the demo model's config.json has no {name}"))
+    };
     let shape = ModelShape {
         vocab: number("vocab_size")?,
         hidden: number("hidden_size")?,
@@ -85,12 +86,12 @@ pub fn random(folder: &Path) -> Result<Model> {
     };
     json("config.json", &config(&shape))?;
     json("generation_config.json", &json!({"eos_token_id": 1, "pad_token_id": 0}))?;
-    let demo = paths::repository().join("models/demo");
+    let demo = paths::quickstart_volume().join("model");
     fs::copy(demo.join("tokenizer_config.json"), folder.join("tokenizer_config.json"))?;
     let mut tokenizer: Value = serde_json::from_slice(&fs::read(demo.join("tokenizer.json"))?)?;
     let vocab = tokenizer["model"]["vocab"]
         .as_object_mut()
-        .context("models/demo/tokenizer.json has no vocabulary")?;
+        .context("the demo model's tokenizer.json has no vocabulary")?;
     let named = vocab.values().filter_map(Value::as_u64).max().map_or(0, |largest| largest as usize + 1);
     for id in named..shape.vocab {
         vocab.insert(format!("t{id}"), id.into());

@@ -155,7 +155,7 @@ fn manifests() -> Result<Vec<PathBuf>> {
 
 /// Three questions and their reference answers, from the beginning, the middle and the end of the test set.
 fn held_out() -> Result<Vec<(String, String)>> {
-    let path = paths::repository().join("examples/quickstart/volumes/quickstart/data/test.jsonl");
+    let path = paths::quickstart_volume().join("data/test.jsonl");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let rows: Vec<serde_json::Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let say = |row: &serde_json::Value, n: usize| {

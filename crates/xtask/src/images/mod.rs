@@ -28,11 +28,7 @@ const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// # Errors
 /// A program does not build, or a file cannot be read.
 pub fn build(registry: &str) -> Result<Vec<Image>> {
-    let root = paths::repository();
-    let mut packages = vec!["lathe-worker", "lathe-operator"];
-    if root.join("crates/gateway/Cargo.toml").is_file() {
-        packages.push("lathe-gateway");
-    }
+    let packages = ["lathe-worker", "lathe-operator"];
     toolchain::packages(&[(CERTIFICATES, "ca-certificates")])?;
     let step = ui::step(format!("build {}", packages.join(", ")));
     step.expect("up to 10 minutes from scratch on 2 cores");
@@ -42,7 +38,7 @@ pub fn build(registry: &str) -> Result<Vec<Image>> {
     for (name, program) in packages.iter().zip(built) {
         images.push(of_program(registry, name, &program)?);
     }
-    images.push(quickstart(registry, &root)?);
+    images.push(quickstart(registry)?);
     Ok(images)
 }
 
@@ -102,13 +98,13 @@ fn of_program(registry: &str, name: &str, program: &Path) -> Result<Image> {
 }
 
 /// The quick-start's model and data, with a program that copies them into a volume.
-fn quickstart(registry: &str, root: &Path) -> Result<Image> {
+fn quickstart(registry: &str) -> Result<Image> {
     let mut files = base()?;
     files.program("copy", fs::read(programs::small("copy")?)?);
     files.folder("files", 0o755);
     let mut entrypoint = vec!["/copy".to_owned()];
     // The folder that `lathe run` takes for the claim `quickstart`.
-    let volume = root.join("examples/quickstart/volumes/quickstart");
+    let volume = paths::quickstart_volume();
     for name in ["model", "data"] {
         files.copy(&volume.join(name), &format!("files/{name}"))?;
         entrypoint.push(format!("/files/{name}"));

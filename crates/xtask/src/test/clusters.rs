@@ -83,8 +83,13 @@ fn with_cluster(
 fn against(programs: &[TestProgram], cluster: &Cluster, wanted: impl Fn(&str) -> bool) -> Result<()> {
     let helm = toolchain::go_program(&toolchain::HELM)?;
     let (kubeconfig, helm) = (cluster.kubeconfig(), helm.to_string_lossy().into_owned());
-    let environment =
-        [("KUBECONFIG", &*kubeconfig.to_string_lossy()), ("LATHE_HELM", &helm), ("RUST_TEST_THREADS", "1")];
+    let kubectl = cluster.kubectl().get_program().to_string_lossy().into_owned();
+    let environment = [
+        ("KUBECONFIG", &*kubeconfig.to_string_lossy()),
+        ("LATHE_HELM", &helm),
+        ("LATHE_KUBECTL", &kubectl),
+        ("RUST_TEST_THREADS", "1"),
+    ];
     let tests = programs.iter().filter(|program| program.package == "lathe-e2e" && wanted(&program.name));
     run_all(tests, &environment, &[])
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test, in layers, from the cheapest that can catch the bug.
 
 mod chart;
+mod clusters;
 mod programs;
 
 use std::process::Command;
@@ -9,8 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::cluster::{self, Cluster};
-use crate::{command, generate, images, paths, toolchain, ui};
+use crate::{command, generate, paths, toolchain, ui};
 use programs::{TestProgram, run_all};
 
 /// Kernel levels of the engine, by the feature that the processor must have.
@@ -37,6 +37,9 @@ enum Layer {
     ControlPlane,
     /// A real node: the main job from end to end.
     E2e,
+    /// The control-plane layer on the oldest and the newest Kubernetes. Runs only where it is asked for, since each
+    /// takes 8 minutes to build.
+    Compat,
 }
 
 /// Runs the command.
@@ -45,17 +48,19 @@ enum Layer {
 /// A test fails, or what it needs cannot be had; the text names the layers.
 pub fn run(args: &Args) -> Result<()> {
     let all = [Layer::Unit, Layer::Engine, Layer::Chart, Layer::ControlPlane, Layer::E2e];
+    let layers = if args.only.is_empty() { &all[..] } else { &args.only[..] };
     let programs = programs::build()?;
     let mut rows = Vec::new();
-    for layer in all.into_iter().filter(|layer| args.only.is_empty() || args.only.contains(layer)) {
+    for &layer in layers {
         ui::heading(&format!("\n== {layer:?}"));
         let started = Instant::now();
         let ended = match layer {
             Layer::Unit => unit(&programs),
             Layer::Engine => engine(&programs),
             Layer::Chart => chart::run(),
-            Layer::ControlPlane => control_plane(&programs),
-            Layer::E2e => e2e(&programs),
+            Layer::ControlPlane => clusters::control_plane(&programs),
+            Layer::E2e => clusters::e2e(&programs),
+            Layer::Compat => clusters::compat(&programs),
         };
         if let Err(error) = &ended {
             eprintln!("{layer:?} failed: {error:#}");
@@ -84,7 +89,10 @@ fn unit(programs: &[TestProgram]) -> Result<()> {
     cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     generate::run(&generate::Args { check: true })?;
     let elsewhere = ["lathe-engine", "lathe-worker", "lathe-e2e"];
-    run_all(programs.iter().filter(|program| !elsewhere.contains(&program.package.as_str())), &[], &[])?;
+    let here = |program: &&TestProgram| {
+        !elsewhere.contains(&&*program.package) && !clusters::OF_XTASK.contains(&&*program.name)
+    };
+    run_all(programs.iter().filter(here), &[], &[])?;
     cargo(&["test", "--workspace", "--doc"])
 }
 
@@ -116,50 +124,6 @@ fn python() -> Result<()> {
         command::run(Command::new("python3").arg("tests/python/setup.py").current_dir(paths::repository()))?;
     step.done(python.lines().last().unwrap_or_default());
     Ok(())
-}
-
-fn control_plane(programs: &[TestProgram]) -> Result<()> {
-    let options = cluster::Options { name: "lathe-test-control-plane".to_owned(), nodes: 0, fleet: 0 };
-    with_cluster(&options, |cluster| test_against(programs, cluster, "control_plane"))
-}
-
-fn e2e(programs: &[TestProgram]) -> Result<()> {
-    let options = cluster::Options { name: "lathe-test".to_owned(), nodes: 1, fleet: 0 };
-    with_cluster(&options, |cluster| {
-        let folder = paths::cache()?.join("images");
-        for image in images::build(images::REGISTRY)? {
-            cluster.import_image(&images::write(&image, &folder)?)?;
-        }
-        test_against(programs, cluster, "end_to_end")
-    })
-}
-
-/// The cluster goes when the tests have passed, and stays for a look when they have not.
-fn with_cluster(options: &cluster::Options, tests: impl FnOnce(&Cluster) -> Result<()>) -> Result<()> {
-    cluster::down(&options.name)?;
-    let cluster = cluster::up(options)?;
-    let ended = tests(&cluster);
-    if ended.is_ok() || std::env::var_os("CI").is_some() {
-        cluster::down(&options.name)?;
-    } else {
-        ui::note(&format!(
-            "cluster {0} is left for a look; `cargo xtask cluster down --name {0}` removes it",
-            options.name
-        ));
-    }
-    ended
-}
-
-fn test_against(programs: &[TestProgram], cluster: &Cluster, name: &str) -> Result<()> {
-    let helm = toolchain::go_program(&toolchain::HELM)?;
-    let (kubeconfig, helm) = (cluster.kubeconfig(), helm.to_string_lossy().into_owned());
-    let environment =
-        [("KUBECONFIG", &*kubeconfig.to_string_lossy()), ("LATHE_HELM", &helm), ("RUST_TEST_THREADS", "1")];
-    run_all(
-        programs.iter().filter(|program| program.package == "lathe-e2e" && program.name == name),
-        &environment,
-        &[],
-    )
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
