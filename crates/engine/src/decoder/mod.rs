@@ -5,6 +5,7 @@
 //! `T` below is the batch's rows, `H` the hidden width, `Q` and `K` all query and all key heads, `I` the MLP.
 
 mod backward;
+mod batch;
 mod block;
 mod head;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use lathe_plan::{Buffer, Category, ModelShape, RopeScaling, Target};
 
 pub(crate) use backward::{Gradients, LayerGradients, embedding_gradient};
+pub(crate) use batch::{Batch, Layout};
 pub(crate) use block::Block;
 pub(crate) use head::{LossHead, last_logits};
 
@@ -65,28 +67,6 @@ pub(crate) struct Dropout {
     pub rate: f32,
     /// `[T, widest input]`
     pub dropped: Buf,
-}
-
-/// A ragged batch on the device.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Batch {
-    pub rows: usize,
-    pub sequences: usize,
-    /// `[T]`
-    pub tokens: Buf,
-    /// `[T]`
-    pub positions: Buf,
-    /// `[sequences + 1]`
-    pub starts: Buf,
-    /// `[sequences]`
-    pub table_starts: Buf,
-    pub tables: Buf,
-    /// `[T]`
-    pub adapters: Buf,
-    /// `[sequences]`, for dropout.
-    pub seeds: Option<Buf>,
-    /// `[T]`: where each row's key and value go in the cache.
-    pub slots: Option<Buf>,
 }
 
 /// What one block computes and its backward pass needs again.

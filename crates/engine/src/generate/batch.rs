@@ -4,17 +4,13 @@ use lathe_plan::BLOCK;
 
 use super::Sequence;
 use crate::Result;
-use crate::decoder::{Batch, Planned};
+use crate::decoder::{Batch, Layout, Planned};
 use crate::device::{Buf, Data, Device as Dev, NO_ADAPTER};
 
 /// The batch's buffers on the device.
 pub(super) struct Device {
-    tokens: Buf,
-    positions: Buf,
-    starts: Buf,
-    table_starts: Buf,
-    tables: Buf,
-    adapters: Buf,
+    batch: Batch,
+    /// Where each row's key and value go.
     slots: Buf,
     /// Rows whose logits are wanted.
     pub rows: Buf,
@@ -22,28 +18,16 @@ pub(super) struct Device {
 
 impl Device {
     pub(super) fn of(planned: &Planned) -> Result<Device> {
-        let get = |name: &str| planned.get(&format!("batch.{name}"));
-        Ok(Device {
-            tokens: get("tokens")?,
-            positions: get("positions")?,
-            starts: get("starts")?,
-            table_starts: get("table_starts")?,
-            tables: get("tables")?,
-            adapters: get("adapters")?,
-            slots: get("slots")?,
-            rows: get("rows")?,
-        })
+        let slots = planned.get("batch.slots")?;
+        let batch = Batch { slots: Some(slots), ..Batch::of(planned)? };
+        Ok(Device { batch, slots, rows: planned.get("batch.rows")? })
     }
 }
 
 /// A batch on the host; the vectors are used again and again.
 #[derive(Default)]
 pub(super) struct Host {
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
-    starts: Vec<u32>,
-    table_starts: Vec<u32>,
-    tables: Vec<u32>,
+    layout: Layout,
     adapters: Vec<u32>,
     slots: Vec<u32>,
     chosen: Vec<u32>,
@@ -52,10 +36,12 @@ pub(super) struct Host {
 impl Host {
     /// Lays out `rows` tokens of each sequence from the first that is not in the cache.
     pub(super) fn fill<'a>(&mut self, chunks: impl Iterator<Item = (&'a Sequence, usize)>, context: usize) {
-        let Host { tokens, positions, starts, table_starts, tables, adapters, slots, chosen } = self;
-        for vector in [&mut *tokens, positions, starts, table_starts, tables, adapters, slots, chosen] {
+        let Host { layout, adapters, slots, chosen } = self;
+        layout.clear();
+        for vector in [&mut *adapters, slots, chosen] {
             vector.clear();
         }
+        let Layout { tokens, positions, starts, table_starts, tables } = layout;
         let table = context.div_ceil(BLOCK);
         for (i, (sequence, rows)) in chunks.enumerate() {
             starts.push(tokens.len() as u32);
@@ -82,29 +68,11 @@ impl Host {
     }
 
     pub(super) fn write(&self, dev: &mut dyn Dev, to: &Device) -> Batch {
-        for (to, from) in [
-            (to.tokens, &self.tokens),
-            (to.positions, &self.positions),
-            (to.starts, &self.starts),
-            (to.table_starts, &self.table_starts),
-            (to.tables, &self.tables),
-            (to.adapters, &self.adapters),
-            (to.slots, &self.slots),
-            (to.rows, &self.chosen),
-        ] {
+        let batch = self.layout.write(dev, to.batch);
+        for (to, from) in [(batch.adapters, &self.adapters), (to.slots, &self.slots), (to.rows, &self.chosen)]
+        {
             dev.write(to.first(from.len()), Data::U32(from));
         }
-        Batch {
-            rows: self.tokens.len(),
-            sequences: self.starts.len() - 1,
-            tokens: to.tokens,
-            positions: to.positions,
-            starts: to.starts,
-            table_starts: to.table_starts,
-            tables: to.tables,
-            adapters: to.adapters,
-            seeds: None,
-            slots: Some(to.slots),
-        }
+        batch
     }
 }

@@ -4,7 +4,7 @@ use lathe_plan::BLOCK;
 
 use super::Row;
 use crate::Result;
-use crate::decoder::{Batch, LossHead, Planned};
+use crate::decoder::{Batch, Layout, LossHead, Planned};
 use crate::device::{Buf, Data, Device as Dev};
 
 /// Cuts rows, in their order, into runs of at most `tokens` tokens (a longer row is a run of its own).
@@ -25,38 +25,21 @@ pub(super) fn micro_batches(rows: &[Row], tokens: usize) -> impl Iterator<Item =
 
 /// The batch's buffers on the device.
 pub(super) struct Device {
-    tokens: Buf,
-    positions: Buf,
-    starts: Buf,
-    table_starts: Buf,
-    tables: Buf,
-    adapters: Buf,
+    batch: Batch,
     seeds: Buf,
 }
 
 impl Device {
     pub(super) fn of(planned: &Planned) -> Result<Device> {
-        let get = |name: &str| planned.get(&format!("batch.{name}"));
-        Ok(Device {
-            tokens: get("tokens")?,
-            positions: get("positions")?,
-            starts: get("starts")?,
-            table_starts: get("table_starts")?,
-            tables: get("tables")?,
-            adapters: get("adapters")?,
-            seeds: get("seeds")?,
-        })
+        let seeds = planned.get("batch.seeds")?;
+        Ok(Device { batch: Batch { seeds: Some(seeds), ..Batch::of(planned)? }, seeds })
     }
 }
 
 /// A micro-batch on the host; the vectors are used again and again.
 #[derive(Default)]
 pub(super) struct Host {
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
-    starts: Vec<u32>,
-    table_starts: Vec<u32>,
-    tables: Vec<u32>,
+    layout: Layout,
     seeds: Vec<u64>,
     chosen: Vec<u32>,
     targets: Vec<u32>,
@@ -67,13 +50,13 @@ impl Host {
     /// Lays out `rows`. A row's last token predicts nothing, so it is only a target. `total` is the sum of the
     /// weights of the whole step.
     pub(super) fn fill(&mut self, rows: &[Row], total: f64, seed: impl Fn(usize) -> u64) -> &Host {
-        let Host { tokens, positions, starts, table_starts, tables, seeds, chosen, targets, coefficients } =
-            self;
-        for vector in [&mut *tokens, positions, starts, table_starts, tables, chosen, targets] {
-            vector.clear();
-        }
+        let Host { layout, seeds, chosen, targets, coefficients } = self;
+        layout.clear();
+        chosen.clear();
+        targets.clear();
         seeds.clear();
         coefficients.clear();
+        let Layout { tokens, positions, starts, table_starts, tables } = layout;
         for (i, row) in rows.iter().enumerate() {
             let (first, len) = (tokens.len() as u32, row.tokens.len() - 1);
             tokens.extend(&row.tokens[..len]);
@@ -100,31 +83,13 @@ impl Host {
     }
 
     pub(super) fn write(&self, dev: &mut dyn Dev, to: &Device, head: &LossHead) -> Batch {
-        for (to, from) in [
-            (to.tokens, &self.tokens),
-            (to.positions, &self.positions),
-            (to.starts, &self.starts),
-            (to.table_starts, &self.table_starts),
-            (to.tables, &self.tables),
-            (head.chosen, &self.chosen),
-            (head.targets, &self.targets),
-        ] {
+        let batch = self.layout.write(dev, to.batch);
+        for (to, from) in [(head.chosen, &self.chosen), (head.targets, &self.targets)] {
             dev.write(to.first(from.len()), Data::U32(from));
         }
         dev.write(to.seeds.first(self.seeds.len()), Data::U64(&self.seeds));
         dev.write(head.coefficients.first(self.coefficients.len()), Data::F32(&self.coefficients));
-        Batch {
-            rows: self.tokens.len(),
-            sequences: self.seeds.len(),
-            tokens: to.tokens,
-            positions: to.positions,
-            starts: to.starts,
-            table_starts: to.table_starts,
-            tables: to.tables,
-            adapters: to.adapters,
-            seeds: Some(to.seeds),
-            slots: None,
-        }
+        batch
     }
 }
 
@@ -152,9 +117,9 @@ mod tests {
         ];
         let mut host = Host::default();
         let host = host.fill(&rows, 4.0, |_| 0);
-        assert_eq!(host.tokens, [7, 8, 4]);
-        assert_eq!(host.positions, [0, 1, 0]);
-        assert_eq!(host.starts, [0, 2, 3]);
+        assert_eq!(host.layout.tokens, [7, 8, 4]);
+        assert_eq!(host.layout.positions, [0, 1, 0]);
+        assert_eq!(host.layout.starts, [0, 2, 3]);
         assert_eq!((&host.chosen[..], &host.targets[..]), (&[1, 2][..], &[9, 5][..]));
         assert_eq!(host.coefficients, [0.25, 0.75]);
     }
