@@ -5,6 +5,7 @@ mod channel;
 mod claims;
 mod cleanup;
 mod context;
+mod distress;
 mod drift;
 mod error;
 mod finetune;
@@ -26,7 +27,6 @@ mod server;
 mod telemetry;
 #[cfg(test)]
 mod testing;
-mod unreadable;
 
 use std::sync::Arc;
 

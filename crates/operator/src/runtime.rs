@@ -29,8 +29,8 @@ use tracing::{Instrument as _, Span, field::Empty};
 use crate::{
     apply::Happened,
     context::{Context, Scope},
+    distress,
     error::Error,
-    unreadable,
 };
 
 /// Reconciles of one controller at a time.
@@ -38,6 +38,8 @@ const CONCURRENCY: u16 = 16;
 /// Many events of one object become one reconcile.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// A round that fails once more after so many failures is told in the status.
+const TOLD: u32 = 2;
 
 /// An object that may be broken (a stored object that an older or newer schema let through).
 pub type Guard<K> = DeserializeGuard<K>;
@@ -240,7 +242,7 @@ async fn round<R: Reconcile>(
         Ok(object) => object,
         Err(invalid) => {
             let (meta, now) = (&invalid.metadata, Timestamp::now());
-            let told = unreadable::tell::<R::Object>(&context.client, meta, R::SUMMARY, now).await;
+            let told = distress::tell::<R::Object>(&context.client, meta, R::SUMMARY, now).await;
             let message = match told {
                 // It can be read by now: the watch brings it again.
                 Ok(None) => return Ok(Action::await_change()),
@@ -251,9 +253,9 @@ async fn round<R: Reconcile>(
                 }
             };
             tracing::warn!(kind = R::NAME, name = ?meta.name, namespace = ?meta.namespace, message);
-            context.health.metrics.failed(R::NAME, unreadable::REASON);
+            context.health.metrics.failed(R::NAME, distress::REASON);
             let happened =
-                Happened { good: false, reason: unreadable::REASON, action: "Read", message: &message };
+                Happened { good: false, reason: distress::REASON, action: "Read", message: &message };
             context.writer.event(object, &happened).await;
             return Ok(Action::await_change());
         }
@@ -272,6 +274,15 @@ async fn round<R: Reconcile>(
             let category = error.category();
             let happened = Happened { good: false, reason: category, action: "Reconcile", message: &message };
             context.writer.event(object, &happened).await;
+            // A refused write is in the status already; a first failure is often over with the next round.
+            if error.refusal().is_none() && pauses.failed(object.uid()) >= TOLD {
+                let (meta, why) = (object.meta(), (category, message.as_str()));
+                let told =
+                    distress::failing::<R::Object>(&context.client, meta, R::SUMMARY, why, Timestamp::now());
+                if let Err(error) = told.await {
+                    tracing::debug!(kind = R::NAME, %error, "a failing round could not be told");
+                }
+            }
             Err(Failed { category, message })
         }
     }
@@ -303,6 +314,12 @@ impl Pauses {
         let pause = Duration::from_secs(1 << (*count).min(9)).min(LONGEST_PAUSE);
         *count = count.saturating_add(1);
         pause
+    }
+
+    /// Failures in a row so far.
+    fn failed(&self, uid: Option<String>) -> u32 {
+        let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.get(&uid.unwrap_or_default()).copied().unwrap_or(0)
     }
 
     fn clear(&self, uid: Option<String>) {
@@ -345,6 +362,7 @@ mod tests {
         let uid = || Some("a".to_owned());
         let seconds: Vec<u64> = (0..11).map(|_| pauses.next(uid()).as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        assert_eq!((pauses.failed(uid()), pauses.failed(Some("b".to_owned()))), (11, 0));
         assert_eq!(pauses.next(Some("b".to_owned())).as_secs(), 1);
         pauses.clear(uid());
         assert_eq!(pauses.next(uid()).as_secs(), 1);
