@@ -248,8 +248,16 @@ mod tests {
     }
 
     #[rstest]
-    #[case::volume("/lathe/volumes/data/x", "let the pod's user read it", "refused. Next: let the pod's user read it.")]
-    #[case::server("s3://b/x", "check the key", "check the key. Next: correct the Secret that `secretRef` names.")]
+    #[case::volume(
+        "/lathe/volumes/data/x",
+        "let the pod's user read it",
+        "refused. Next: let the pod's user read it."
+    )]
+    #[case::server(
+        "s3://b/x",
+        "check the key",
+        "check the key. Next: correct the Secret that `secretRef` names."
+    )]
     fn who_may_not_read_is_told_what_helps_there(#[case] what: &str, #[case] next: &str, #[case] ends: &str) {
         let error = SourceError::Unauthorized { what: what.into(), next: next.into() };
         let message = failure(error.into()).message;

@@ -132,7 +132,8 @@ impl Run<'_> {
     /// Writes a checkpoint; returns its step and digest.
     fn save(&mut self, position: &Position, counters: Counters) -> Done<(u64, String)> {
         let trainer = &mut self.trainer;
-        let digest = self.store.write(position, |to| trainer.save_state(to))?;
+        let written = self.store.write(position, |to| trainer.save_state(to));
+        let digest = written.map_err(|halt| halt.of("`checkpoint.destination`"))?;
         note(self.store, COUNTERS, &counters);
         tracing::info!(step = position.step, "checkpoint written");
         Ok((position.step, digest))

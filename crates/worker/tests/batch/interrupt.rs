@@ -184,7 +184,10 @@ fn a_full_disk_keeps_the_checkpoint_before_and_training_goes_on_from_it() {
     let full = world.train(task.clone());
     let log = full.log.clone();
     let message = full.refused("DiskFull");
-    assert!(message.contains("enlarge the volume"), "{message}");
+    assert!(
+        message.starts_with("`checkpoint.destination`: ") && message.contains("enlarge the volume"),
+        "{message}"
+    );
     let names: Vec<String> = world.names(&format!("checkpoints/{}", world.names("checkpoints")[0]));
     assert!(names.iter().all(|name| !name.ends_with(".partial")), "{names:?}");
     assert!(names.contains(&"step-1".to_owned()), "{names:?}\n{log}");
