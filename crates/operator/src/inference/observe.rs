@@ -134,7 +134,8 @@ pub async fn observe(
     let reports = reports(&pods, channel, &uid).await;
     let homeless = pods.iter().filter_map(pods::trouble).any(|t| t.reason == pods::UNSCHEDULABLE);
     let mut told = BTreeMap::new();
-    for pod in pods.iter().filter(|pod| pods::trouble(pod).is_none()) {
+    // One cause is told: a few pods are enough to know it.
+    for pod in pods.iter().filter(|pod| !pods::is_ready(pod) && pods::trouble(pod).is_none()).take(ASKED) {
         let trouble = mounting::trouble(client, pod, Timestamp::now()).await;
         told.extend(trouble.map(|trouble| (pod.name_any(), trouble)));
     }
