@@ -74,7 +74,8 @@ async fn helm_upgrades_and_uninstalls_without_touching_a_worker() -> Result<()> 
 #[tokio::test]
 async fn plain_manifests_install_the_same_and_go() -> Result<()> {
     uninstall()?;
-    kubectl(&["apply", "--server-side", "-f", "deploy/lathe.yaml"])?;
+    // The CRDs that a release left are Helm's until somebody else says more.
+    kubectl(&["apply", "--server-side", "--force-conflicts", "-f", "deploy/lathe.yaml"])?;
     let session = Session::begin("lathe-plain").await?;
     session
         .run(async {
