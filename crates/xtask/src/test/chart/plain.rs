@@ -98,9 +98,26 @@ fn by_key(all: Vec<Value>) -> BTreeMap<String, Value> {
                 meta.remove(part);
             }
         }
+        whole(&mut object);
         kept.insert(key(&object), object);
     }
     kept
+}
+
+/// Kustomize writes 1.0 as 1, which is the same bound of a schema.
+fn whole(value: &mut Value) {
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(whole),
+        Value::Array(items) => items.iter_mut().for_each(whole),
+        // Up to 2^53, where every whole number is exact.
+        Value::Number(number) => {
+            let exact = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() <= 2f64.powi(53));
+            if let Some(exact) = exact.filter(|_| number.is_f64()) {
+                *value = (exact as i64).into();
+            }
+        }
+        _ => {}
+    }
 }
 
 fn differences(chart: &BTreeMap<String, Value>, plain: &BTreeMap<String, Value>) -> Vec<String> {
@@ -125,6 +142,9 @@ mod tests {
             json!({"kind": "Hook", "metadata": {"annotations": {"helm.sh/hook": "post-delete"}}}),
         ]);
         let bare = json!({"kind": "A", "metadata": {"name": "a"}, "data": "x"});
+        let bound = |least: Value| by_key(vec![json!({"kind": "A", "minimum": least})]);
+        assert_eq!(bound(json!(1.0)), bound(json!(1)));
+        assert_ne!(bound(json!(1.5)), bound(json!(1)));
         assert_eq!(differences(&chart, &by_key(vec![bare])), Vec::<String>::new());
         assert_eq!(differences(&chart, &by_key(vec![object(json!({}), "y")])), ["A /a differs"]);
         assert_eq!(differences(&chart, &by_key(vec![object(json!({"own": "1"}), "x")])), ["A /a differs"]);
