@@ -76,8 +76,10 @@ fn unschedulable(pod: &Pod) -> Option<Trouble> {
     let said =
         scheduled.message.as_deref().unwrap_or_default().split("preemption:").next().unwrap_or_default();
     let mut message = shown(said.trim_end_matches([',', ' ']));
-    // The scheduler's word for "pre-emption has nothing to say".
-    message.truncate(message.strip_suffix(". not found").map_or(message.len(), str::len));
+    // The scheduler's words for "pre-emption has nothing to say".
+    for empty in [". not found", ". no new claims to deallocate"] {
+        message.truncate(message.strip_suffix(empty).map_or(message.len(), str::len));
+    }
     if message.contains("persistentvolumeclaim") && message.contains("not found") {
         let next = "Next: make the PersistentVolumeClaim, or correct the `pvc://` address.";
         // It goes on by itself once the claim is there.
@@ -205,6 +207,14 @@ mod tests {
         unschedulable("0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
         "Unschedulable",
         "Insufficient",
+        false
+    )]
+    #[case::no_cpu(
+        unschedulable(
+            "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1"
+        ),
+        "Unschedulable",
+        "1 Insufficient cpu",
         false
     )]
     #[case::no_claim(
