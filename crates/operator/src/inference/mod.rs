@@ -154,7 +154,7 @@ fn key(service: &InferenceService) -> (String, String) {
 
 impl Reconcile for Services {
     type Object = InferenceService;
-    const NAME: &'static str = KIND;
+    const NAME: &'static str = "InferenceService";
     const SUMMARY: &'static str = conditions::READY;
 
     fn context(&self) -> &Context {
