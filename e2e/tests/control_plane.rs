@@ -5,7 +5,7 @@ use anyhow::Result;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
+    api::{DynamicObject, Patch, PatchParams, PostParams},
     runtime::{conditions, wait::await_condition},
 };
 use lathe_e2e::Session;
@@ -27,9 +27,16 @@ async fn admission_accepts_and_refuses_as_the_rules_say() -> Result<()> {
     let mut count = 0;
     for case in bad {
         count += 1;
-        let said = refusal(&session, &cases, case).await?;
+        let said = refusal(&session, &cases, case, count).await?;
         if !said.contains(case["because"].as_str().unwrap()) {
             wrong.push(format!("{case}\n  said: {said:?}"));
+        }
+    }
+    for case in cases["accepted"].as_array().unwrap() {
+        count += 1;
+        let said = refusal(&session, &cases, case, count).await?;
+        if !said.is_empty() {
+            wrong.push(format!("{case}\n  must be accepted, said: {said:?}"));
         }
     }
     assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
@@ -73,25 +80,25 @@ async fn install_crds(session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// What the API server says to a bad object; empty where it takes it.
-async fn refusal(session: &Session, cases: &Value, case: &Value) -> Result<String> {
+/// What the API server says to a new object, or to a change of an old one; empty where it takes it.
+async fn refusal(session: &Session, cases: &Value, case: &Value, number: usize) -> Result<String> {
     let kind = case["kind"].as_str().unwrap();
     let valid = &cases["valid"][kind];
     let api = session.api("lathe.dev/v1alpha1", kind).await?;
-    let answer = if case.get("old").is_some() {
-        let name = valid["metadata"]["name"].as_str().unwrap();
-        api.patch(
-            name,
-            &PatchParams { dry_run: true, ..PatchParams::default() },
-            &Patch::Merge(&case["change"]),
-        )
-        .await
-    } else {
-        let mut object = merged(valid, &case["change"]);
+    let fresh = format!("fresh-{number}");
+    let named = |mut object: Value| -> Result<DynamicObject> {
         if object["metadata"]["name"] == valid["metadata"]["name"] {
-            object["metadata"]["name"] = "fresh".into();
+            object["metadata"]["name"] = fresh.clone().into();
         }
-        api.create(&PostParams { dry_run: true, field_manager: None }, &serde_json::from_value(object)?).await
+        Ok(serde_json::from_value(object)?)
+    };
+    let answer = if let Some(old) = case.get("old") {
+        api.create(&PostParams::default(), &named(merged(valid, old))?).await?;
+        let dry = PatchParams { dry_run: true, ..PatchParams::default() };
+        api.patch(&fresh, &dry, &Patch::Merge(&case["change"])).await
+    } else {
+        let dry = PostParams { dry_run: true, field_manager: None };
+        api.create(&dry, &named(merged(valid, &case["change"]))?).await
     };
     match answer {
         Ok(_) => Ok(String::new()),

@@ -21,7 +21,7 @@ use k8s_openapi::{
 use kube::{Client, Resource, ResourceExt as _};
 use lathe_api::names;
 use lathe_contract::{
-    CONTRACT_VERSION, CONTROL_PORT, Contract, Failure, Mounts, ObjectRef, Outcome, Summary, Task, Trust, exit,
+    CONTRACT_VERSION, CONTROL_PORT, Contract, Mounts, ObjectRef, Outcome, Summary, Task, Trust, exit,
 };
 use lathe_resolve::pod;
 
@@ -269,7 +269,11 @@ impl Run {
     pub fn state(&self) -> State {
         let Some(job) = &self.job else { return State::Absent };
         if condition(job, "Complete").is_some() {
-            return State::Complete(self.last_words().map(Box::new));
+            // The Job may be seen to its end before its pod is.
+            return match self.result() {
+                None if !self.pods.iter().all(|pod| over(pod)) => State::Running,
+                words => State::Complete(words.map(Box::new)),
+            };
         }
         if let Some(failed) = condition(job, "Failed") {
             return State::Failed(self.cause(failed));
@@ -303,17 +307,14 @@ impl Run {
         self.job.as_ref()?.annotations().get(key).map(String::as_str)
     }
 
-    /// The newest pod that has said something; one that was only stopped says nothing of the end.
-    fn last_words(&self) -> Option<Outcome> {
+    /// What the pod said that did it; those before it were stopped or failed.
+    fn result(&self) -> Option<Outcome> {
         let said = self.pods.iter().filter_map(|pod| pods::summary(pod)).map(|Summary { outcome }| outcome);
-        said.into_iter().find(|outcome| !matches!(outcome, Outcome::Stopped { .. }))
+        said.into_iter().find(|outcome| !matches!(outcome, Outcome::Stopped { .. } | Outcome::Failed(_)))
     }
 
     /// What keeps the newest pod, or ended one before: that one is tried again, whatever it was.
     fn waits(&self) -> Option<Trouble> {
-        let over = |pod: &Pod| {
-            matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Failed" | "Succeeded"))
-        };
         let newest = self.pods.first().filter(|pod| !over(pod)).and_then(|pod| pods::trouble(pod));
         let newest = newest.or_else(|| self.told.clone());
         newest.or_else(|| self.trouble().map(|trouble| Trouble { stalled: false, ..trouble }))
@@ -326,9 +327,6 @@ impl Run {
     }
 
     fn cause(&self, failed: &JobCondition) -> Trouble {
-        if let Some(Outcome::Failed(Failure { reason, message, user_error })) = self.last_words() {
-            return Trouble { reason, message, stalled: user_error };
-        }
         if let Some(trouble) = self.trouble() {
             return trouble;
         }
@@ -337,6 +335,10 @@ impl Run {
         let message = format!("{} and no pod is left to say why. {next}", said.trim_end_matches('.'));
         Trouble { reason: "WorkerFailed".to_owned(), message, stalled: false }
     }
+}
+
+fn over(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Failed" | "Succeeded"))
 }
 
 fn condition<'a>(job: &'a Job, type_: &str) -> Option<&'a JobCondition> {

@@ -8,10 +8,18 @@ use anyhow::{Context, Result, bail};
 /// How much of a failed program's output an error repeats.
 const LINES_SHOWN: usize = 20;
 
-/// cargo, in the root of the repository.
+/// cargo, in the root of the repository, as a shell would start it: what cargo told this program of itself would make
+/// build scripts that look at it (ring's) run again, and all that depends on them compile anew.
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(crate::paths::repository());
+    let told =
+        |name: &str| name == "CARGO" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(told) {
+            cargo.env_remove(name);
+        }
+    }
     cargo
 }
 

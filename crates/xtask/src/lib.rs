@@ -2,7 +2,7 @@
 
 pub mod bench;
 pub mod cluster;
-mod command;
+pub mod command;
 pub mod demo;
 pub mod demo_model;
 pub mod generate;

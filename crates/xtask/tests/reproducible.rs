@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use xtask::{images, paths};
+use xtask::{command, images, paths};
 
 #[test]
 #[ignore = "compiles Lathe's programs a second time"]
@@ -13,7 +13,7 @@ fn images_of_another_checkout_are_the_same_bytes() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (copy, out) = (folder.path().join("elsewhere"), folder.path().join("images"));
     copy_checkout(&copy)?;
-    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut build = command::cargo();
     build.current_dir(&copy).args(["run", "--package", "xtask", "--", "images", "--out"]).arg(&out);
     let built = build.stdin(Stdio::null()).stdout(Stdio::null()).output()?;
     let said = String::from_utf8_lossy(&built.stderr);

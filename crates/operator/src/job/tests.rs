@@ -55,10 +55,14 @@ fn condition_of(type_: &str) -> Value {
 #[case::also_before_the_next_pod_is_made(json!({}), &[ended("OOMKilled", 137, Value::Null)], "stalled: false")]
 #[case::done(condition_of("Complete"), &[ended("Completed", 0, json!({"outcome": {"inspected": {}}}))], "Inspected")]
 #[case::done_after_a_stop(condition_of("Complete"), &[ended("Completed", 0, json!({"outcome": {"inspected": {}}})), stopped()], "Inspected")]
+#[case::done_after_a_failure(condition_of("Complete"), &[failed("Unreachable"), ended("Completed", 0, json!({"outcome": {"inspected": {}}}))], "Inspected")]
+#[case::done_after_a_failure_and_the_pod_is_gone(condition_of("Complete"), &[failed("Unreachable")], "Complete(None)")]
+#[case::done_and_the_pod_is_not_seen_to_its_end(condition_of("Complete"), &[failed("Unreachable"), json!({"phase": "Running"})], "Running")]
 #[case::done_and_the_pod_is_gone(condition_of("Complete"), &[], "Complete(None)")]
 #[case::done_and_the_words_are_no_words(condition_of("Complete"), &[ended("Completed", 0, json!("?"))], "Complete(None)")]
 #[case::failed_with_a_cause(condition_of("Failed"), &[failed("NotANumber")], "NotANumber")]
 #[case::failed_for_memory(condition_of("Failed"), &[ended("OOMKilled", 137, Value::Null)], "OutOfMemory")]
+#[case::failed_at_last_for_memory(condition_of("Failed"), &[failed("Unreachable"), ended("OOMKilled", 137, Value::Null)], "OutOfMemory")]
 #[case::failed_without_a_trace(condition_of("Failed"), &[], "WorkerFailed")]
 fn where_a_job_stands(#[case] status: Value, #[case] pods: &[Value], #[case] part: &str) {
     let found = format!("{:?}", run(status, pods).state());

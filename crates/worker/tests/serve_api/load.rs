@@ -3,6 +3,7 @@ use lathe_plan::SPARE_ADAPTERS;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
+use crate::model;
 use crate::server::{joined, start, until};
 
 const ABORTED: &str = "vllm:request_success_total{model_name=\"base\",finished_reason=\"abort\"}";
@@ -84,8 +85,16 @@ async fn every_metric_is_there_before_the_first_request() {
 
 #[tokio::test]
 async fn one_more_than_may_wait_is_sent_away_and_a_leaving_client_frees_its_slot() {
-    let server = start(|_, task| (task.max_sequences, task.max_waiting) = (1, 1)).await;
-    let running = server.long_stream("base").await;
+    let server = start(|_, task| {
+        (task.max_sequences, task.max_waiting) = (1, 1);
+        (task.context_length, task.cache_tokens) = (model::LONGEST as i64, model::LONGEST as i64);
+    })
+    .await;
+    // It must still run when a report of the next second has been read.
+    let endless =
+        json!({"model": "base", "prompt": "long", "max_tokens": model::LONGEST - 100, "ignore_eos": true});
+    let mut running = server.stream("/v1/completions", endless).await;
+    running.next().await.expect("an event");
     let body = json!({"model": "base", "prompt": "next", "max_tokens": 5});
     let mut waiting = server.stream("/v1/completions", body.clone()).await;
     server.until_metric("vllm:num_requests_waiting{", 1.0).await;

@@ -7,7 +7,10 @@ use lathe_engine::files::{ModelConfig, TensorLayout, write_safetensors};
 use lathe_plan::Target;
 use serde_json::{Value, json};
 
+/// What tests serve, where they do not say otherwise.
 pub const CONTEXT: usize = 4096;
+/// What the model allows: minutes of answer.
+pub const LONGEST: usize = 1 << 18;
 /// 256 bytes and the special tokens behind them.
 pub const VOCAB: usize = 258;
 pub const BOS: u32 = 256;
@@ -20,7 +23,7 @@ pub fn write_model(dir: &Path, seed: u64, eos: &[u32]) {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
-        "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "max_position_embeddings": LONGEST, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "tie_word_embeddings": false, "bos_token_id": BOS, "eos_token_id": eos,
     });
     write_json(&dir.join("config.json"), &config);

@@ -264,11 +264,14 @@ async fn a_model_that_cannot_be_served_ends_the_worker_with_the_reason(
 async fn a_context_longer_than_the_models_is_refused_with_the_numbers() {
     let folder = tempfile::tempdir().expect("a folder");
     model::write_model(&volume(folder.path()).join("base"), 1, &[]);
-    let server = launch_in(folder, |_, task| task.context_length = 5000).await;
+    let too_long = model::LONGEST as i64 + 1;
+    let server = launch_in(folder, |_, task| task.context_length = too_long).await;
     assert_eq!(server.ended.await.expect("no panic"), lathe_contract::exit::USER);
     let summary = std::fs::read_to_string(server.folder.path().join("summary")).expect("a summary");
     assert!(
-        summary.contains("InvalidSettings") && summary.contains("4096") && summary.contains("5000"),
+        summary.contains("InvalidSettings")
+            && summary.contains(&model::LONGEST.to_string())
+            && summary.contains(&too_long.to_string()),
         "{summary}"
     );
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::command::run;
+use crate::command::{self, run};
 use crate::paths;
 
 /// Compiles one file of `crates/xtask/programs` without dependencies.
@@ -38,9 +38,8 @@ pub fn workspace(packages: &[&str]) -> Result<Vec<PathBuf>> {
     let target = host_triple()?;
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     flags.extend(remapped()?);
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = command::cargo();
     cargo
-        .current_dir(paths::repository())
         // With --target the flags reach our programs alone: build scripts and proc macros cannot be static.
         .args(["build", "--release", "--target", &target])
         .args(["--message-format", "json-render-diagnostics"])
