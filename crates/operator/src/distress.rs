@@ -33,8 +33,8 @@ pub async fn tell<K: Kind>(
     Ok(Some(cause))
 }
 
-/// Says in the status of an object whose rounds fail why they do, unless it says more already: where the summary has a value,
-/// that stands.
+/// Says in the status of an object whose rounds fail why they do, unless it says more already: where the summary has a value or
+/// a person must act, that stands.
 pub async fn failing<K: Kind>(
     client: &Client,
     meta: &ObjectMeta,
@@ -44,7 +44,10 @@ pub async fn failing<K: Kind>(
 ) -> Result<(), kube::Error> {
     let Some(value) = get::<K>(client, meta).await? else { return Ok(()) };
     let known: Vec<Condition> = conditions_of(&value);
-    if conditions::find(&known, summary).is_some_and(|c| c.status != "Unknown") {
+    let decided = conditions::find(&known, summary).is_some_and(|c| c.status != "Unknown");
+    let waits_for_a_person =
+        conditions::find(&known, STALLED).is_some_and(|c| c.status == "True" && c.reason != REASON);
+    if decided || waits_for_a_person {
         return Ok(());
     }
     let message = format!("{message}. It is tried again, at most every five minutes.");
@@ -175,6 +178,11 @@ mod tests {
         let (calls, mut object) = failed(object).await;
         assert_eq!(calls.len(), 1, "it is said already");
         object["status"]["conditions"][0]["status"] = json!("False");
-        assert_eq!(failed(object).await.0.len(), 1, "what is known of the object says more");
+        assert_eq!(failed(object.clone()).await.0.len(), 1, "what is known of the object says more");
+        object["status"]["conditions"] = json!([
+            {"type": "Ready", "status": "Unknown", "reason": "OutputExists", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+            {"type": "Stalled", "status": "True", "reason": "OutputExists", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+        ]);
+        assert_eq!(failed(object).await.0.len(), 1, "a person must act all the same");
     }
 }

@@ -14,12 +14,12 @@ use k8s_openapi::{
         },
     },
     apimachinery::pkg::{
-        apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
+        apis::meta::v1::{Condition, LabelSelector, ObjectMeta, OwnerReference},
         util::intstr::IntOrString,
     },
 };
 use kube::{Client, Resource, ResourceExt as _};
-use lathe_api::names;
+use lathe_api::{conditions, names};
 use lathe_contract::{
     CONTRACT_VERSION, CONTROL_PORT, Contract, Mounts, ObjectRef, Outcome, Summary, Task, Trust, exit,
 };
@@ -354,6 +354,13 @@ pub fn advised(trouble: Option<Trouble>) -> Option<Trouble> {
         }
         _ => trouble,
     })
+}
+
+/// What was said of a user's files, while a pod reads them once more: it stands until the pod has found otherwise.
+pub fn stands(conditions: &[Condition], verdict: &str) -> Option<Trouble> {
+    let said = conditions::find(conditions, verdict).filter(|c| c.status == "False")?;
+    let (reason, message) = (said.reason.clone(), said.message.clone());
+    conditions::is_true(conditions, conditions::STALLED).then_some(Trouble { reason, message, stalled: true })
 }
 
 /// What a failed look at a user's files is repeated after: they may be put there any minute. A quarter of the time that the

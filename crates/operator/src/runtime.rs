@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt as _,
@@ -109,9 +109,9 @@ impl<K: Kind> Watches<K> {
         let events = watcher(scope.api::<Guard<K>>(client), watcher::Config::default())
             .modify(forget_managed_fields)
             .default_backoff()
-            .reflect(writer)
-            .applied_objects();
-        let own = trigger_with(events, |object: Guard<K>| {
+            .reflect(writer);
+        let (events, filled) = until_filled(events);
+        let own = trigger_with(events.applied_objects(), |object: Guard<K>| {
             Some(ReconcileRequest {
                 obj_ref: ObjectRef::from_obj(&object),
                 reason: ReconcileReason::ObjectUpdated,
@@ -121,7 +121,7 @@ impl<K: Kind> Watches<K> {
             Scope::All => format!("watches for {}", K::plural(&())),
             Scope::Namespace(namespace) => format!("watches for {} of {namespace}", K::plural(&())),
         };
-        let ready = vec![filled(objects.clone())];
+        let ready = vec![filled];
         Self { part, objects, queue: vec![own.boxed()], ready }
     }
 
@@ -141,13 +141,10 @@ impl<K: Kind> Watches<K> {
         C: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
         let (reader, writer) = store::<C>();
-        let events = watcher(api, config)
-            .modify(forget_managed_fields)
-            .default_backoff()
-            .reflect(writer)
-            .touched_objects();
+        let events = watcher(api, config).modify(forget_managed_fields).default_backoff().reflect(writer);
+        let (events, filled) = until_filled(events);
         let objects = self.objects.clone();
-        let triggers = trigger_with(events, move |object: C| {
+        let triggers = trigger_with(events.touched_objects(), move |object: C| {
             let woken = wakes(&object, &objects).into_iter();
             woken.map(|(namespace, name)| ReconcileRequest {
                 obj_ref: ObjectRef::new(&name).within(&namespace),
@@ -155,7 +152,7 @@ impl<K: Kind> Watches<K> {
             })
         });
         self.queue.push(triggers.boxed());
-        self.ready.push(filled(reader.clone()));
+        self.ready.push(filled);
         reader
     }
 
@@ -170,7 +167,16 @@ impl<K: Kind> Watches<K> {
         tokio::spawn(all_ready.clone());
         let pauses = Arc::new(Pauses::default());
         let context = Arc::new(reconciler);
-        let triggers = futures::stream::select_all(queue).take_until(stopped(stop).boxed());
+        let triggers = futures::stream::select_all(queue).take_until(stopped(stop.clone()).boxed());
+        let caches = all_ready.clone();
+        // Without triggers nobody fills the caches any more, and every round waits for them: nothing is under way.
+        let stopped_early = async move {
+            stopped(stop).await;
+            if caches.peek().is_none() {
+                return;
+            }
+            futures::future::pending().await
+        };
         let forgetting = pauses.clone();
         let results = applier(
             move |object: Arc<Guard<K>>, reconciler: Arc<R>| {
@@ -192,25 +198,35 @@ impl<K: Kind> Watches<K> {
             triggers,
             Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY),
         );
-        results
-            .for_each(|result| async {
-                match result {
-                    // Children of objects that are gone wake nobody.
-                    Ok(_) | Err(kube::runtime::controller::Error::ObjectNotFound(_)) => {}
-                    Err(error) => tracing::warn!(kind = R::NAME, %error, "a reconcile failed"),
-                }
-            })
-            .await;
+        let rounds = results.for_each(|result| async {
+            match result {
+                // Children of objects that are gone wake nobody.
+                Ok(_) | Err(kube::runtime::controller::Error::ObjectNotFound(_)) => {}
+                Err(error) => tracing::warn!(kind = R::NAME, %error, "a reconcile failed"),
+            }
+        });
+        tokio::select! {
+            () = rounds => {}
+            () = stopped_early => {}
+        }
     }
 }
 
-/// Resolves once a store has seen everything that is there.
-fn filled<K>(store: Store<K>) -> BoxFuture<'static, ()>
-where
-    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+/// Resolves once the first list of reflected `events` has gone by. A store's own `wait_until_ready` wakes only whoever asked
+/// last (kube-runtime 5.0), and the applier asks too: where nothing else happened, the other would wait for ever.
+fn until_filled<K: Send + 'static>(
+    events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static,
+) -> (impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send + 'static, BoxFuture<'static, ()>)
 {
-    // Only a dropped writer is an error, and the queue holds the writer.
-    async move { drop(store.wait_until_ready().await) }.boxed()
+    let (sender, mut receiver) = watch::channel(false);
+    let events = events.inspect(move |event| {
+        if matches!(event, Ok(watcher::Event::InitDone)) {
+            sender.send_replace(true);
+        }
+    });
+    // An error means that the watch is gone: the controller has ended.
+    let filled = async move { drop(receiver.wait_for(|filled| *filled).await) };
+    (events, filled.boxed())
 }
 
 /// One round of one object, as a span.

@@ -43,6 +43,8 @@ use plan::{Plan, Write};
 
 /// Value of the label `lathe.dev/kind`.
 const KIND: &str = "finetunejob";
+/// Condition: the dataset is what the job needs.
+const DATASET_VALID: &str = "DatasetValid";
 /// Progress alone is written this often, at most.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(10);
 

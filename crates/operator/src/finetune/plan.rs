@@ -19,7 +19,7 @@ use super::{
     usage::{self, Usage},
 };
 use crate::{
-    job::{Run, State, advised, again_at},
+    job::{Run, State, advised, again_at, stands},
     pods::Trouble,
 };
 
@@ -250,15 +250,18 @@ fn check(job: &FineTuneJob, observed: &Observed, base: &Model) -> Plan {
         Some(check) => plan.write(Write::Delete(check.clone())),
         None => plan,
     };
+    let conditions = job.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let said = stands(conditions, super::DATASET_VALID);
+    let checking = |trouble| said.clone().map_or(Stage::Checking(trouble), Stage::BadData);
     match observed.check.state() {
         State::Absent => match finetune::checking(&job.spec, base) {
-            Ok(checking) => Plan::at(Stage::Checking(None)).write(Write::Check(Box::new(checking))),
+            Ok(task) => Plan::at(checking(None)).write(Write::Check(Box::new(task))),
             Err(rejection) => Plan::at(Stage::Rejected(rejection)),
         },
-        State::Running | State::Suspended => Plan::at(Stage::Checking(None)),
-        State::Waiting(trouble) => Plan { next: Some(LOOK), ..Plan::at(Stage::Checking(advised(trouble))) },
+        State::Running | State::Suspended => Plan::at(checking(None)),
+        State::Waiting(trouble) => Plan { next: Some(LOOK), ..Plan::at(checking(advised(trouble))) },
         // Its words were lost with its pod, or are not those of a check: once more.
-        State::Complete(_) => delete(Plan::at(Stage::Checking(None))),
+        State::Complete(_) => delete(Plan::at(checking(None))),
         State::Failed(trouble) => {
             let created = job.metadata.creation_timestamp.as_ref().map(|time| time.0);
             let failed = observed.check.ended().unwrap_or(observed.now);

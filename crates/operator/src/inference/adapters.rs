@@ -13,7 +13,7 @@ use lathe_api::InferenceService;
 use lathe_contract::{AdapterState, AdapterStatus, DesiredAdapters, Task};
 use lathe_resolve::{inference::Serving, pod};
 
-use super::observe::{Observed, ip};
+use super::observe::{ASKING, Observed, ip};
 use crate::{channel::Channel, pods};
 
 /// A worker that could not load an adapter is asked to try again after this time.
@@ -47,7 +47,12 @@ impl Told {
         let current = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == Some(&serving.checksum);
         let ready: Vec<&Pod> = seen.pods.iter().filter(|pod| pods::is_ready(pod)).filter(current).collect();
         self.forget_others(&uid, &ready);
+        let begun = Instant::now();
         for pod in ready {
+            // The rest is told in the next round.
+            if begun.elapsed() >= ASKING {
+                break;
+            }
             let failed = said.get(&pod.name_any()).is_some_and(has_failed);
             let key = worker(pod);
             if self.knows(&uid, &key, &hash, failed) {

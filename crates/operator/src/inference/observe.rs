@@ -1,5 +1,5 @@
 //! Every read: what the cluster and the workers say about one InferenceService.
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{collections::BTreeMap, fmt::Debug, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
@@ -31,6 +31,8 @@ use crate::{
 
 /// Workers that are asked at a time.
 const ASKED: usize = 8;
+/// How long the workers of one service are asked, or told, in one round.
+pub const ASKING: Duration = Duration::from_secs(5);
 
 /// Objects as the watches last saw them.
 #[derive(Clone)]
@@ -216,7 +218,8 @@ fn own_pods(store: &Store<Pod>, namespace: &str, service: &str) -> Vec<Pod> {
     pods
 }
 
-/// A worker that does not answer is no error: its probes speak for it.
+/// A worker that does not answer is no error: its probes speak for it. All of them together have [`ASKING`], since whoever
+/// makes pods could keep a round, and with it other tenants' objects, waiting.
 async fn reports(pods: &[Pod], channel: &Channel, uid: &str) -> BTreeMap<String, Report> {
     let ask = |(name, ip): (String, String)| async move {
         match channel.report(&ip, uid).await {
@@ -229,7 +232,8 @@ async fn reports(pods: &[Pod], channel: &Channel, uid: &str) -> BTreeMap<String,
     };
     let ready = pods.iter().filter(|pod| pods::is_ready(pod));
     let asked: Vec<(String, String)> = ready.filter_map(|pod| Some((pod.name_any(), ip(pod)?))).collect();
-    stream::iter(asked).map(ask).buffer_unordered(ASKED).filter_map(|answer| async { answer }).collect().await
+    let answers = stream::iter(asked).map(ask).buffer_unordered(ASKED);
+    answers.filter_map(|answer| async { answer }).take_until(tokio::time::sleep(ASKING)).collect().await
 }
 
 /// The IP of a pod.

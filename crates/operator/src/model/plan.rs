@@ -1,7 +1,7 @@
 //! What is missing, decided from what is there.
 use std::time::Duration;
 
-use lathe_api::Model;
+use lathe_api::{Model, conditions};
 use lathe_contract::{InspectReport, Outcome, SourceRef};
 use lathe_resolve::{
     model::is_ready,
@@ -10,7 +10,7 @@ use lathe_resolve::{
 
 use super::observe::Observed;
 use crate::{
-    job::{State, advised, again_at},
+    job::{State, advised, again_at, stands},
     pods::Trouble,
 };
 
@@ -73,11 +73,14 @@ pub fn plan(model: &Model, observed: &Observed) -> Plan {
         return Plan { write, view: View::Known, next: (!settled).then_some(LOOK_AGAIN) };
     }
     let plan = |write, view| Plan { write, view, next: None };
+    let conditions = model.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let said = stands(conditions, conditions::READY);
+    let inspecting = |trouble| said.clone().map_or(View::Inspecting(trouble), View::Failed);
     match state {
         State::Absent => {
             let mut mounts = Mounts::default();
             match mounts.source(&model.spec.source, Use::Read) {
-                Ok(source) => plan(Write::Inspect(Box::new((mounts, source))), View::Inspecting(None)),
+                Ok(source) => plan(Write::Inspect(Box::new((mounts, source))), inspecting(None)),
                 Err(error) => {
                     let message = format!("`spec.source`: {error}. Next: make a new Model.");
                     let trouble = Trouble { reason: "InvalidLocation".to_owned(), message, stalled: true };
@@ -85,16 +88,16 @@ pub fn plan(model: &Model, observed: &Observed) -> Plan {
                 }
             }
         }
-        State::Suspended | State::Running => plan(Write::Nothing, View::Inspecting(None)),
+        State::Suspended | State::Running => plan(Write::Nothing, inspecting(None)),
         State::Waiting(trouble) => {
-            Plan { next: Some(LOOK_AGAIN), ..plan(Write::Nothing, View::Inspecting(advised(trouble))) }
+            Plan { next: Some(LOOK_AGAIN), ..plan(Write::Nothing, inspecting(advised(trouble))) }
         }
         State::Complete(Some(outcome)) => match *outcome {
             Outcome::Inspected(report) => plan(Write::Nothing, View::Found(Box::new(report))),
             _ => again(model, observed, unexpected()),
         },
         // The pod went before its words were read: the next one repeats them.
-        State::Complete(None) => plan(Write::DeleteJob, View::Inspecting(None)),
+        State::Complete(None) => plan(Write::DeleteJob, inspecting(None)),
         State::Failed(trouble) => again(model, observed, trouble),
     }
 }

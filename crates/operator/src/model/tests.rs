@@ -166,8 +166,13 @@ async fn a_failed_look_says_why_and_is_repeated_after_a_while() {
     );
     assert_eq!(condition(&status, STALLED).0, "True");
     let long_ago = job(Some(("Failed", made)));
-    let (calls, _) = round(&model("m", source(), status), vec![long_ago], vec![pod(64, words)], vec![]).await;
+    let (calls, _) =
+        round(&model("m", source(), status.clone()), vec![long_ago], vec![pod(64, words)], vec![]).await;
     assert_eq!(paths(&calls), [format!("DELETE {JOB}")], "the status says it already");
+    for jobs in [vec![], vec![job(None)]] {
+        let (calls, _) = round(&model("m", source(), status.clone()), jobs, vec![], vec![]).await;
+        assert!(!paths(&calls).contains(&STATUS), "it stands while a pod looks again: {calls:?}");
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use lathe_contract::{CheckDataReport, Phase};
 use lathe_resolve::finetune::failed_gates;
 
 use super::super::{
-    capacity,
+    DATASET_VALID, capacity,
     observe::Observed,
     plan::{Hold, Plan, Stage},
 };
@@ -61,7 +61,7 @@ pub fn lines(
 ) -> Vec<(&'static str, Option<Line>)> {
     let mut known = vec![
         ("Planned", planned(plan, fresh)),
-        ("DatasetValid", dataset(plan)),
+        (DATASET_VALID, dataset(plan)),
         ("Scheduled", scheduled(observed, plan)),
         ("Training", training(observed, plan)),
         ("Evaluated", evaluated(job, plan)),

@@ -75,6 +75,22 @@ fn known() -> Value {
 /// (what is written, `Succeeded`'s status and reason, who acts next)
 type Expected = (&'static str, &'static str, &'static str, &'static str);
 
+/// The status of a job whose dataset is not what it needs.
+fn told(reason: &str) -> Value {
+    let types =
+        ["Planned", "DatasetValid", "Scheduled", "Training", "Evaluated", SUCCEEDED, RECONCILING, STALLED];
+    let conditions = types.map(|type_| {
+        let status = match type_ {
+            "DatasetValid" | RECONCILING => "False",
+            STALLED => "True",
+            _ => "Unknown",
+        };
+        json!({"type": type_, "status": status, "reason": reason, "message": "line 3. Next: correct it.",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    });
+    json!({"observedGeneration": 1, "conditions": conditions})
+}
+
 #[rstest]
 #[case::no_model(tune(json!({}), Value::Null), world(|w| w.base = None), ("", "Unknown", "ModelNotFound", "goes on"))]
 #[case::model_is_not_ready(
@@ -90,6 +106,9 @@ type Expected = (&'static str, &'static str, &'static str, &'static str);
 #[case::new(tune(json!({}), Value::Null), world(|_| ()), ("check", "Unknown", "CheckingDataset", "goes on"))]
 #[case::new_and_suspended(tune(json!({"suspend": true}), Value::Null), world(|_| ()), ("", "Unknown", "Suspended", "goes on"))]
 #[case::output_is_there(tune(json!({}), Value::Null), world(|w| w.output = Some(model("out", json!({})))), ("", "Unknown", "OutputExists", "a person"))]
+#[case::what_was_said_of_the_rows_stands_while_they_are_read_again(
+    tune(json!({}), told("MalformedRow")),
+    world(|_| ()), ("check", "Unknown", "MalformedRow", "a person"))]
 #[case::output_of_another_job_is_looked_at_after_the_check(
     tune(json!({}), Value::Null),
     world(|w| w.output = Some(model("out", json!({"spec": {"derivedFrom": {"job": "t", "base": "base", "inputsHash": "ffffffffffffffff"}}})))),
