@@ -85,6 +85,8 @@ fn is_ours(kind: &str, meta: &ObjectMeta) -> bool {
     let name = meta.name.as_deref().unwrap_or_default();
     let label = |key: &str| meta.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
     let by_itself = matches!((kind, name), ("ConfigMap", "kube-root-ca.crt") | ("ServiceAccount", "default"));
+    // The local cluster's, not Lathe's.
+    let by_itself = by_itself || (kind, name) == ("StorageClass", "lathe-local");
     // An APIService stands for the CRDs of a group.
     if by_itself || matches!(kind, "Namespace" | "Event" | "APIService") {
         return false;
