@@ -7,8 +7,9 @@ use crate::cluster::{self, Cluster};
 use crate::toolchain::{self, GoProgram};
 use crate::{images, paths, ui};
 
-/// Tests of xtask itself that start clusters and registries.
-pub const OF_XTASK: [&str; 3] = ["push", "lifecycle", "reproducible"];
+/// Tests of xtask itself that start clusters and registries, or compile all of Lathe once more.
+pub const OF_XTASK: [&str; 3] = ["push", "lifecycle", REPRODUCIBLE];
+const REPRODUCIBLE: &str = "reproducible";
 const CONTROL_PLANE: &str = "control_plane";
 
 /// Against an API server without nodes.
@@ -22,7 +23,7 @@ pub fn control_plane(programs: &[TestProgram]) -> Result<()> {
     })
 }
 
-/// The same against the oldest and the newest Kubernetes.
+/// The same against the oldest and the newest Kubernetes; and the images of another checkout.
 ///
 /// # Errors
 /// As [`control_plane`]; every version is tried.
@@ -37,6 +38,10 @@ pub fn compat(programs: &[TestProgram]) -> Result<()> {
         if let Err(error) = ended {
             failed.push(format!("{}: {error:#}", kubernetes.name));
         }
+    }
+    let twice = programs.iter().filter(|program| program.name == REPRODUCIBLE);
+    if let Err(error) = run_all(twice, &[], &["--include-ignored"]) {
+        failed.push(format!("{error:#}"));
     }
     ensure!(failed.is_empty(), "{}", failed.join("; "));
     Ok(())
@@ -56,8 +61,8 @@ pub fn e2e(programs: &[TestProgram]) -> Result<()> {
         against(programs, cluster, |name| name != CONTROL_PLANE)
     })?;
     toolchain::packages(&[("docker-registry", "docker-registry")])?;
-    let own = programs.iter().filter(|program| OF_XTASK.contains(&&*program.name));
-    run_all(own, &[], &["--include-ignored"])
+    let own = |program: &&TestProgram| OF_XTASK.contains(&&*program.name) && program.name != REPRODUCIBLE;
+    run_all(programs.iter().filter(own), &[], &["--include-ignored"])
 }
 
 /// The cluster goes when the tests have passed, and stays for a look when they have not.

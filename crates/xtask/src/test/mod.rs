@@ -37,8 +37,8 @@ enum Layer {
     ControlPlane,
     /// A real node: the main job from end to end.
     E2e,
-    /// The control-plane layer on the oldest and the newest Kubernetes. Runs only where it is asked for, since each
-    /// takes 8 minutes to build.
+    /// The control-plane layer on the oldest and the newest Kubernetes, and the same images from two checkouts. Runs only
+    /// where it is asked for, since each takes minutes to build.
     Compat,
 }
 
