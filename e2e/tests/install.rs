@@ -6,7 +6,9 @@ use kube::{
     api::{DeleteParams, ListParams, LogParams, Patch, PatchParams},
 };
 use lathe_api::AcceleratorProfile;
-use lathe_e2e::{RELEASE_NAMESPACE, Session, belongings, install, kubectl, operator, serve, tune, uninstall};
+use lathe_e2e::{
+    RELEASE_NAMESPACE, Session, belongings, install, kubectl, operator, poll, serve, tune, uninstall,
+};
 use serde_json::json;
 
 const QUESTION: &str = "How much is the red lamp?";
@@ -114,8 +116,9 @@ async fn an_operator_of_one_namespace_needs_no_more_than_that() -> Result<()> {
         })
         .await?;
     // As long as it runs, the keys that its pods trust stay.
-    let service = ["delete", "inferenceservice", "shop", "--namespace", "lathe-one-namespace"];
-    kubectl(&[&service[..], &["--cascade=foreground", "--wait"]].concat())?;
+    kubectl(&["delete", "inferenceservice", "shop", "--namespace", "lathe-one-namespace"])?;
+    poll("the workers to be gone", || async { Ok(workers(&session).await?.is_empty().then_some(())) })
+        .await?;
     // Before the namespace: the hook that cleans up has rights in it.
     uninstall()?;
     session.end().await?;
