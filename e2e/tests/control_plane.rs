@@ -107,17 +107,8 @@ async fn refusal(session: &Session, cases: &Value, case: &Value, number: usize) 
     }
 }
 
-/// RFC 7396.
 fn merged(target: &Value, patch: &Value) -> Value {
-    let Value::Object(patch) = patch else { return patch.clone() };
-    let mut result = target.as_object().cloned().unwrap_or_default();
-    for (key, change) in patch {
-        if change.is_null() {
-            result.remove(key);
-        } else {
-            let old = result.get(key).cloned().unwrap_or(Value::Null);
-            result.insert(key.clone(), merged(&old, change));
-        }
-    }
-    Value::Object(result)
+    let mut result = target.clone();
+    json_patch::merge(&mut result, patch);
+    result
 }

@@ -19,19 +19,10 @@ fn schemas() -> BTreeMap<String, Value> {
     lathe_api::crds::all().iter().map(|crd| schema(serde_json::to_value(crd).expect("serialises"))).collect()
 }
 
-/// RFC 7396.
 fn merged(target: &Value, patch: &Value) -> Value {
-    let Value::Object(patch) = patch else { return patch.clone() };
-    let mut result = target.as_object().cloned().unwrap_or_default();
-    for (key, change) in patch {
-        if change.is_null() {
-            result.remove(key);
-        } else {
-            let old = result.get(key).cloned().unwrap_or(Value::Null);
-            result.insert(key.clone(), merged(&old, change));
-        }
-    }
-    Value::Object(result)
+    let mut result = target.clone();
+    json_patch::merge(&mut result, patch);
+    result
 }
 
 fn refusals(schema: &Value, object: &Value, old: Option<&Value>) -> Vec<String> {

@@ -39,22 +39,6 @@ async fn reconcile(
     (server.calls().await, done)
 }
 
-/// RFC 7386.
-fn merge(into: &mut Value, over: Value) {
-    match (into, over) {
-        (Value::Object(into), Value::Object(over)) => {
-            for (key, value) in over {
-                if value.is_null() {
-                    into.remove(&key);
-                } else {
-                    merge(into.entry(key).or_insert(Value::Null), value);
-                }
-            }
-        }
-        (into, over) => *into = over,
-    }
-}
-
 fn digest(letter: char) -> String {
     format!("sha256:{}", letter.to_string().repeat(64))
 }
@@ -71,7 +55,7 @@ fn tune(spec: Value, status: Value) -> FineTuneJob {
         },
         "status": status,
     });
-    merge(&mut job["spec"], spec);
+    json_patch::merge(&mut job["spec"], &spec);
     object(job)
 }
 
@@ -86,7 +70,7 @@ fn model(name: &str, over: Value) -> Model {
             "conditions": [{"type": "Ready", "status": "True", "reason": "Inspected", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
         },
     });
-    merge(&mut model, over);
+    json_patch::merge(&mut model, &over);
     object(model)
 }
 
@@ -120,7 +104,7 @@ fn job(name: &str, task: &str, over: Value) -> Job {
         },
         "spec": {"suspend": false, "template": {}},
     });
-    merge(&mut job, over);
+    json_patch::merge(&mut job, &over);
     object(job)
 }
 
@@ -160,7 +144,7 @@ fn trained(over: Value) -> Value {
         "progress": {"step": 30, "steps": 30, "tokens": 60_000, "tokensPerSecond": 1000.0, "loss": 1.25},
         "model": {"architecture": "LoRA", "parameters": 1000},
     });
-    merge(&mut trained, over);
+    json_patch::merge(&mut trained, &over);
     json!({"trained": trained})
 }
 

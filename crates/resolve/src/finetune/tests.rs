@@ -18,7 +18,7 @@ fn model(over: Value) -> Model {
             "shape": {"vocab": 32000, "hidden": 2048, "layers": 22, "heads": 32, "kvHeads": 4, "headDim": 64, "intermediate": 5632},
         },
     });
-    merge(&mut model, over);
+    json_patch::merge(&mut model, &over);
     serde_json::from_value(model).expect("a model")
 }
 
@@ -29,24 +29,8 @@ fn spec(over: Value) -> FineTuneJobSpec {
         "output": {"modelName": "tuned"},
         "accelerator": {"profiles": ["cpu"], "count": 2},
     });
-    merge(&mut spec, over);
+    json_patch::merge(&mut spec, &over);
     serde_json::from_value(spec).expect("a spec")
-}
-
-/// RFC 7386.
-fn merge(into: &mut Value, over: Value) {
-    match (into, over) {
-        (Value::Object(into), Value::Object(over)) => {
-            for (key, value) in over {
-                if value.is_null() {
-                    into.remove(&key);
-                } else {
-                    merge(into.entry(key).or_insert(Value::Null), value);
-                }
-            }
-        }
-        (into, over) => *into = over,
-    }
 }
 
 fn profiles() -> Vec<AcceleratorProfile> {
