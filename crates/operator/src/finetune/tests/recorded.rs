@@ -19,7 +19,7 @@ async fn after(tuned: &FineTuneJob, world: World) -> Value {
 
 fn pending(job: &str, status: Value) -> Pod {
     let mut all = json!({"phase": "Pending"});
-    merge(&mut all, status);
+    json_patch::merge(&mut all, &status);
     pod(job, all)
 }
 
