@@ -25,10 +25,11 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
-# The contract of a pod; that of an earlier revision goes when no pod reads it any more.
+# The contract of a pod, where no ConfigMap of somebody else has its name; that of an earlier revision goes when no pod reads it
+# any more.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [list, watch, create, patch, delete]
+  verbs: [get, list, watch, create, patch, delete]
 # The endpoint of a service.
 - apiGroups: [""]
   resources: [services]

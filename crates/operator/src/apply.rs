@@ -1,5 +1,5 @@
 //! The only writer: server-side apply, Jobs made once, status that is skipped when nothing changed, deletes, events.
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
@@ -44,13 +44,37 @@ impl Writer {
         Self { recorder: Recorder::new(client.clone(), reporter), client }
     }
 
-    /// Applies a child object: the fields that it holds become ours.
-    pub async fn apply<K: Written>(&self, object: &K) -> Result<K, Error> {
+    /// Applies a child object: the fields that it holds become ours. `live` is the object as a watch has brought it, which
+    /// the same owner controls; without it the API server is asked, for an object of somebody else is never taken over.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`] where it is somebody else's.
+    pub async fn apply<K: Written>(&self, object: &K, live: Option<&K>) -> Result<K, Error> {
         let (namespace, name) = place(object.meta());
+        let uid = match live {
+            Some(live) => live.uid(),
+            None => self.owned(object).await?,
+        };
+        let mut object = object.clone();
+        // One of the same name made in the meantime is another object.
+        object.meta_mut().uid = uid;
         // k8s-openapi writes apiVersion and kind of its types itself; derived kinds hold them.
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let api = self.api::<K>(namespace);
-        api.patch(name, &params, &Patch::Apply(object)).await.map_err(failed::<K>("apply", name))
+        api.patch(name, &params, &Patch::Apply(&object)).await.map_err(failed::<K>("apply", name))
+    }
+
+    /// The UID of the object that stands under this name, where the same owner controls it. Only metadata is read: what
+    /// somebody else's object holds is not the operator's to know.
+    async fn owned<K: Written>(&self, object: &K) -> Result<Option<String>, Error> {
+        let (namespace, name) = place(object.meta());
+        let there =
+            self.api::<K>(namespace).get_metadata_opt(name).await.map_err(failed::<K>("read", name))?;
+        let Some(there) = there else { return Ok(None) };
+        if is_same_owner(object.meta(), &there.metadata) {
+            return Ok(there.metadata.uid);
+        }
+        Err(taken::<K>(object.meta(), &there.metadata))
     }
 
     /// Applies some fields of an object that is there for another field manager, who owns them from then on.
@@ -71,9 +95,11 @@ impl Writer {
         api.patch(name, &params, &Patch::Apply(&fields)).await.map_err(failed::<K>("apply", name))
     }
 
-    /// Creates an object that is never changed later. One that is there already is given back where the same owner
-    /// controls it.
-    pub async fn create_once<K: Written>(&self, object: &K) -> Result<K, Error> {
+    /// Creates an object that is never changed later. One that is there already is given back where `is_it` knows it.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`] where it is somebody else's.
+    pub async fn create_once<K: Written>(&self, object: &K, is_it: impl Fn(&K) -> bool) -> Result<K, Error> {
         let (namespace, name) = place(object.meta());
         let api = self.api::<K>(namespace);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
@@ -82,18 +108,15 @@ impl Writer {
             created => return created.map_err(failed::<K>("create", name)),
         }
         let there = api.get(name).await.map_err(failed::<K>("read", name))?;
-        if owner(object.meta()) == owner(there.meta()) {
-            return Ok(there);
-        }
-        Err(Error::NameTaken { kind: K::kind(&()).into_owned(), name: name.to_owned() })
+        if is_it(&there) { Ok(there) } else { Err(taken::<K>(object.meta(), there.meta())) }
     }
 
     /// Makes a Job with what its pod needs, in the order in which the pod needs it.
     pub async fn start(&self, objects: &Objects) -> Result<(), Error> {
         let Objects { contract, policy, job } = objects;
-        self.apply(contract).await?;
-        self.apply(policy).await?;
-        self.create_once(job).await?;
+        self.apply(contract, None).await?;
+        self.apply(policy, None).await?;
+        self.create_once(job, |there| is_same_owner(job.meta(), there.meta())).await?;
         Ok(())
     }
 
@@ -102,7 +125,10 @@ impl Writer {
         let (namespace, name) = place(object.meta());
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let api = self.answerless::<K>(namespace);
-        api.patch(name, &params, &Patch::Merge(patch)).await.map(drop).map_err(failed::<K>("change", name))
+        let mut patch = patch.clone();
+        // One of the same name made in the meantime is another object.
+        patch["metadata"]["uid"] = json!(object.uid());
+        api.patch(name, &params, &Patch::Merge(&patch)).await.map(drop).map_err(failed::<K>("change", name))
     }
 
     /// Changes some fields of an object's status that another controller writes too.
@@ -199,9 +225,19 @@ fn place(meta: &ObjectMeta) -> (&str, &str) {
     (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
-fn owner(meta: &ObjectMeta) -> Option<&str> {
-    let owners = meta.owner_references.iter().flatten();
-    owners.filter(|o| o.controller == Some(true)).map(|o| o.uid.as_str()).next()
+fn owner(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
+fn is_same_owner(wanted: &ObjectMeta, there: &ObjectMeta) -> bool {
+    owner(wanted).is_some_and(|wanted| owner(there).is_some_and(|there| wanted.uid == there.uid))
+}
+
+/// An object that stands where one of ours should.
+fn taken<K: Written>(wanted: &ObjectMeta, there: &ObjectMeta) -> Error {
+    let (ours, theirs) = (owner(wanted), owner(there));
+    let leaving = ours.zip(theirs).is_some_and(|(a, b)| (&a.kind, &a.name) == (&b.kind, &b.name));
+    Error::NameTaken { kind: K::kind(&()).into_owned(), name: place(wanted).1.to_owned(), leaving }
 }
 
 fn failed<K: Written>(verb: &'static str, name: &str) -> impl FnOnce(kube::Error) -> Error {

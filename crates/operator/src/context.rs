@@ -1,9 +1,16 @@
 //! What every controller shares.
+use jiff::Timestamp;
 use kube::{Api, Client, Resource};
+use lathe_api::{AcceleratorProfile, CapacityType};
 use lathe_contract::Trust;
 use lathe_resolve::inference::Images;
 
-use crate::{apply::Writer, channel::Channel, health::Health};
+use crate::{
+    apply::Writer,
+    channel::Channel,
+    devices::{Capacity, Devices},
+    health::Health,
+};
 
 /// What every controller shares.
 pub struct Context {
@@ -19,6 +26,8 @@ pub struct Context {
     pub trust: Trust,
     /// Counters of reconciles, and what is missing to be ready.
     pub health: Health,
+    /// Devices of the cluster, looked at for all objects together.
+    pub devices: Devices,
 }
 
 /// How this installation is set up.
@@ -80,8 +89,21 @@ impl Scope {
 }
 
 impl Context {
+    /// Devices of a profile as they were seen a short while ago; `None`: nobody knows.
+    pub async fn capacity(
+        &self,
+        profile: &AcceleratorProfile,
+        capacity_type: CapacityType,
+        namespace: &str,
+        now: Timestamp,
+    ) -> Option<Capacity> {
+        let scopes = self.config.scopes();
+        self.devices.of(&self.client, &scopes, profile, capacity_type, namespace, now).await
+    }
+
     /// Everything that is shared.
     pub fn new(client: Client, config: Config, channel: Channel, trust: Trust, health: Health) -> Self {
-        Self { writer: Writer::new(client.clone()), client, config, channel, trust, health }
+        let (writer, devices) = (Writer::new(client.clone()), Devices::default());
+        Self { writer, client, config, channel, trust, health, devices }
     }
 }

@@ -1,6 +1,8 @@
 //! Why a reconcile failed. What a user can mend is a condition, not an error.
 use kube::core::Status;
 
+use crate::pods::Trouble;
+
 /// Why a reconcile failed; it is tried again with growing pauses.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -33,12 +35,14 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// An object under a name that we would use belongs to somebody else.
-    #[error("{kind} {name} exists and is not ours; rename or delete it")]
+    #[error("{kind} {name} exists and is not of this object")]
     NameTaken {
         /// Kind of the object.
         kind: String,
         /// Its name.
         name: String,
+        /// It is on its way out: it belonged to an earlier object of the owner's name.
+        leaving: bool,
     },
 }
 
@@ -54,15 +58,34 @@ impl Error {
         }
     }
 
-    /// What the API server said where it refused for good (a quota, an admission rule, a missing right): people must act.
-    pub fn refusal(&self) -> Option<String> {
+    /// What people are told where a write is refused for good (a quota, an admission rule, a missing right), or an object of
+    /// somebody else is in the way: it is for the status, and tried again.
+    pub fn refusal(&self) -> Option<Trouble> {
+        let trouble =
+            |reason: &str, message: String, stalled| Trouble { reason: reason.to_owned(), message, stalled };
         match self {
             Error::Write { verb, kind, name, .. } => {
-                let status =
-                    self.status().filter(|s| matches!(s.code, 400 | 403 | 422) && !self.is_gone())?;
-                Some(format!("the API server refuses to {verb} {kind} {name}: {}", status.message))
+                let status = self.status().filter(|s| matches!(s.code, 400 | 403 | 422))?;
+                if self.is_gone() || is_another_object(status) {
+                    return None;
+                }
+                let said = format!("the API server refuses to {verb} {kind} {name}: {}", status.message);
+                let next = "Next: have that allowed; it is tried again.";
+                Some(trouble("WriteRefused", format!("{}. {next}", said.trim_end_matches('.')), true))
             }
-            Error::NameTaken { .. } => Some(self.to_string()),
+            Error::NameTaken { kind, name, leaving: true } => {
+                let said = format!("{kind} {name} is of an earlier object of this name, and on its way out.");
+                Some(trouble("NameTaken", said, false))
+            }
+            Error::NameTaken { kind, name, leaving: false } => {
+                let next = if kind == "PersistentVolumeClaim" {
+                    "Next: name other destinations, or label it `lathe.dev/kind=artifacts` to have results there."
+                        .to_owned()
+                } else {
+                    format!("Next: delete {kind} {name}, or give this object another name.")
+                };
+                Some(trouble("NameTaken", format!("{self}, so it is left alone. {next}"), true))
+            }
             _ => None,
         }
     }
@@ -86,4 +109,10 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// The object that was to be changed is gone, and another one has its name: the next round sees it.
+fn is_another_object(status: &Status) -> bool {
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.any(|cause| cause.field == "metadata.uid")
 }

@@ -1,5 +1,5 @@
 //! Jobs and their contracts: how they are built, and where one stands, read from the Job and its pods.
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
@@ -237,8 +237,8 @@ pub enum State {
     Waiting(Option<Trouble>),
     /// A pod works.
     Running,
-    /// It is done, with the worker's last words where they are still known.
-    Complete(Option<Box<Outcome>>),
+    /// It is done, with the worker's last words, or why they are not known.
+    Complete(Result<Box<Outcome>, Trouble>),
     /// It failed for good; the trouble is stalled where another Job would fail in the same way.
     Failed(Trouble),
 }
@@ -261,7 +261,7 @@ impl Run {
 
     /// The pod that works now.
     pub fn working(&self) -> Option<&Pod> {
-        let works = |pod: &&Arc<Pod>| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
+        let works = |pod: &&Arc<Pod>| phase(pod) == Some("Running");
         self.pods.iter().find(works).map(|pod| &**pod)
     }
 
@@ -271,7 +271,7 @@ impl Run {
         if condition(job, "Complete").is_some() {
             // The Job may be seen to its end before its pod is.
             return match self.result() {
-                None if !self.pods.iter().all(|pod| over(pod)) => State::Running,
+                Err(_) if !self.pods.iter().all(|pod| over(pod)) => State::Running,
                 words => State::Complete(words.map(Box::new)),
             };
         }
@@ -307,10 +307,29 @@ impl Run {
         self.job.as_ref()?.annotations().get(key).map(String::as_str)
     }
 
+    /// Time until a look that failed is repeated, where it has been failing since then; `None`: now.
+    pub fn again(&self, since: Option<Timestamp>, now: Timestamp) -> Option<Duration> {
+        wait(again_at(since, self.ended().unwrap_or(now)), now)
+    }
+
+    /// When to look at a pod that waits again, where nothing of it changes before.
+    pub fn look_again(&self, now: Timestamp) -> Duration {
+        let pod = self.pods.first().and_then(|pod| pod.metadata.creation_timestamp.as_ref());
+        look_again(pod.map(|time| time.0), now)
+    }
+
     /// What the pod said that did it; those before it were stopped or failed.
-    fn result(&self) -> Option<Outcome> {
-        let said = self.pods.iter().filter_map(|pod| pods::summary(pod)).map(|Summary { outcome }| outcome);
-        said.into_iter().find(|outcome| !matches!(outcome, Outcome::Stopped { .. } | Outcome::Failed(_)))
+    fn result(&self) -> Result<Outcome, Trouble> {
+        let mut why = lost();
+        for pod in &self.pods {
+            match pods::last_words(pod) {
+                Some(Ok(Summary { outcome: Outcome::Stopped { .. } | Outcome::Failed(_) })) | None => {}
+                Some(Ok(Summary { outcome })) => return Ok(outcome),
+                Some(Err(error)) if has_succeeded(pod) => why = unexpected(&error.to_string()),
+                Some(Err(_)) => {}
+            }
+        }
+        Err(why)
     }
 
     /// What keeps the newest pod, or ended one before: that one is tried again, whatever it was.
@@ -321,8 +340,9 @@ impl Run {
     }
 
     fn trouble(&self) -> Option<Trouble> {
-        let stopped =
-            |pod: &Pod| matches!(pods::summary(pod), Some(Summary { outcome: Outcome::Stopped { .. } }));
+        let stopped = |pod: &Pod| {
+            matches!(pods::last_words(pod), Some(Ok(Summary { outcome: Outcome::Stopped { .. } })))
+        };
         self.pods.iter().filter(|pod| !stopped(pod)).find_map(|pod| pods::trouble(pod))
     }
 
@@ -338,7 +358,28 @@ impl Run {
 }
 
 fn over(pod: &Pod) -> bool {
-    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Failed" | "Succeeded"))
+    matches!(phase(pod), Some("Failed" | "Succeeded"))
+}
+
+fn has_succeeded(pod: &Pod) -> bool {
+    phase(pod) == Some("Succeeded")
+}
+
+fn phase(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.phase.as_deref()
+}
+
+/// The pod went before its words were read, or it said none.
+fn lost() -> Trouble {
+    let message = "the pod is gone, and its last words with it; another one repeats them. Next: nothing.";
+    Trouble { reason: "ReportLost".to_owned(), message: message.to_owned(), stalled: false }
+}
+
+/// Last words that are no words of this task: they would be the same again.
+pub fn unexpected(why: &str) -> Trouble {
+    let next = "Next: check that operator and worker image are of the same version.";
+    let message = format!("the worker's last words cannot be used: {}. {next}", pods::shown(why));
+    Trouble { reason: "WorkerFailed".to_owned(), message, stalled: true }
 }
 
 fn condition<'a>(job: &'a Job, type_: &str) -> Option<&'a JobCondition> {
@@ -363,12 +404,26 @@ pub fn stands(conditions: &[Condition], verdict: &str) -> Option<Trouble> {
     conditions::is_true(conditions, conditions::STALLED).then_some(Trouble { reason, message, stalled: true })
 }
 
-/// What a failed look at a user's files is repeated after: they may be put there any minute. A quarter of the time that the
-/// object has been failing, between ten seconds and ten minutes, so nothing needs to be remembered.
-pub fn again_at(created: Option<Timestamp>, failed: Timestamp) -> Timestamp {
-    let failing = created.map_or(SignedDuration::ZERO, |created| failed.duration_since(created));
-    let pause = (failing / 4).clamp(SignedDuration::from_secs(10), SignedDuration::from_mins(10));
-    failed.checked_add(pause).unwrap_or(failed)
+/// What a failed look at a user's files is repeated after: they may be put there any minute.
+fn again_at(since: Option<Timestamp>, failed: Timestamp) -> Timestamp {
+    failed.checked_add(pause(since, failed)).unwrap_or(failed)
+}
+
+/// When to look again at something that waits since then and whose own changes wake its object anyway.
+pub fn look_again(since: Option<Timestamp>, now: Timestamp) -> Duration {
+    // Between ten seconds and ten minutes: never negative.
+    Duration::try_from(pause(since, now)).unwrap_or_default()
+}
+
+/// A quarter of the time that it has been so, between ten seconds and ten minutes, so nothing needs to be remembered.
+fn pause(since: Option<Timestamp>, now: Timestamp) -> SignedDuration {
+    let been = since.map_or(SignedDuration::ZERO, |since| now.duration_since(since));
+    (been / 4).clamp(SignedDuration::from_secs(10), SignedDuration::from_mins(10))
+}
+
+/// Time until `due`; `None` where it has come.
+pub fn wait(due: Timestamp, now: Timestamp) -> Option<Duration> {
+    Duration::try_from(due.duration_since(now)).ok().filter(|wait| !wait.is_zero())
 }
 
 #[cfg(test)]

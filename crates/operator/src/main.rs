@@ -5,6 +5,7 @@ mod channel;
 mod claims;
 mod cleanup;
 mod context;
+mod devices;
 mod distress;
 mod drift;
 mod error;
@@ -27,6 +28,7 @@ mod server;
 mod telemetry;
 #[cfg(test)]
 mod testing;
+mod unplaced;
 
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@ use k8s_openapi::{
     api::core::v1::{ContainerStatus, Pod, PodCondition},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use lathe_contract::{Outcome, Summary};
+use lathe_contract::{Outcome, ReportError, Summary};
 use lathe_resolve::pod::{CHECKSUM, CONTAINER};
 
 /// Longest text of others that is repeated in a status.
@@ -48,14 +48,14 @@ pub fn checksum(meta: Option<&ObjectMeta>) -> Option<&str> {
     meta?.annotations.as_ref()?.get(CHECKSUM).map(String::as_str)
 }
 
-/// The worker's last words of this run or, where it runs again, of the one before.
+/// The worker's last words of this run or, where it runs again, of the one before; `None` where it said nothing.
 #[must_use]
-pub fn summary(pod: &Pod) -> Option<Summary> {
+pub fn last_words(pod: &Pod) -> Option<Result<Summary, ReportError>> {
     let status = container(pod)?;
     let ended =
         |state: &Option<k8s_openapi::api::core::v1::ContainerState>| state.as_ref()?.terminated.clone();
     let message = ended(&status.state).or_else(|| ended(&status.last_state))?.message?;
-    Summary::parse(message.as_bytes()).ok()
+    (!message.is_empty()).then(|| Summary::parse(message.as_bytes()))
 }
 
 /// A condition of the pod.

@@ -27,6 +27,9 @@ pub const INPUTS: &str = "lathe.dev/inputs-hash";
 /// Label by which Kueue queues a Job.
 pub const QUEUE: &str = "kueue.x-k8s.io/queue-name";
 
+/// Value of the label `lathe.dev/kind` of the artefact volume.
+const ARTIFACTS: &str = "artifacts";
+
 /// Room for a checkpoint to be written after SIGTERM.
 const GRACE_SECONDS: i64 = 120;
 /// Pods that hold nothing that would have to be saved.
@@ -192,6 +195,11 @@ fn objects(
     Ok(Objects { contract: map, policy, job: job::build(request) })
 }
 
+/// A claim that is there was made for artefacts, or somebody said so by the label.
+pub fn is_for_artifacts(there: &PersistentVolumeClaim) -> bool {
+    there.labels().get(names::LABEL_KIND).is_some_and(|kind| kind == ARTIFACTS)
+}
+
 /// The artefact volume of the job's namespace. It belongs to nobody, so that results outlive every job.
 pub fn claim(job: &FineTuneJob, volume: &ArtifactVolume) -> PersistentVolumeClaim {
     let requests = BTreeMap::from([("storage".to_owned(), Quantity(volume.size.clone()))]);
@@ -199,7 +207,10 @@ pub fn claim(job: &FineTuneJob, volume: &ArtifactVolume) -> PersistentVolumeClai
         metadata: ObjectMeta {
             name: Some(names::ARTIFACTS_CLAIM.to_owned()),
             namespace: job.namespace(),
-            labels: Some(BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "lathe".to_owned())])),
+            labels: Some(BTreeMap::from([
+                ("app.kubernetes.io/managed-by".to_owned(), "lathe".to_owned()),
+                (names::LABEL_KIND.to_owned(), ARTIFACTS.to_owned()),
+            ])),
             ..ObjectMeta::default()
         },
         spec: Some(PersistentVolumeClaimSpec {

@@ -11,7 +11,10 @@ use super::{
     observe::{Attempt, Observed},
     plan::{Plan, Stage},
 };
-use crate::pods::{Trouble, UNSCHEDULABLE, condition};
+use crate::{
+    job::wait,
+    pods::{Trouble, UNSCHEDULABLE, condition},
+};
 
 /// Gives the attempt's profile up where its time has come and another one holds the job; the status is written first, and
 /// the attempt goes in the next round, so that nothing is forgotten by a crash between the two.
@@ -27,7 +30,7 @@ pub fn consider(
     if !has_another(job, observed, current, images) {
         return plan;
     }
-    match super::plan::wait(due, observed.now) {
+    match wait(due, observed.now) {
         None => Plan { passed_over: Some(current.to_owned()), next: Some(super::plan::ASK), ..plan },
         Some(wait) => {
             let next = plan.next.map_or(wait, |next| next.min(wait));

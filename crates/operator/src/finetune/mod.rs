@@ -3,7 +3,6 @@
 //! observe (what is there) -> plan (what stage that is, and the writes it needs) -> build (the objects) -> apply -> status.
 //! A stage is decided from what is there now, so a round that was cut anywhere is taken up by the next one.
 mod build;
-mod capacity;
 mod fallback;
 mod observe;
 mod plan;
@@ -101,12 +100,12 @@ impl Reconcile for FineTuneJobs {
             Ok(()) => None,
             // A quota, an admission rule: it is the user's to know, and tried again with growing pauses.
             Err(error) => match error.refusal() {
-                Some(words) => Some((words, error)),
+                Some(refusal) => Some((refusal, error)),
                 None => return Err(error),
             },
         };
-        let words = refused.as_ref().map(|(words, _)| words.as_str());
-        let fresh = status::status(job, &observed, &plan, words);
+        let refusal = refused.as_ref().map(|(refusal, _)| refusal);
+        let fresh = status::status(job, &observed, &plan, refusal);
         self.record(job, &fresh).await?;
         if let Some(profile) = &plan.passed_over {
             let message = format!("{profile} had no room within `accelerator.fallbackAfter`");
@@ -133,7 +132,8 @@ impl FineTuneJobs {
                     writer.start(&build::check(job, &self.context, &one_node, checking)?).await?;
                 }
                 Write::Claim => {
-                    drop(writer.create_once(&build::claim(job, &self.context.config.artifacts)).await?)
+                    let claim = build::claim(job, &self.context.config.artifacts);
+                    drop(writer.create_once(&claim, build::is_for_artifacts).await?)
                 }
                 Write::Start { attempt, training } => {
                     let train = build::train(job, &self.context, &one_node, *attempt, training)?;
@@ -152,7 +152,8 @@ impl FineTuneJobs {
                     writer.start(&build::summary(job, &self.context, &one_node)?).await?;
                 }
                 Write::MakeModel(trained, scores) => {
-                    let made = writer.create_once(&finetune::model(job, trained)).await?;
+                    let is_it = |there: &Model| plan::is_same(there, trained);
+                    let made = writer.create_once(&finetune::model(job, trained), is_it).await?;
                     if !scores.is_empty() {
                         writer.merge_status(&made, &json!({"status": {"scores": scores}})).await?;
                     }

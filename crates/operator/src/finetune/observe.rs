@@ -7,8 +7,9 @@ use kube::{Api, ResourceExt as _, runtime::reflector::Store};
 use lathe_api::{AcceleratorProfile, FineTuneJob, Model, names};
 use lathe_contract::Report;
 
-use super::{FineTuneJobs, capacity, capacity::Capacity};
+use super::FineTuneJobs;
 use crate::{
+    devices::Capacity,
     error::Error,
     job::{Owner, Run, State},
     pods::UNSCHEDULABLE,
@@ -106,11 +107,9 @@ async fn ask(jobs: &FineTuneJobs, job: &FineTuneJob, observed: &mut Observed) {
             let wanted = attempt.run.annotation(super::build::PROFILE);
             let profile = observed.profiles.iter().find(|p| p.metadata.name.as_deref() == wanted);
             if let Some(profile) = profile.filter(|p| p.spec.resource != "cpu") {
-                let namespace = job.namespace().unwrap_or_default();
-                observed.capacity = {
-                    let capacity_type = job.spec.accelerator.capacity_type;
-                    capacity::read(&jobs.context.client, profile, capacity_type, &namespace).await
-                };
+                let (namespace, of) =
+                    (job.namespace().unwrap_or_default(), job.spec.accelerator.capacity_type);
+                observed.capacity = jobs.context.capacity(profile, of, &namespace, observed.now).await;
             }
         }
         _ => {}

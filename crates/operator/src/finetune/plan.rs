@@ -1,6 +1,8 @@
 //! Which stage a job is in, and the writes that stage needs: decided from what is there now, nothing else.
 mod outcome;
 
+pub(super) use outcome::is_same;
+
 use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
@@ -19,14 +21,12 @@ use super::{
     usage::{self, Usage},
 };
 use crate::{
-    job::{Run, State, advised, again_at, stands},
+    job::{Run, State, advised, stands, unexpected, wait},
     pods::Trouble,
 };
 
 /// Between two questions to a worker.
 pub(super) const ASK: Duration = Duration::from_secs(5);
-/// Between two looks at a pod that waits for a device.
-const LOOK: Duration = Duration::from_secs(30);
 
 /// What is to be done, and what is known.
 #[derive(Debug)]
@@ -236,7 +236,7 @@ fn base<'a>(job: &FineTuneJob, observed: &'a Observed) -> Result<&'a Model, Reje
 /// What the check of the dataset has found, while its pod is there.
 fn checked(check: &Run) -> Option<CheckDataReport> {
     match check.state() {
-        State::Complete(Some(outcome)) => match *outcome {
+        State::Complete(Ok(outcome)) => match *outcome {
             Outcome::DataChecked(report) => Some(report),
             _ => None,
         },
@@ -253,25 +253,28 @@ fn check(job: &FineTuneJob, observed: &Observed, base: &Model) -> Plan {
     let conditions = job.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let said = stands(conditions, super::DATASET_VALID);
     let checking = |trouble| said.clone().map_or(Stage::Checking(trouble), Stage::BadData);
+    let again = |trouble| {
+        let created = job.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        let plan = Plan::at(Stage::BadData(trouble));
+        match observed.check.again(created, observed.now) {
+            Some(wait) => Plan { next: Some(wait), ..plan },
+            // The rows may have been put right.
+            None => delete(plan),
+        }
+    };
     match observed.check.state() {
         State::Absent => match finetune::checking(&job.spec, base) {
             Ok(task) => Plan::at(checking(None)).write(Write::Check(Box::new(task))),
             Err(rejection) => Plan::at(Stage::Rejected(rejection)),
         },
         State::Running | State::Suspended => Plan::at(checking(None)),
-        State::Waiting(trouble) => Plan { next: Some(LOOK), ..Plan::at(checking(advised(trouble))) },
-        // Its words were lost with its pod, or are not those of a check: once more.
-        State::Complete(_) => delete(Plan::at(checking(None))),
-        State::Failed(trouble) => {
-            let created = job.metadata.creation_timestamp.as_ref().map(|time| time.0);
-            let failed = observed.check.ended().unwrap_or(observed.now);
-            let plan = Plan::at(Stage::BadData(trouble));
-            match wait(again_at(created, failed), observed.now) {
-                Some(wait) => Plan { next: Some(wait), ..plan },
-                // The rows may have been put right.
-                None => delete(plan),
-            }
-        }
+        State::Waiting(trouble) => Plan {
+            next: Some(observed.check.look_again(observed.now)),
+            ..Plan::at(checking(advised(trouble)))
+        },
+        // Words of a check were recorded before.
+        State::Complete(Ok(_)) => again(unexpected("they are not those of a check")),
+        State::Complete(Err(trouble)) | State::Failed(trouble) => again(trouble),
     }
 }
 
@@ -302,8 +305,8 @@ fn stage_of_attempt(
     let Some(own) = attempt.run.job.clone() else { return Plan::at(Stage::Pending(None)) };
     let state = attempt.run.state();
     match state {
-        State::Complete(Some(outcome)) => return outcome::conclude(job, observed, attempt, *outcome),
-        State::Complete(None) => return outcome::recover(job, observed, attempt),
+        State::Complete(Ok(outcome)) => return outcome::conclude(job, observed, attempt, *outcome),
+        State::Complete(Err(_)) => return outcome::recover(job, observed, attempt),
         State::Failed(trouble) => return Plan::at(Stage::Failed(trouble)),
         _ => {}
     }
@@ -325,7 +328,8 @@ fn stage_of_attempt(
         State::Suspended if is_queued(job) => Plan::at(Stage::Queued),
         State::Suspended => Plan::at(Stage::Pending(None)).write(Write::Suspend(own, false)),
         State::Waiting(trouble) => {
-            let plan = Plan { next: Some(LOOK), ..Plan::at(Stage::Pending(trouble)) };
+            let next = attempt.run.look_again(observed.now);
+            let plan = Plan { next: Some(next), ..Plan::at(Stage::Pending(trouble)) };
             fallback::consider(plan, job, observed, attempt, images)
         }
         _ => Plan::at(Stage::Pending(None)),
@@ -378,9 +382,4 @@ fn afterwards(job: &FineTuneJob, observed: &Observed) -> Plan {
         Some(wait) => Plan { next: Some(wait), ..plan },
         None => plan.write(Write::Delete(trained)),
     }
-}
-
-/// Time until `due`; `None` where it has come.
-pub(super) fn wait(due: Timestamp, now: Timestamp) -> Option<Duration> {
-    Duration::try_from(due.duration_since(now)).ok().filter(|wait| !wait.is_zero())
 }

@@ -15,14 +15,15 @@ use super::{
     plan::{Plan, Stage},
     usage::Usage,
 };
+use crate::pods::Trouble;
 use lines::Line;
 
-/// The whole status. `refused`: what the API server said where it took a write of this round not at all.
+/// The whole status. `refused`: why a write of this round was not taken at all.
 pub fn status(
     job: &FineTuneJob,
     observed: &Observed,
     plan: &Plan,
-    refused: Option<&str>,
+    refused: Option<&Trouble>,
 ) -> FineTuneJobStatus {
     let mut fresh = job.status.clone().unwrap_or_default();
     let generation = job.metadata.generation.unwrap_or(0);
@@ -65,7 +66,7 @@ fn facts(
     output: &str,
     observed: &Observed,
     plan: &Plan,
-    refused: Option<&str>,
+    refused: Option<&Trouble>,
 ) {
     if let Some(training) = &plan.training {
         fresh.plan = Some(training.plan.clone());

@@ -112,6 +112,10 @@ fn ended(type_: &str) -> Value {
     json!({"status": {"conditions": [{"type": type_, "status": "True", "lastTransitionTime": Timestamp::now().to_string()}]}})
 }
 
+fn ended_at(type_: &str, time: &str) -> Value {
+    json!({"status": {"conditions": [{"type": type_, "status": "True", "lastTransitionTime": time}]}})
+}
+
 fn pod(job: &str, status: Value) -> Pod {
     object(json!({
         "metadata": {"name": format!("{job}-x"), "namespace": "ns", "creationTimestamp": "2026-01-01T00:00:00Z",
@@ -150,6 +154,10 @@ fn trained(over: Value) -> Value {
 
 fn failed(reason: &str) -> Value {
     json!({"failed": {"reason": reason, "message": "what it was. Next: what to do.", "userError": true}})
+}
+
+fn failed_for_now(reason: &str) -> Value {
+    json!({"failed": {"reason": reason, "message": "what it was. Next: nothing.", "userError": false}})
 }
 
 fn condition(status: &lathe_api::FineTuneJobStatus, type_: &str) -> (String, String, String) {

@@ -25,7 +25,7 @@ use kube::{
     core::NamespaceResourceScope,
     runtime::{controller::Action, reflector::Store, watcher},
 };
-use lathe_api::{InferenceService, conditions, names};
+use lathe_api::{CapacityType, InferenceService, conditions, names};
 use lathe_contract::{AdapterState, AdapterStatus};
 use lathe_resolve::inference::Serving;
 use serde::de::DeserializeOwned;
@@ -37,6 +37,8 @@ use crate::{
     context::{Context, Scope},
     drift::differs,
     error::Error,
+    job::look_again,
+    pods,
     runtime::{Guard, Reconcile, Stop, Watches, readable},
 };
 use adapters::Told;
@@ -65,6 +67,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const SOON: Duration = Duration::from_secs(2);
 /// Pause while something else must happen first.
 const LATER: Duration = Duration::from_secs(60);
+/// A watch that lost an event must not leave a service standing.
+const IDLE: Duration = Duration::from_secs(600);
 
 /// Names of a service's objects.
 struct Names {
@@ -163,8 +167,17 @@ impl Reconcile for Services {
 
     async fn reconcile(&self, service: &InferenceService) -> Result<Action, Error> {
         let context = &self.context;
-        let seen = observe::observe(service, &self.stores, &context.client, &context.channel).await?;
+        let now = Timestamp::now();
+        let mut seen =
+            observe::observe(service, &self.stores, &context.client, &context.channel, now).await?;
         let plan = plan::plan(service, &seen, &context.trust, &context.config.images);
+        if let Ok(serving) = &plan
+            && serving.profile.spec.resource != "cpu"
+            && seen.is_homeless()
+        {
+            let namespace = service.namespace().unwrap_or_default();
+            seen.capacity = context.capacity(&serving.profile, CapacityType::Any, &namespace, now).await;
+        }
         let (deployment, refused) = match self.apply(service, plan.as_ref().ok(), &seen).await {
             Ok(deployment) => (deployment, None),
             Err(error) => match error.refusal() {
@@ -181,10 +194,10 @@ impl Reconcile for Services {
             reports: &seen.reports,
             adapters: &adapters,
             told: &seen.told,
-            nodes: seen.nodes.as_deref(),
-            refused: refused.as_deref(),
+            capacity: seen.capacity.as_ref(),
+            refused: refused.as_ref(),
             may_write_throughput: self.told.throughput_is_due(service, LOOK),
-            now: Timestamp::now(),
+            now,
         };
         self.write_status(service, &facts).await?;
         Ok(Action::requeue(next_look(plan.is_err() || refused.is_some(), &adapters, &seen)))
@@ -231,7 +244,7 @@ impl Services {
 
     /// Applies an object unless it is so already.
     async fn keep<K: Written>(&self, wanted: &K, live: Option<&K>) -> Result<Option<K>, Error> {
-        if differs(wanted, live) { self.context.writer.apply(wanted).await.map(Some) } else { Ok(None) }
+        if differs(wanted, live) { self.context.writer.apply(wanted, live).await.map(Some) } else { Ok(None) }
     }
 
     /// Sets the replicas as the scaler, who alone owns them from then on.
@@ -279,12 +292,18 @@ fn next_look(
 ) -> Duration {
     let on_the_way =
         |status: &AdapterStatus| status.adapters.iter().any(|a| a.state == AdapterState::Loading);
+    let waits = seen.pods.iter().filter(|pod| !pods::is_ready(pod));
+    let since = waits.filter_map(|pod| pod.metadata.creation_timestamp.as_ref()).map(|time| time.0).min();
     if adapters.values().any(on_the_way) {
         SOON
-    } else if !blocked || !seen.reports.is_empty() {
+    } else if seen.pods.iter().any(pods::is_ready) {
         LOOK
-    } else {
+    } else if blocked {
         LATER
+    } else if seen.pods.is_empty() {
+        IDLE
+    } else {
+        look_again(since, seen.now)
     }
 }
 

@@ -1,28 +1,23 @@
 //! Every read: what the cluster and the workers say about one InferenceService.
-use std::{collections::BTreeMap, fmt::Debug, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Service},
+    core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service},
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::ListParams,
-    core::NamespaceResourceScope,
-    runtime::reflector::{ObjectRef, Store},
-};
+use kube::{Api, Client, Resource, ResourceExt, runtime::reflector::Store};
 use lathe_api::{AcceleratorProfile, InferenceService, Model, names};
 use lathe_contract::Report;
 use lathe_resolve::inference::model_ids;
-use serde::de::DeserializeOwned;
 
 use super::Names;
 use crate::{
     channel::Channel,
+    devices::Capacity,
     error::Error,
     mounting,
     pods::{self, Trouble},
@@ -62,16 +57,16 @@ pub struct Observed {
     pub rivals: Vec<Rival>,
     /// Our objects.
     pub children: Children,
-    /// An object under one of our names that is not ours.
-    pub taken: Option<Taken>,
     /// Pods that are not going away.
     pub pods: Vec<Pod>,
     /// What ready pods said, by their names.
     pub reports: BTreeMap<String, Report>,
     /// What nodes say of pods that do not start, by their names.
     pub told: BTreeMap<String, Trouble>,
-    /// Nodes, read only where a pod finds none; `None` also where they may not be read.
-    pub nodes: Option<Vec<Node>>,
+    /// Devices of the profile, looked for only where a pod finds no node; `None` also where nobody knows.
+    pub capacity: Option<Capacity>,
+    /// Now.
+    pub now: Timestamp,
 }
 
 /// Our objects.
@@ -83,6 +78,13 @@ pub struct Children {
     pub endpoint: Option<Service>,
     pub budget: Option<PodDisruptionBudget>,
     pub deployment: Option<Deployment>,
+}
+
+impl Observed {
+    /// True where a pod finds no node.
+    pub fn is_homeless(&self) -> bool {
+        self.pods.iter().filter_map(pods::trouble).any(|trouble| trouble.reason == pods::UNSCHEDULABLE)
+    }
 }
 
 impl Children {
@@ -100,15 +102,6 @@ pub struct Rival {
     pub model_ids: Vec<String>,
 }
 
-/// An object that is in the way.
-#[derive(Debug)]
-pub struct Taken {
-    pub kind: String,
-    pub name: String,
-    /// It belongs to an InferenceService, which is going away.
-    pub leaving: bool,
-}
-
 /// Reads all of it.
 ///
 /// # Errors
@@ -118,92 +111,72 @@ pub async fn observe(
     stores: &Stores,
     client: &Client,
     channel: &Channel,
+    now: Timestamp,
 ) -> Result<Observed, Error> {
     let namespace = service.namespace().unwrap_or_default();
     let uid = service.uid().unwrap_or_default();
     let model = |name: &str| lookup(&stores.models, &namespace, name);
-    let find = Finder { client, namespace: &namespace, uid: &uid };
     let names = Names::of(service);
-    let mut taken = None;
     let children = Children {
         contracts: own(&stores.contracts, &namespace, &uid),
-        policy: find.child(&stores.policies, &names.serve, &mut taken).await?,
-        endpoint: find.child(&stores.endpoints, &names.endpoint, &mut taken).await?,
-        budget: find.child(&stores.budgets, &names.serve, &mut taken).await?,
-        deployment: find.child(&stores.deployments, &names.serve, &mut taken).await?,
+        policy: own(&stores.policies, &namespace, &uid).pop(),
+        endpoint: own(&stores.endpoints, &namespace, &uid).pop(),
+        budget: own(&stores.budgets, &namespace, &uid).pop(),
+        deployment: deployment(&stores.deployments, client, (&namespace, &uid, &names.serve)).await?,
     };
     let pods = own_pods(&stores.pods, &namespace, &service.name_any());
     let reports = reports(&pods, channel, &uid).await;
-    let homeless = pods.iter().filter_map(pods::trouble).any(|t| t.reason == pods::UNSCHEDULABLE);
     let mut told = BTreeMap::new();
     // One cause is told: a few pods are enough to know it.
     for pod in pods.iter().filter(|pod| !pods::is_ready(pod) && pods::trouble(pod).is_none()).take(ASKED) {
-        let trouble = mounting::trouble(client, pod, Timestamp::now()).await;
+        let trouble = mounting::trouble(client, pod, now).await;
         told.extend(trouble.map(|trouble| (pod.name_any(), trouble)));
     }
-    let nodes = if homeless { nodes(client).await } else { None };
     Ok(Observed {
         base: model(&service.spec.model_ref.name),
         adapters: service.spec.adapter_refs.iter().map(|adapter| model(&adapter.name)).collect(),
         profiles: profiles(&stores.profiles),
         rivals: rivals(service, &stores.services),
         children,
-        taken,
         pods,
         reports,
         told,
-        nodes,
+        capacity: None,
+        now,
     })
 }
 
-/// Contracts of this service: applying one that the watch has not brought yet changes nothing, so nobody else is asked.
-fn own(store: &Store<ConfigMap>, namespace: &str, uid: &str) -> Vec<ConfigMap> {
-    let ours = |map: &ConfigMap| {
-        map.namespace().as_deref() == Some(namespace)
-            && map.owner_references().iter().any(|o| o.controller == Some(true) && o.uid == uid)
-    };
-    store.state().iter().filter(|map| ours(map)).map(|map| (**map).clone()).collect()
+/// Objects of a kind that this service controls. The writer asks for those that the watch has not brought yet.
+fn own<K>(store: &Store<K>, namespace: &str, uid: &str) -> Vec<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    store
+        .state()
+        .iter()
+        .filter(|found| is_own(&***found, namespace, uid))
+        .map(|found| (**found).clone())
+        .collect()
 }
 
-struct Finder<'a> {
-    client: &'a Client,
-    namespace: &'a str,
-    uid: &'a str,
+fn is_own<K: Resource>(found: &K, namespace: &str, uid: &str) -> bool {
+    found.namespace().as_deref() == Some(namespace)
+        && found.owner_references().iter().any(|owner| owner.controller == Some(true) && owner.uid == uid)
 }
 
-impl Finder<'_> {
-    /// A child by name. One that the watch has not seen may be new, or somebody else's: the API server knows.
-    async fn child<K>(
-        &self,
-        store: &Store<K>,
-        name: &str,
-        taken: &mut Option<Taken>,
-    ) -> Result<Option<K>, Error>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
-    {
-        let seen = store.get(&ObjectRef::new(name).within(self.namespace)).map(|found| (*found).clone());
-        let found = match seen {
-            Some(found) => Some(found),
-            None => {
-                let api: Api<K> = Api::namespaced(self.client.clone(), self.namespace);
-                api.get_opt(name)
-                    .await
-                    .map_err(|source| Error::Read { what: "an object of a service", source: source.into() })?
-            }
-        };
-        let Some(found) = found else { return Ok(None) };
-        let owner = found.owner_references().iter().find(|owner| owner.controller == Some(true));
-        if owner.is_some_and(|owner| owner.uid == self.uid) {
-            return Ok(Some(found));
-        }
-        taken.get_or_insert_with(|| Taken {
-            kind: K::kind(&()).into_owned(),
-            name: name.to_owned(),
-            leaving: owner.is_some_and(|owner| owner.kind == InferenceService::kind(&())),
-        });
-        Ok(None)
+/// The Deployment. One that the watch has not brought yet may be there: what its pods are made of must not be decided anew.
+async fn deployment(
+    store: &Store<Deployment>,
+    client: &Client,
+    (namespace, uid, name): (&str, &str, &str),
+) -> Result<Option<Deployment>, Error> {
+    if let Some(seen) = own(store, namespace, uid).into_iter().find(|seen| seen.name_any() == name) {
+        return Ok(Some(seen));
     }
+    let api: Api<Deployment> = Api::namespaced(client.clone(), namespace);
+    let found = api.get_opt(name).await;
+    let found = found.map_err(|source| Error::Read { what: "the Deployment", source: source.into() })?;
+    Ok(found.filter(|found| is_own(found, namespace, uid)))
 }
 
 fn own_pods(store: &Store<Pod>, namespace: &str, service: &str) -> Vec<Pod> {
@@ -239,17 +212,6 @@ async fn reports(pods: &[Pod], channel: &Channel, uid: &str) -> BTreeMap<String,
 /// The IP of a pod.
 pub fn ip(pod: &Pod) -> Option<String> {
     pod.status.as_ref()?.pod_ip.clone()
-}
-
-async fn nodes(client: &Client) -> Option<Vec<Node>> {
-    let api: Api<Node> = Api::all(client.clone());
-    match api.list(&ListParams::default()).await {
-        Ok(list) => Some(list.items),
-        Err(error) => {
-            tracing::debug!(%error, "nodes cannot be read");
-            None
-        }
-    }
 }
 
 fn profiles(store: &Store<Guard<AcceleratorProfile>>) -> Vec<AcceleratorProfile> {

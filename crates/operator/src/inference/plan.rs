@@ -22,8 +22,8 @@ pub struct Blocked {
 }
 
 /// Checks before anything is computed, in this order; the first that holds is the cause.
-const CHECKS: [fn(&InferenceService, &Observed) -> Option<Blocked>; 4] =
-    [name_taken, id_taken, model_missing, model_not_ready];
+const CHECKS: [fn(&InferenceService, &Observed) -> Option<Blocked>; 3] =
+    [id_taken, model_missing, model_not_ready];
 
 /// Plans the service.
 ///
@@ -84,19 +84,6 @@ pub fn unused<'a>(seen: &'a Observed, deployment: Option<&Deployment>, current: 
     contracts
 }
 
-fn name_taken(_: &InferenceService, seen: &Observed) -> Option<Blocked> {
-    let taken = seen.taken.as_ref()?;
-    let (kind, name) = (&taken.kind, &taken.name);
-    if taken.leaving {
-        return Some(waits(
-            "NameTaken",
-            format!("{kind} {name} belongs to an earlier service, which is going away."),
-        ));
-    }
-    let next = format!("Next: delete {kind} {name}, or give the service another name.");
-    Some(stalls("NameTaken", format!("{kind} {name} exists and is not of this service. {next}")))
-}
-
 /// The older service keeps an id; of two that are equally old, the first by name.
 fn id_taken(service: &InferenceService, seen: &Observed) -> Option<Blocked> {
     let own = model_ids(&service.name_any(), &service.spec);
@@ -150,7 +137,7 @@ mod tests {
     use super::*;
     use crate::inference::{
         fixtures::{condition, images, read, seen, service, trust},
-        observe::{Rival, Taken},
+        observe::Rival,
     };
 
     fn rejected(spec: Value, change: impl FnOnce(&mut Observed)) -> Blocked {
@@ -158,19 +145,6 @@ mod tests {
         let mut seen = seen(&service);
         change(&mut seen);
         plan(&service, &seen, &trust(), &images()).unwrap_err()
-    }
-
-    fn taken(leaving: bool) -> impl FnOnce(&mut Observed) {
-        move |seen| seen.taken = Some(Taken { kind: "Service".into(), name: "svc".into(), leaving })
-    }
-
-    #[rstest]
-    #[case::of_somebody_else(false, true, "delete Service svc")]
-    #[case::of_an_earlier_service(true, false, "going away")]
-    fn an_object_in_the_way(#[case] leaving: bool, #[case] stalled: bool, #[case] words: &str) {
-        let blocked = rejected(json!({}), taken(leaving));
-        assert_eq!((blocked.why.reason, blocked.stalled), ("NameTaken", stalled));
-        assert!(blocked.why.message.contains(words), "{}", blocked.why.message);
     }
 
     #[rstest]

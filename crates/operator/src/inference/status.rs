@@ -5,10 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::{
-        apps::v1::Deployment,
-        core::v1::{Node, Pod},
-    },
+    api::{apps::v1::Deployment, core::v1::Pod},
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kube::ResourceExt as _;
@@ -17,10 +14,7 @@ use lathe_api::{
     conditions::{READY, RECONCILING, STALLED, State, set},
 };
 use lathe_contract::{AdapterState, AdapterStatus, Report, SERVE_PORT, Task};
-use lathe_resolve::{
-    inference::Serving,
-    pod::{matches, node_selector_terms},
-};
+use lathe_resolve::inference::Serving;
 
 use super::{
     CHANGE_CAUSE,
@@ -28,8 +22,11 @@ use super::{
     plan::Blocked,
 };
 use crate::{
-    claims, mounting,
+    claims,
+    devices::Capacity,
+    mounting,
     pods::{self, Trouble},
+    unplaced::{self, Asked},
 };
 
 const PLANNED: &str = "Planned";
@@ -52,9 +49,10 @@ pub struct Facts<'a> {
     pub adapters: &'a BTreeMap<String, AdapterStatus>,
     /// What nodes say of pods that do not start, by their names.
     pub told: &'a BTreeMap<String, Trouble>,
-    pub nodes: Option<&'a [Node]>,
-    /// What the API server refuses to take, whatever we do.
-    pub refused: Option<&'a str>,
+    /// Devices of the profile, where a pod finds no node.
+    pub capacity: Option<&'a Capacity>,
+    /// Why a write of this round was not taken.
+    pub refused: Option<&'a Trouble>,
     /// True where throughput may be written again.
     pub may_write_throughput: bool,
     pub now: Timestamp,
@@ -160,26 +158,11 @@ fn trouble(facts: &Facts<'_>) -> Option<Trouble> {
     Some(if first.reason == pods::UNSCHEDULABLE { placed_nowhere(facts, first) } else { first })
 }
 
-/// The scheduler's words, with what is known of the nodes.
+/// Why no node takes a pod.
 fn placed_nowhere(facts: &Facts<'_>, trouble: Trouble) -> Trouble {
     let Ok(serving) = facts.plan else { return trouble };
-    let profile = &serving.profile;
-    let terms = node_selector_terms(&profile.spec, lathe_api::CapacityType::Any);
-    let of_kind = facts.nodes.map(|nodes| {
-        let fits = nodes.iter().filter(|node| matches(&terms, node.labels()));
-        format!(" {} of {} nodes are of this kind;", fits.count(), nodes.len())
-    });
-    let device = profile.spec.resource != "cpu";
-    let reason = if device { "AcceleratorUnavailable" } else { pods::UNSCHEDULABLE };
-    let what = format!("{} {}", serving.count, if device { profile.spec.resource.as_str() } else { "cores" });
-    let next = "Next: free some, add nodes, or allow another profile in `spec.accelerator.profiles`.";
-    let message = format!(
-        "no node has room for {what} (profile {});{} the scheduler says: {}. {next}",
-        profile.name_any(),
-        of_kind.unwrap_or_default(),
-        trouble.message
-    );
-    Trouble { reason: reason.to_owned(), message, stalled: false }
+    let asked = Asked { profile: &serving.profile, count: serving.count.into(), anew: "" };
+    unplaced::trouble(&trouble.message, asked, facts.capacity, "")
 }
 
 fn planned(facts: &Facts<'_>) -> Said {
@@ -236,11 +219,7 @@ fn rolled_out(facts: &Facts<'_>, counts: &Counts, trouble: Option<&Trouble>) -> 
         Ok(serving) => serving,
     };
     if let Some(refused) = facts.refused {
-        return Said::new(
-            false,
-            "WriteRefused",
-            format!("{refused}. Next: ask the cluster's administrator."),
-        );
+        return Said::new(false, &refused.reason, &*refused.message);
     }
     let Some(deployment) = facts.deployment else {
         return Said::new(State::Unknown, "Pending", "nothing is made yet.");
@@ -358,7 +337,7 @@ fn stalled(facts: &Facts<'_>, trouble: Option<&Trouble>) -> Said {
         return Said::new(true, blocked.why.reason, &*blocked.why.message);
     }
     if let Some(refused) = facts.refused {
-        return Said::new(true, "WriteRefused", refused);
+        return Said::new(refused.stalled, &refused.reason, &*refused.message);
     }
     match trouble {
         Some(trouble) if trouble.stalled => Said::new(true, &trouble.reason, &*trouble.message),

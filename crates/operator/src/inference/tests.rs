@@ -114,11 +114,12 @@ fn said(calls: &[Call], type_: &str) -> Value {
 async fn what_pods_need_is_there_before_them() {
     let service = service(json!({}));
     let calls = round(&service, Children::default(), Vec::new(), &[]).await;
-    let get = [POLICY, ENDPOINT, BUDGET, DEPLOYMENT].map(|path| format!("GET {path}"));
+    let get = |path: &str| format!("GET {path}");
     let contract = contract(&service);
-    let apply = [contract.as_str(), POLICY, ENDPOINT, BUDGET, DEPLOYMENT].map(patch);
+    let apply =
+        [contract.as_str(), POLICY, ENDPOINT, BUDGET, DEPLOYMENT].map(|path| [get(path), patch(path)]);
     let rest = [scale(), STATUS.to_owned()];
-    assert_eq!(paths(&calls), [get.as_slice(), &apply, &rest].concat());
+    assert_eq!(paths(&calls), [&[get(DEPLOYMENT)][..], &apply.concat(), &rest].concat());
     // Made with its replicas, so that there never is another number of them.
     assert_eq!(sent::<Value>(&calls, &patch(DEPLOYMENT))["spec"]["replicas"], 1);
     assert_eq!(sent::<Value>(&calls, &scale())["spec"], json!({"replicas": 1}));
@@ -129,6 +130,22 @@ async fn replicas_are_given_up_once_and_then_nothing_is_written() {
     let (service, calls) = settled().await;
     assert_eq!(sent::<Value>(&calls, &patch(DEPLOYMENT))["spec"].get("replicas"), None);
     let calls = round(&service, children(&service, &calls), Vec::new(), &[]).await;
+    assert!(calls.is_empty(), "{calls:?}");
+}
+
+/// However long it waits: the watches tell what changes.
+#[tokio::test]
+async fn a_service_that_waits_for_a_node_asks_the_api_server_for_nothing() {
+    let (mut service, calls) = settled().await;
+    let checksum = serving(&service, &seen(&service)).checksum;
+    let unscheduled = json!({"phase": "Pending", "conditions": [{
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "1 Insufficient cpu"}]});
+    let pods = || vec![pod("p", &checksum, unscheduled.clone())];
+    let told = round(&service, children(&service, &calls), pods(), &[]).await;
+    assert_eq!(said(&told, "Ready")["reason"], "AcceleratorUnavailable");
+    let written: Value = sent(&told, STATUS);
+    service.status = Some(object::<InferenceServiceStatus>(written["status"].clone()));
+    let calls = round(&service, children(&service, &calls), pods(), &[]).await;
     assert!(calls.is_empty(), "{calls:?}");
 }
 
@@ -154,9 +171,12 @@ async fn replicas_are_the_scalers_and_no_plan_is_needed_to_stop() {
 async fn an_object_of_somebody_else_is_left_alone() {
     let foreign = json!({"metadata": {"name": "svc", "namespace": "n", "uid": "uid-foreign"}});
     let get = format!("GET {ENDPOINT}");
-    let calls = round(&service(json!({})), Children::default(), Vec::new(), &[(&get, 200, foreign)]).await;
-    assert_eq!(writes(&calls), [STATUS]);
+    let service = service(json!({}));
+    let calls = round(&service, Children::default(), Vec::new(), &[(&get, 200, foreign)]).await;
+    // No pod is made that could not be reached.
+    assert_eq!(writes(&calls), [patch(&contract(&service)), patch(POLICY), STATUS.to_owned()]);
     assert_eq!(said(&calls, "Ready")["reason"], "NameTaken");
+    assert_eq!(said(&calls, "Stalled")["status"], "True");
 }
 
 #[tokio::test]

@@ -79,12 +79,12 @@ impl Reconcile for Models {
             Ok(()) => None,
             // A quota, an admission rule, a name that is taken: it is the user's to know, and tried again.
             Err(error) => match error.refusal() {
-                Some(words) => Some((words, error)),
+                Some(refusal) => Some((refusal, error)),
                 None => return Err(error),
             },
         };
-        let words = refused.as_ref().map(|(words, _)| words.as_str());
-        let fresh = status::status(model, &observed, &plan, words);
+        let refusal = refused.as_ref().map(|(refusal, _)| refusal);
+        let fresh = status::status(model, &observed, &plan, refusal);
         if self.context.writer.status(model, model.status.as_ref(), &fresh).await? {
             tracing::info!(model = model.name_any(), namespace = ?model.namespace(), reason = plan.view.reason(), "status");
         }

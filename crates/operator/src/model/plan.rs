@@ -10,7 +10,7 @@ use lathe_resolve::{
 
 use super::observe::Observed;
 use crate::{
-    job::{State, advised, again_at, stands},
+    job::{State, advised, stands, unexpected},
     pods::Trouble,
 };
 
@@ -90,31 +90,23 @@ pub fn plan(model: &Model, observed: &Observed) -> Plan {
         }
         State::Suspended | State::Running => plan(Write::Nothing, inspecting(None)),
         State::Waiting(trouble) => {
-            Plan { next: Some(LOOK_AGAIN), ..plan(Write::Nothing, inspecting(advised(trouble))) }
+            let next = Some(observed.inspection.look_again(observed.now));
+            Plan { next, ..plan(Write::Nothing, inspecting(advised(trouble))) }
         }
-        State::Complete(Some(outcome)) => match *outcome {
+        State::Complete(Ok(outcome)) => match *outcome {
             Outcome::Inspected(report) => plan(Write::Nothing, View::Found(Box::new(report))),
-            _ => again(model, observed, unexpected()),
+            _ => again(model, observed, unexpected("they are not those of an inspection")),
         },
-        // The pod went before its words were read: the next one repeats them.
-        State::Complete(None) => plan(Write::DeleteJob, inspecting(None)),
-        State::Failed(trouble) => again(model, observed, trouble),
+        State::Complete(Err(trouble)) | State::Failed(trouble) => again(model, observed, trouble),
     }
 }
 
 /// Says why it failed, and tries again after a while: the files or the Secret may have been put right.
 fn again(model: &Model, observed: &Observed, trouble: Trouble) -> Plan {
     let created = model.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    let failed = observed.inspection.ended().unwrap_or(observed.now);
-    let wait = again_at(created, failed).duration_since(observed.now);
     let view = View::Failed(trouble);
-    match Duration::try_from(wait) {
-        Ok(wait) if !wait.is_zero() => Plan { write: Write::Nothing, view, next: Some(wait) },
-        _ => Plan { write: Write::DeleteJob, view, next: None },
+    match observed.inspection.again(created, observed.now) {
+        Some(wait) => Plan { write: Write::Nothing, view, next: Some(wait) },
+        None => Plan { write: Write::DeleteJob, view, next: None },
     }
-}
-
-fn unexpected() -> Trouble {
-    let message = "the worker's last words are not those of an inspection. Next: check that operator and worker image are of the same version.";
-    Trouble { reason: "WorkerFailed".to_owned(), message: message.to_owned(), stalled: true }
 }

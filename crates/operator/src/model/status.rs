@@ -23,18 +23,18 @@ struct Verdict {
     stalled: bool,
 }
 
-/// The whole status. `refused`: what the API server said where it took a write of this round not at all.
-pub fn status(model: &Model, observed: &Observed, plan: &Plan, refused: Option<&str>) -> ModelStatus {
+/// The whole status. `refused`: why a write of this round was not taken at all.
+pub fn status(model: &Model, observed: &Observed, plan: &Plan, refused: Option<&Trouble>) -> ModelStatus {
     let mut fresh = model.status.clone().unwrap_or_default();
     if let View::Found(report) = &plan.view {
         record(&mut fresh, report);
     }
     let verdict = match refused {
-        Some(words) => Verdict {
+        Some(Trouble { reason, message, stalled }) => Verdict {
             ready: State::False,
-            reason: "WriteRefused".to_owned(),
-            message: format!("{words}. Next: have that allowed; it is tried again."),
-            stalled: true,
+            reason: reason.clone(),
+            message: message.clone(),
+            stalled: *stalled,
         },
         None => verdict(model, &fresh, observed, plan),
     };

@@ -8,11 +8,13 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::{Call, Server, context, failure, filled, object, paths};
+use crate::testing::{Call, Server, context, failure, filled, object, paths, sent};
 
 const JOB: &str = "/apis/batch/v1/namespaces/ns/jobs/m-inspect";
 const MAKE_CONTRACT: &str = "PATCH /api/v1/namespaces/ns/configmaps/m-inspect-contract";
 const MAKE_POLICY: &str = "PATCH /apis/networking.k8s.io/v1/namespaces/ns/networkpolicies/m-inspect";
+const GET_CONTRACT: &str = "GET /api/v1/namespaces/ns/configmaps/m-inspect-contract";
+const GET_POLICY: &str = "GET /apis/networking.k8s.io/v1/namespaces/ns/networkpolicies/m-inspect";
 const MAKE_JOB: &str = "POST /apis/batch/v1/namespaces/ns/jobs";
 const STATUS: &str = "PATCH /apis/lathe.dev/v1alpha1/namespaces/ns/models/m/status";
 
@@ -94,13 +96,13 @@ fn condition(status: &Value, type_: &str) -> (String, String, String) {
 #[tokio::test]
 async fn a_new_model_gets_a_job_and_every_condition() {
     let (calls, status) = round(&model("m", source(), Value::Null), vec![], vec![], vec![]).await;
-    assert_eq!(paths(&calls), [MAKE_CONTRACT, MAKE_POLICY, MAKE_JOB, STATUS]);
+    assert_eq!(paths(&calls), [GET_CONTRACT, MAKE_CONTRACT, GET_POLICY, MAKE_POLICY, MAKE_JOB, STATUS]);
     let status = status.expect("a status");
     assert_eq!(condition(&status, READY).0, "Unknown");
     assert_eq!(condition(&status, RECONCILING).0, "True");
     assert_eq!(condition(&status, STALLED).0, "False");
     assert_eq!(status["observedGeneration"], 1);
-    let contract = calls[0].1["data"]["contract.json"].as_str().expect("a contract");
+    let contract = calls[1].1["data"]["contract.json"].as_str().expect("a contract");
     let contract: Value = serde_json::from_str(contract).expect("JSON");
     assert_eq!(contract["task"], json!({"inspect": {"source": {"uri": "pvc://data/model"}}}));
     assert_eq!(contract["object"]["uid"], "uid-m");
@@ -175,6 +177,47 @@ async fn a_failed_look_says_why_and_is_repeated_after_a_while() {
     }
 }
 
+/// An object with this owner stands under the name of the contract.
+async fn with_contract_of(owner: Value) -> (Vec<Call>, Value) {
+    let there = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+        "metadata": {"name": "m-inspect-contract", "namespace": "ns", "uid": "there", "ownerReferences": [owner]}});
+    let (client, server) = Server::start(&[(GET_CONTRACT, 200, there)]);
+    let controller = Models {
+        context: context(client),
+        models: filled(vec![]),
+        jobs: filled(vec![]),
+        pods: filled(vec![]),
+        claims: filled(Vec::new()),
+    };
+    // What is refused is in the status.
+    drop(controller.reconcile(&model("m", source(), Value::Null)).await);
+    drop(controller);
+    let calls = server.calls().await;
+    let status = sent::<Value>(&calls, STATUS)["status"].clone();
+    (calls, status)
+}
+
+#[tokio::test]
+async fn a_config_map_of_somebody_else_is_left_alone_and_told() {
+    let owner = |kind: &str, name: &str, uid: &str| json!({"apiVersion": "a/v1", "kind": kind, "name": name, "uid": uid, "controller": true});
+    let (calls, status) = with_contract_of(owner("App", "theirs", "other")).await;
+    assert_eq!(paths(&calls), [GET_CONTRACT, STATUS]);
+    let (_, reason, message) = condition(&status, READY);
+    assert!(reason == "NameTaken" && message.contains("ConfigMap m-inspect-contract exists"), "{message}");
+    assert_eq!(condition(&status, STALLED).0, "True");
+    // Garbage collection takes what a Model of this name had; nobody need act.
+    let (calls, status) = with_contract_of(owner("Model", "m", "earlier")).await;
+    assert_eq!(paths(&calls), [GET_CONTRACT, STATUS]);
+    assert_eq!(condition(&status, READY).1, "NameTaken");
+    assert_eq!(
+        (condition(&status, STALLED).0, condition(&status, RECONCILING).0),
+        ("False".into(), "True".into())
+    );
+    // Our own one, made before a crash.
+    let (calls, _) = with_contract_of(owner("Model", "m", "uid-m")).await;
+    assert_eq!(sent::<Value>(&calls, MAKE_CONTRACT)["metadata"]["uid"], "there");
+}
+
 #[tokio::test]
 async fn a_job_of_that_name_that_is_not_ours_is_told() {
     let foreign = json!({"metadata": {"name": "m-inspect", "namespace": "ns", "uid": "other"}, "spec": {"template": {}}});
@@ -194,10 +237,8 @@ async fn a_job_of_that_name_that_is_not_ours_is_told() {
     drop(controller);
     let calls = server.calls().await;
     let get = "GET /apis/batch/v1/namespaces/ns/jobs/m-inspect";
-    assert_eq!(paths(&calls), [MAKE_CONTRACT, MAKE_POLICY, MAKE_JOB, get, STATUS]);
-    let (_, reason, message) = condition(&calls[4].1["status"], READY);
-    assert!(
-        reason == "WriteRefused" && message.contains("Job m-inspect exists and is not ours"),
-        "{message}"
-    );
+    assert_eq!(paths(&calls), [GET_CONTRACT, MAKE_CONTRACT, GET_POLICY, MAKE_POLICY, MAKE_JOB, get, STATUS]);
+    let (_, reason, message) = condition(&calls[6].1["status"], READY);
+    assert!(reason == "NameTaken" && message.contains("Next: delete Job m-inspect"), "{message}");
+    assert_eq!(condition(&calls[6].1["status"], STALLED).0, "True");
 }

@@ -14,9 +14,12 @@ use super::{
     Plan, Stage, Write,
 };
 use crate::{
-    job::{State, advised},
+    job::{State, advised, unexpected},
     pods::Trouble,
 };
+
+/// What a pod that looks for the report says where there is none and never will be; all else is looked at again.
+const FINAL: [&str; 3] = ["NotFound", "InvalidLocation", "InvalidContract"];
 
 /// A Model that has the output's name already: ours, an equal job's, or another one.
 pub fn output(job: &FineTuneJob, observed: &Observed, checked: bool, hash: Option<&str>) -> Option<Plan> {
@@ -46,13 +49,25 @@ pub fn recover(job: &FineTuneJob, observed: &Observed, attempt: &Attempt) -> Pla
     match observed.summary.state() {
         State::Absent => Plan::at(Stage::Lost(None)).write(Write::Summarise),
         State::Running | State::Suspended => Plan::at(Stage::Lost(None)),
-        State::Waiting(trouble) => Plan::at(Stage::Lost(advised(trouble))),
-        State::Complete(Some(outcome)) => conclude(job, observed, attempt, *outcome),
-        State::Complete(None) => match observed.summary.job.clone() {
-            Some(summary) => Plan::at(Stage::Lost(None)).write(Write::Delete(summary)),
-            None => Plan::at(Stage::Lost(None)),
+        State::Waiting(trouble) => Plan {
+            next: Some(observed.summary.look_again(observed.now)),
+            ..Plan::at(Stage::Lost(advised(trouble)))
         },
-        State::Failed(trouble) => Plan::at(Stage::Failed(trouble)),
+        State::Complete(Ok(outcome)) => conclude(job, observed, attempt, *outcome),
+        State::Failed(trouble) if trouble.stalled && FINAL.contains(&trouble.reason.as_str()) => {
+            Plan::at(Stage::Failed(trouble))
+        }
+        // The result is there: a hub or volume that does not answer, a node that went, must not lose it.
+        State::Complete(Err(trouble)) | State::Failed(trouble) => look_again(observed, attempt, trouble),
+    }
+}
+
+/// Says why the report is not read yet; after a while the next pod tries.
+fn look_again(observed: &Observed, attempt: &Attempt, trouble: Trouble) -> Plan {
+    let plan = Plan::at(Stage::Lost(Some(trouble)));
+    match (observed.summary.again(attempt.run.ended(), observed.now), observed.summary.job.clone()) {
+        (None, Some(summary)) => plan.write(Write::Delete(summary)),
+        (next, _) => Plan { next, ..plan },
     }
 }
 
@@ -97,7 +112,8 @@ fn pass(plan: Plan, model: &Model) -> Plan {
     if failed { plan.write(Write::Pass(Box::new(model.clone()))) } else { plan }
 }
 
-fn is_same(there: &Model, trained: &Trained) -> bool {
+/// A Model that was made from the same inputs.
+pub fn is_same(there: &Model, trained: &Trained) -> bool {
     let theirs = there.spec.derived_from.as_ref().and_then(|d| d.inputs_hash.as_ref());
     theirs.is_some() && theirs == trained.inputs_hash.as_ref()
 }
@@ -114,10 +130,4 @@ fn is_below(uri: &str, folder: &str) -> bool {
 fn is_digest(text: &str) -> bool {
     let hex = text.strip_prefix("sha256:");
     hex.is_some_and(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f')))
-}
-
-fn unexpected(why: &str) -> Trouble {
-    let next = "Next: check that operator and worker image are of the same version.";
-    let message = format!("the worker's last words cannot be used: {why}. {next}");
-    Trouble { reason: "WorkerFailed".to_owned(), message, stalled: true }
 }

@@ -9,13 +9,14 @@ use lathe_contract::{CheckDataReport, Phase};
 use lathe_resolve::finetune::failed_gates;
 
 use super::super::{
-    DATASET_VALID, capacity,
+    DATASET_VALID,
     observe::Observed,
     plan::{Hold, Plan, Stage},
 };
 use crate::{
     claims,
     pods::{Trouble, UNSCHEDULABLE},
+    unplaced::{self, Asked},
 };
 
 /// What one condition says.
@@ -57,19 +58,19 @@ pub fn lines(
     fresh: &FineTuneJobStatus,
     observed: &Observed,
     plan: &Plan,
-    refused: Option<&str>,
+    refused: Option<&Trouble>,
 ) -> Vec<(&'static str, Option<Line>)> {
     let mut known = vec![
         ("Planned", planned(plan, fresh)),
         (DATASET_VALID, dataset(plan)),
-        ("Scheduled", scheduled(observed, plan)),
+        ("Scheduled", scheduled(fresh, observed, plan)),
         ("Training", training(observed, plan)),
         ("Evaluated", evaluated(job, plan)),
     ];
     let (headline, drive) = match refused {
-        Some(words) => {
-            let message = format!("{words}. Next: have that allowed; it is tried again.");
-            (line(State::Unknown, "WriteRefused", message), Drive::NeedsAPerson)
+        Some(Trouble { reason, message, stalled }) => {
+            let drive = if *stalled { Drive::NeedsAPerson } else { Drive::GoesOn };
+            (line(State::Unknown, reason, message), drive)
         }
         None => headline(job, fresh, observed, plan),
     };
@@ -136,10 +137,10 @@ fn rows(report: &CheckDataReport) -> String {
     text
 }
 
-fn scheduled(observed: &Observed, plan: &Plan) -> Option<Line> {
+fn scheduled(fresh: &FineTuneJobStatus, observed: &Observed, plan: &Plan) -> Option<Line> {
     match &plan.stage {
         Stage::Pending(Some(trouble)) if trouble.reason == UNSCHEDULABLE => {
-            unschedulable(observed, plan, trouble)
+            unschedulable(fresh, observed, plan, trouble)
         }
         Stage::Pending(Some(trouble)) if trouble.reason == "VolumeNotFound" => {
             line(State::False, &trouble.reason, &trouble.message)
@@ -174,29 +175,33 @@ fn placed(pod: Option<&Pod>) -> Option<Line> {
     line(State::True, "Scheduled", format!("on node {node}{beside}"))
 }
 
-/// The scheduler's words, or better ones where the cause is the device.
-fn unschedulable(observed: &Observed, plan: &Plan, trouble: &Trouble) -> Option<Line> {
-    let words = &trouble.message;
-    if words.contains("PersistentVolumeClaim") || words.contains("persistentvolumeclaim") {
-        let next = "Next: check the claims (`kubectl get pvc`) and the storage class.";
-        return line(State::False, "VolumeNotBound", format!("{words}. {next}"));
-    }
+/// Why no node takes the pod, and since when.
+fn unschedulable(
+    fresh: &FineTuneJobStatus,
+    observed: &Observed,
+    plan: &Plan,
+    trouble: &Trouble,
+) -> Option<Line> {
     let attempt = observed.attempt.as_ref()?;
-    let profile = attempt.run.annotation(super::super::build::PROFILE).unwrap_or_default();
-    let device = observed.profiles.iter().any(|p| p.name_any() == profile && p.spec.resource != "cpu");
     let since = attempt.run.pods.first().and_then(|pod| pod.metadata.creation_timestamp.as_ref());
     let mut since = since.map_or(String::new(), |t| format!("; waiting since {} UTC", t.0.strftime("%H:%M")));
     if let Some(due) = plan.falls_back {
         since.push_str(&format!("; another profile is tried at {} UTC", due.strftime("%H:%M")));
     }
-    let next = "Next: free one, or allow another profile in `spec.accelerator.profiles`.";
-    if device {
-        let free = capacity::words(observed.capacity.as_ref(), profile);
-        return line(State::False, "AcceleratorUnavailable", format!("{free}{since}. {next}"));
-    }
-    let next =
-        "Next: free a node, or ask for less (`spec.accelerator.count`, `spec.pod`) in a new FineTuneJob.";
-    line(State::False, "AcceleratorUnavailable", format!("no node has room: {words}{since}. {next}"))
+    let named = attempt.run.annotation(super::super::build::PROFILE).unwrap_or_default();
+    let Some(profile) = observed.profiles.iter().find(|profile| profile.name_any() == named) else {
+        let next = format!("Next: make AcceleratorProfile {named} again, or allow another one.");
+        return line(
+            State::False,
+            UNSCHEDULABLE,
+            format!("no node takes the pod: {}{since}. {next}", trouble.message),
+        );
+    };
+    let count = fresh.plan.as_ref().and_then(|plan| plan.count).unwrap_or(1).into();
+    let asked = Asked { profile, count, anew: " of a new FineTuneJob" };
+    let Trouble { reason, message, .. } =
+        unplaced::trouble(&trouble.message, asked, observed.capacity.as_ref(), &since);
+    line(State::False, reason, message)
 }
 
 fn training(observed: &Observed, plan: &Plan) -> Option<Line> {
@@ -278,13 +283,16 @@ fn headline(
         }
         Stage::Queued => (unknown("Queued", "a queue holds the Job"), Drive::GoesOn),
         Stage::Pending(Some(trouble)) if trouble.reason == UNSCHEDULABLE => (
-            unschedulable(observed, plan, trouble).map(|l| Line { state: State::Unknown, ..l }),
+            unschedulable(fresh, observed, plan, trouble).map(|l| Line { state: State::Unknown, ..l }),
             Drive::GoesOn,
         ),
-        Stage::Pending(Some(trouble))
-        | Stage::Checking(Some(trouble))
-        | Stage::BadData(trouble)
-        | Stage::Lost(Some(trouble)) => troubled(trouble),
+        Stage::Pending(Some(trouble)) | Stage::Checking(Some(trouble)) | Stage::BadData(trouble) => {
+            troubled(trouble)
+        }
+        Stage::Lost(Some(trouble)) => {
+            let message = format!("training is done, its report is not read yet: {}", trouble.message);
+            troubled(&Trouble { message, ..trouble.clone() })
+        }
         Stage::Pending(None) => (unknown("Pending", "its pod is on its way"), Drive::GoesOn),
         Stage::Running => {
             let at = training(observed, plan);

@@ -4,7 +4,8 @@ use crate::testing::{Call, failure, paths};
 
 const MAPS: &str = "/api/v1/namespaces/ns/configmaps";
 const JOBS: &str = "/apis/batch/v1/namespaces/ns/jobs";
-const POLICY: &str = "PATCH /apis/networking.k8s.io/v1/namespaces/ns/networkpolicies/t-tune";
+const POLICY: &str = "/apis/networking.k8s.io/v1/namespaces/ns/networkpolicies/t-tune";
+const CLAIM: &str = "POST /api/v1/namespaces/ns/persistentvolumeclaims";
 
 /// A round among the base Model and what else is there.
 async fn round(
@@ -29,8 +30,12 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
     // New: the dataset is checked first.
     let (calls, done) = round(&with_status(Value::Null), World::default(), &[]).await;
     done.expect("a round");
-    let check_map = format!("PATCH {MAPS}/t-check-data-contract");
-    assert_eq!(paths(&calls), [check_map.as_str(), POLICY, &format!("POST {JOBS}"), STATUS]);
+    let made = |job: &str| {
+        let map = format!("{MAPS}/{job}-contract");
+        let of = |path: &str| [format!("GET {path}"), format!("PATCH {path}")];
+        [of(&map), of(POLICY)].concat().into_iter().chain([format!("POST {JOBS}")]).collect::<Vec<_>>()
+    };
+    assert_eq!(paths(&calls), [made("t-check-data"), vec![STATUS.to_owned()]].concat());
     let status = status_of(&calls);
 
     // The rows are good: the volume, the contract, the Job, in this order.
@@ -39,9 +44,7 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
         World { jobs: vec![check()], pods: vec![said("t-check-data", 0, checked())], ..World::default() };
     let (calls, done) = round(&with_status(status), world, &[]).await;
     done.expect("a round");
-    let claim = "POST /api/v1/namespaces/ns/persistentvolumeclaims";
-    let train_map = format!("PATCH {MAPS}/t-1-contract");
-    assert_eq!(paths(&calls), [claim, train_map.as_str(), POLICY, &format!("POST {JOBS}"), STATUS]);
+    assert_eq!(paths(&calls), [vec![CLAIM.to_owned()], made("t-1"), vec![STATUS.to_owned()]].concat());
     let status = status_of(&calls);
     assert_eq!((&status["attempt"], &status["datasetDigest"]), (&json!(1), &json!(digest('d'))));
     assert_eq!(status["plan"]["profile"], "cpu");
@@ -164,6 +167,40 @@ async fn what_the_api_server_refuses_is_in_the_status_and_tried_again() {
     );
 }
 
+/// Another object stands under the name of something that is made once.
+async fn taken(spec: Value, world: World, kind: &str, name: &str, there: Value) -> (Vec<Call>, String) {
+    let known = json!({"observedGeneration": 1, "datasetDigest": digest('d'), "attempt": 1});
+    let (make, get) = (format!("POST {kind}"), format!("GET {kind}/{name}"));
+    let answers = [(make.as_str(), 409, failure(409, "AlreadyExists")), (get.as_str(), 200, there)];
+    let (calls, done) = round(&tune(spec, known), world, &answers).await;
+    assert_eq!(done.expect_err("taken").category(), "NameTaken");
+    let status: lathe_api::FineTuneJobStatus = object(status_of(&calls));
+    assert!(conditions::is_true(&status.conditions, conditions::STALLED));
+    let (_, reason, message) = condition(&status, conditions::SUCCEEDED);
+    assert_eq!(reason, "NameTaken");
+    (calls, message)
+}
+
+#[tokio::test]
+async fn a_volume_or_model_of_somebody_else_is_never_taken_for_ours() {
+    let claims = "/api/v1/namespaces/ns/persistentvolumeclaims";
+    let claim = json!({"metadata": {"name": "lathe-artifacts", "namespace": "ns", "uid": "theirs"}});
+    let (calls, message) = taken(json!({}), World::default(), claims, "lathe-artifacts", claim).await;
+    assert!(message.contains("label it `lathe.dev/kind=artifacts`"), "{message}");
+    assert!(!paths(&calls).iter().any(|call| call.ends_with("/jobs")), "{calls:?}");
+
+    let models = "/apis/lathe.dev/v1alpha1/namespaces/ns/models";
+    let done = World {
+        jobs: vec![job("t-1", "train", ended("Complete"))],
+        pods: vec![said("t-1", 0, trained(json!({})))],
+        ..World::default()
+    };
+    let theirs = serde_json::to_value(model("out", json!({}))).expect("JSON");
+    let (calls, message) = taken(json!({}), done, models, "out", theirs).await;
+    assert!(message.contains("Next: delete Model out"), "{message}");
+    assert!(!paths(&calls).contains(&format!("PATCH {models}/out/status").as_str()), "{calls:?}");
+}
+
 #[tokio::test]
 async fn a_server_that_is_away_changes_nothing() {
     let map = format!("PATCH {MAPS}/t-check-data-contract");
@@ -171,7 +208,7 @@ async fn a_server_that_is_away_changes_nothing() {
         round(&with_status(Value::Null), World::default(), &[(&map, 500, failure(500, "InternalError"))])
             .await;
     assert_eq!(done.expect_err("away").category(), "WriteFailed");
-    assert_eq!(paths(&calls), [map.as_str()]);
+    assert_eq!(paths(&calls), [format!("GET {MAPS}/t-check-data-contract"), map]);
 }
 
 #[tokio::test]
@@ -181,5 +218,5 @@ async fn suspending_patches_the_job_and_nothing_else_of_it() {
     let (calls, done) = round(&tune(json!({"suspend": true}), known), world, &[]).await;
     done.expect("a round");
     assert_eq!(paths(&calls), [format!("PATCH {JOBS}/t-1").as_str(), STATUS]);
-    assert_eq!(calls[0].1, json!({"spec": {"suspend": true}}));
+    assert_eq!(calls[0].1, json!({"metadata": {"uid": "uid-t-1"}, "spec": {"suspend": true}}));
 }

@@ -67,6 +67,15 @@ fn writes(plan: &Plan) -> String {
     plan.writes.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
+/// A training that is done, whose words went with its pod; the pod that looks for its report said this when it failed.
+fn lost(at: &str, outcome: Value) -> Observed {
+    let end = ended_at("Failed", at);
+    world(|w| {
+        w.attempt = attempt(ended_at("Complete", "2026-01-01T00:59:00Z"), vec![]);
+        w.summary = run(job("t-summary", "inspect", end), vec![said("t-summary", 1, outcome)]);
+    })
+}
+
 fn known() -> Value {
     json!({"observedGeneration": 1, "datasetDigest": digest('d'), "attempt": 1,
         "plan": {"profile": "cpu", "count": 1}, "startTime": "2026-01-01T00:30:00Z"})
@@ -127,8 +136,20 @@ fn told(reason: &str) -> Value {
     ("claim, start 1", "Unknown", "Pending", "goes on"))]
 #[case::its_words_are_lost(
     tune(json!({}), Value::Null),
-    world(|w| w.check = run(job("t-check-data", "check-data", ended("Complete")), vec![])),
-    ("delete t-check-data", "Unknown", "CheckingDataset", "goes on"))]
+    world(|w| w.check = run(job("t-check-data", "check-data", ended_at("Complete", "2026-01-01T00:55:00Z")), vec![])),
+    ("", "Unknown", "ReportLost", "goes on"))]
+#[case::its_words_were_lost_some_time_ago(
+    tune(json!({}), Value::Null),
+    world(|w| w.check = run(job("t-check-data", "check-data", ended_at("Complete", "2026-01-01T00:01:00Z")), vec![])),
+    ("delete t-check-data", "Unknown", "ReportLost", "goes on"))]
+#[case::its_words_are_those_of_something_else(
+    tune(json!({}), Value::Null),
+    world(|w| w.check = run(job("t-check-data", "check-data", ended("Complete")), vec![said("t-check-data", 0, json!({"inspected": {}}))])),
+    ("", "Unknown", "WorkerFailed", "a person"))]
+#[case::its_words_are_no_words(
+    tune(json!({}), Value::Null),
+    world(|w| w.check = run(job("t-check-data", "check-data", ended("Complete")), vec![said("t-check-data", 0, json!("?"))])),
+    ("", "Unknown", "WorkerFailed", "a person"))]
 #[case::the_attempt_is_gone(tune(json!({}), known()), world(|_| ()), ("claim, start 2", "Unknown", "Pending", "goes on"))]
 #[case::own_volumes_need_no_claim(
     tune(json!({"output": {"destination": {"uri": "pvc://mine/out"}}, "checkpoint": {"destination": {"uri": "pvc://mine/state"}}}), known()),
@@ -219,6 +240,22 @@ fn told(reason: &str) -> Value {
         w.summary = run(job("t-summary", "inspect", ended("Complete")), vec![said("t-summary", 0, trained(json!({})))]);
     }),
     ("model", "True", "Tuned", "nobody"))]
+#[case::the_report_cannot_be_reached_for_now(
+    tune(json!({}), known()), lost("2026-01-01T00:59:55Z", failed_for_now("Unreachable")), ("", "Unknown", "Unreachable", "goes on"))]
+#[case::the_report_is_looked_for_again(
+    tune(json!({}), known()), lost("2026-01-01T00:59:00Z", failed_for_now("Unreachable")),
+    ("delete t-summary", "Unknown", "Unreachable", "goes on"))]
+#[case::the_report_may_not_be_read(
+    tune(json!({}), known()), lost("2026-01-01T00:59:55Z", failed("Unauthorized")), ("", "Unknown", "Unauthorized", "a person"))]
+#[case::the_repeated_words_are_no_words(
+    tune(json!({}), known()),
+    world(|w| {
+        w.attempt = attempt(ended("Complete"), vec![]);
+        w.summary = run(job("t-summary", "inspect", ended("Complete")), vec![said("t-summary", 0, json!("?"))]);
+    }),
+    ("", "Unknown", "WorkerFailed", "a person"))]
+#[case::there_is_no_report(
+    tune(json!({}), known()), lost("2026-01-01T00:59:55Z", failed("NotFound")), ("", "False", "NotFound", "a person"))]
 #[case::failed(
     tune(json!({}), known()),
     world(|w| w.attempt = attempt(ended("Failed"), vec![said("t-1", 64, failed("LossNotFinite"))])), ("", "False", "LossNotFinite", "a person"))]

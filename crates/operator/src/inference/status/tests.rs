@@ -1,4 +1,3 @@
-use k8s_openapi::api::core::v1::Node;
 use lathe_api::{
     ThroughputStatus,
     conditions::find,
@@ -23,8 +22,8 @@ struct World {
     pods: Vec<Pod>,
     adapters: BTreeMap<String, AdapterStatus>,
     reports: BTreeMap<String, Report>,
-    nodes: Option<Vec<Node>>,
-    refused: Option<&'static str>,
+    capacity: Option<Capacity>,
+    refused: Option<Trouble>,
     may_write_throughput: bool,
 }
 
@@ -39,7 +38,7 @@ impl World {
             pods: Vec::new(),
             adapters: BTreeMap::new(),
             reports: BTreeMap::new(),
-            nodes: None,
+            capacity: None,
             refused: None,
             may_write_throughput: true,
         }
@@ -79,8 +78,8 @@ impl World {
             reports: &self.reports,
             adapters: &self.adapters,
             told: &self.seen.told,
-            nodes: self.nodes.as_deref(),
-            refused: self.refused,
+            capacity: self.capacity.as_ref(),
+            refused: self.refused.as_ref(),
             may_write_throughput: self.may_write_throughput,
             now: Timestamp::from_second(1_790_000_000).unwrap(),
         })
@@ -88,7 +87,8 @@ impl World {
 }
 
 fn refuse(mut world: World) -> World {
-    world.refused = Some("the API server refuses to apply Deployment svc-serve: exceeded quota");
+    let message = "the API server refuses to apply Deployment svc-serve: exceeded quota".to_owned();
+    world.refused = Some(Trouble { reason: "WriteRefused".to_owned(), message, stalled: true });
     world
 }
 
@@ -112,8 +112,7 @@ fn unschedulable() -> Value {
 
 fn no_gpu() -> World {
     let mut world = World::new(json!({"accelerator": {"profiles": ["gpu"]}})).pods(&[unschedulable()]);
-    let node = |gpu: &str| read(json!({"metadata": {"labels": {"gpu": gpu}}}));
-    world.nodes = Some(vec![node("L4"), node("T4")]);
+    world.capacity = Some(Capacity { all: 1, free: Some(0), ..Capacity::default() });
     world
 }
 
@@ -173,7 +172,7 @@ fn with_tone() -> World {
     no_gpu(),
     "FFFTF",
     "AcceleratorUnavailable",
-    "profile gpu); 1 of 2 nodes are of this kind; the scheduler says: 0/2 nodes",
+    "0 of 1 gpu devices are free; the scheduler says: 0/2 nodes",
     Kstatus::InProgress
 )]
 #[case::out_of_memory(

@@ -115,6 +115,7 @@ async fn a_model_is_current_only_where_it_is_ready() {
             InProgress,
         ),
         ("failed without a word", none.clone(), Some((over(), vec![])), vec![], InProgress),
+        ("no words", none.clone(), Some((complete(), vec![pod(0, json!("?"))])), vec![], Failed),
         (
             "words of another task",
             none.clone(),
