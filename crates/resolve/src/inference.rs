@@ -1,10 +1,12 @@
 //! An InferenceService to the task of its pods, with every choice that the spec leaves open.
 mod choose;
 
-use lathe_api::{AcceleratorProfile, InferenceServiceSpec, Model, PlanStatus, WeightPrecision};
+use lathe_api::{
+    AcceleratorProfile, InferenceServiceSpec, Model, PlanStatus, PodOverrides, ServingSpec, WeightPrecision,
+};
 use lathe_contract::{
     AdapterRoom, CONTRACT_VERSION, Contract, ModelInput, ObjectRef, Precision, ServeTask, ServedAdapter,
-    Task, Trust,
+    SourceRef, Task, Trust,
 };
 use serde::Serialize;
 
@@ -25,6 +27,9 @@ const GRACE_MARGIN: i64 = 15;
 const DEFAULT_CONTEXT: i64 = 8192;
 /// Adapters are given room for in groups of so many, so that the next one needs no other pod.
 const SLOT_GROUP: i32 = 4;
+/// Raised where running workers must not stay as an earlier Lathe made them (a hole in their security): every one of them is then
+/// replaced at the next upgrade. Nothing else that Lathe makes of a spec replaces a worker.
+const TEMPLATE_REVISION: u32 = 1;
 
 /// What is known when a service is planned.
 #[derive(Clone, Debug)]
@@ -43,6 +48,8 @@ pub struct ServeFacts<'a> {
     pub images: &'a Images,
     /// Adapters that the running pods have room for; `None`: there are none.
     pub room: Option<AdapterRoom>,
+    /// Profile that running pods are on; `None`: none run. Where the spec names none they stay there.
+    pub profile: Option<&'a str>,
 }
 
 /// How a service is carried out.
@@ -72,7 +79,8 @@ pub struct Serving {
     pub grace_seconds: i64,
     /// Adapters that the pods have room for.
     pub room: AdapterRoom,
-    /// Hash of all that needs a new pod when it changes. Adapters are not part of it: they are set over the control port.
+    /// Hash of all that needs a new pod when it changes: what users wrote, and whom workers believe. Neither adapters, which are
+    /// set over the control port, nor anything that another version of Lathe would make of the same spec.
     pub checksum: String,
 }
 
@@ -117,6 +125,19 @@ pub fn serving(spec: &InferenceServiceSpec, facts: &ServeFacts<'_>) -> Result<Se
         drain_seconds: DRAIN_SECONDS,
     };
     let cache = downloads(facts);
+    let checksum = checksum(&Revision {
+        template: TEMPLATE_REVISION,
+        trust: &facts.trust,
+        model: &task.model.source,
+        claims: mounts.claims().collect(),
+        secrets: mounts.secrets().collect(),
+        room,
+        serving: &spec.serving,
+        profile: profile.metadata.name.as_deref(),
+        image: profile.spec.image.as_deref(),
+        count: spec.accelerator.count,
+        pod: spec.pod.as_ref(),
+    });
     let contract = Contract {
         version: CONTRACT_VERSION,
         object: facts.object.clone(),
@@ -125,7 +146,7 @@ pub fn serving(spec: &InferenceServiceSpec, facts: &ServeFacts<'_>) -> Result<Se
         task: Task::Serve(task),
     };
     Ok(Serving {
-        checksum: checksum(&contract, profile.spec.image.as_deref()),
+        checksum,
         contract,
         mounts,
         plan: status,
@@ -240,19 +261,28 @@ fn downloads(facts: &ServeFacts<'_>) -> i64 {
     total.saturating_add(total / 10).saturating_add(LEAST)
 }
 
-/// `image` is the profile's own: a new release of the operator, with its own new image, restarts no worker.
-fn checksum(contract: &Contract, image: Option<&str>) -> String {
-    #[derive(Serialize)]
-    struct Fixed<'a> {
-        contract: &'a Contract,
-        image: Option<&'a str>,
-    }
-    let mut contract = contract.clone();
-    if let Task::Serve(task) = &mut contract.task {
-        task.adapters.clear();
-    }
+/// What makes new pods when it changes. Each field is what somebody wrote, as it was written: what Lathe computes from it (memory,
+/// cores, a cache's size) may come out otherwise in another version, and is no reason to replace a worker that works.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Revision<'a> {
+    template: u32,
+    trust: &'a Trust,
+    model: &'a SourceRef,
+    claims: Vec<&'a str>,
+    secrets: Vec<&'a str>,
+    room: AdapterRoom,
+    serving: &'a ServingSpec,
+    profile: Option<&'a str>,
+    /// The profile's own.
+    image: Option<&'a str>,
+    count: Option<i32>,
+    pod: Option<&'a PodOverrides>,
+}
+
+fn checksum(revision: &Revision<'_>) -> String {
     // Only a number that is not finite cannot be written, and there is none.
-    pod::checksum(&Fixed { contract: &contract, image }).unwrap_or_default()
+    pod::checksum(revision).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ impl Run {
             profiles: &self.profiles,
             images: &self.images,
             room: None,
+            profile: None,
         };
         let serving = serving(&service.spec, &facts).map_err(|rejection| of(rejection.into()))?;
         let mut running = self.workers.start(&self.place, &mut self.show, serving.contract, Some(port))?;

@@ -19,15 +19,18 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use lathe_api::{CapacityType, InferenceService};
-use lathe_contract::{CONTROL_PORT, SERVE_PORT};
+use lathe_contract::{CONTROL_PORT, SERVE_PORT, Task};
 use lathe_resolve::{
     inference::Serving,
-    pod::{self, Placement, PodRequest},
+    pod::{self, CONTRACT_KEY, Placement, PodRequest},
 };
+use serde_json::Value;
 
-use super::{CHANGE_CAUSE, KIND, Names, OPERATOR_LABEL, RANK, SCALED, SLOTS};
+use super::{CHANGE_CAUSE, KIND, Names, OPERATOR_LABEL, PROFILE, RANK, SCALED, SLOTS};
 use crate::{drift::stamp, job::Owner};
 
+/// Key of the pods' template in the ConfigMap of their revision, beside their contract: what they were made of.
+const TEMPLATE_KEY: &str = "template.json";
 /// How long a roll-out may be without progress; large models are fetched in it.
 const PROGRESS_SECONDS: i32 = 3600;
 
@@ -52,20 +55,38 @@ pub struct Installation<'a> {
     pub one_node: &'a BTreeSet<String>,
 }
 
-/// Builds all objects. `live` is the Deployment as it is.
+/// What is there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Live<'a> {
+    pub deployment: Option<&'a Deployment>,
+    /// The ConfigMap of the wanted revision, where pods of it work: they are to be what it says.
+    pub kept: Option<&'a ConfigMap>,
+}
+
+/// Builds all objects.
 ///
 /// # Errors
 /// An object cannot be written as JSON.
 pub fn build(
     service: &InferenceService,
     serving: &Serving,
-    live: Option<&Deployment>,
+    live: Live<'_>,
     installation: Installation<'_>,
 ) -> Result<Wanted, serde_json::Error> {
     let names = Names::of(service);
+    let kept = live.kept.and_then(|map| map.data.as_ref());
+    let mut data = pod::contract_data(&serving.contract)?;
+    if let Some(contract) = kept.and_then(|kept| with_adapters(kept.get(CONTRACT_KEY)?, serving)) {
+        data.insert(CONTRACT_KEY.to_owned(), contract);
+    }
+    let template = match kept.and_then(|kept| serde_json::from_str(kept.get(TEMPLATE_KEY)?).ok()) {
+        Some(template) => template,
+        None => template(service, serving, installation),
+    };
+    data.insert(TEMPLATE_KEY.to_owned(), serde_json::to_string(&template)?);
     let contract = ConfigMap {
         metadata: meta(service, &contract_name(service, serving)),
-        data: Some(pod::contract_data(&serving.contract)?),
+        data: Some(data),
         ..ConfigMap::default()
     };
     Ok(Wanted {
@@ -73,11 +94,25 @@ pub fn build(
         policy: stamp(policy(service, &names, installation.namespace))?,
         endpoint: stamp(endpoint(service, &names))?,
         budget: stamp(budget(service, &names))?,
-        deployment: stamp(deployment(service, serving, &names, live, installation))?,
+        deployment: stamp(deployment(service, serving, &names, live.deployment, template))?,
     })
 }
 
-fn contract_name(service: &InferenceService, serving: &Serving) -> String {
+/// The contract of pods that run, with other adapters: a worker that starts again reads what its image understands.
+fn with_adapters(contract: &str, serving: &Serving) -> Option<String> {
+    let Task::Serve(task) = &serving.contract.task else { return None };
+    let mut kept: Value = serde_json::from_str(contract).ok()?;
+    let (adapters, wanted) =
+        (kept.pointer_mut("/task/serve/adapters")?, serde_json::to_value(&task.adapters).ok()?);
+    if *adapters == wanted {
+        return Some(contract.to_owned());
+    }
+    *adapters = wanted;
+    serde_json::to_string_pretty(&kept).ok()
+}
+
+/// Name of the ConfigMap of a revision.
+pub fn contract_name(service: &InferenceService, serving: &Serving) -> String {
     lathe_api::names::serve_contract(&service.name_any(), &serving.checksum)
 }
 
@@ -173,10 +208,11 @@ fn deployment(
     serving: &Serving,
     names: &Names,
     live: Option<&Deployment>,
-    installation: Installation<'_>,
+    template: PodTemplateSpec,
 ) -> Deployment {
     let mut metadata = meta(service, &names.serve);
     let mut annotations = BTreeMap::from([
+        (PROFILE.to_owned(), serving.profile.name_any()),
         (SLOTS.to_owned(), serving.room.slots.to_string()),
         (RANK.to_owned(), serving.room.rank.to_string()),
     ]);
@@ -198,7 +234,7 @@ fn deployment(
             }),
             progress_deadline_seconds: Some(PROGRESS_SECONDS),
             revision_history_limit: Some(3),
-            template: template(service, serving, live, installation),
+            template,
             ..DeploymentSpec::default()
         }),
         status: None,
@@ -208,17 +244,14 @@ fn deployment(
 fn template(
     service: &InferenceService,
     serving: &Serving,
-    live: Option<&Deployment>,
     installation: Installation<'_>,
 ) -> PodTemplateSpec {
     let task = &serving.contract.task;
-    // A new release of the operator restarts no worker: its image comes with the next roll-out.
-    let running = live.filter(|live| revision(live) == Some(&serving.checksum)).and_then(image);
     let mut mounts = serving.mounts.clone();
     mounts.on_one_node(installation.one_node);
     let mut template = pod::template(&PodRequest {
         labels: pod::labels(KIND, &service.name_any(), Some(pod::task_name(task))),
-        image: running.unwrap_or(&serving.image),
+        image: &serving.image,
         pull_policy: installation.pull_policy,
         task,
         contract: &contract_name(service, serving),
@@ -288,10 +321,6 @@ fn has_other(live: &Deployment, annotation: &str, wanted: i32) -> bool {
 /// The hash of the contract that a Deployment's pods are made for.
 pub fn revision(deployment: &Deployment) -> Option<&str> {
     crate::pods::checksum(deployment.spec.as_ref()?.template.metadata.as_ref())
-}
-
-fn image(deployment: &Deployment) -> Option<&str> {
-    deployment.spec.as_ref()?.template.spec.as_ref()?.containers.first()?.image.as_deref()
 }
 
 #[cfg(test)]

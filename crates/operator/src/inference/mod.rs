@@ -42,7 +42,7 @@ use crate::{
     runtime::{Guard, Reconcile, Stop, Watches, readable},
 };
 use adapters::Told;
-use build::{Installation, Wanted};
+use build::{Installation, Live, Wanted};
 use observe::{Children, Observed, Stores};
 use status::Facts;
 
@@ -56,6 +56,8 @@ const SCALED: &str = "lathe.dev/replicas";
 const SLOTS: &str = "lathe.dev/adapter-slots";
 /// Annotation of a Deployment: the largest rank that its pods have room for.
 const RANK: &str = "lathe.dev/adapter-rank";
+/// Annotation of a Deployment: the profile that its pods are on.
+const PROFILE: &str = "lathe.dev/profile";
 /// Annotation of a Deployment whose value `kubectl rollout history` shows.
 const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
 /// Label of the operator's own pods.
@@ -225,7 +227,10 @@ impl Services {
                     &config.artifacts,
                 ),
             };
-            let wanted = build::build(service, serving, deployment.as_ref(), installation)
+            // A new release replaces no worker that works: what its pods are made of and told stays as it is.
+            let made = children.contract(&build::contract_name(service, serving));
+            let live = Live { deployment: deployment.as_ref(), kept: made.filter(|_| plan::at_work(seen)) };
+            let wanted = build::build(service, serving, live, installation)
                 .map_err(|source| Error::Build { what: "a service's objects", source })?;
             let Wanted { contract, policy, endpoint, budget, deployment: wanted_deployment } = wanted;
             let Children { policy: l_policy, endpoint: l_endpoint, budget: l_budget, .. } = children;

@@ -1,5 +1,8 @@
 //! Pure: what the service needs, or the one reason why that cannot be said.
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Pod},
+};
 use kube::ResourceExt as _;
 use lathe_api::{InferenceService, conditions};
 use lathe_contract::{AdapterRoom, ObjectRef, Trust};
@@ -9,7 +12,7 @@ use lathe_resolve::{
     model::is_ready,
 };
 
-use super::{RANK, SLOTS, build, observe::Observed};
+use super::{PROFILE, RANK, SLOTS, build, observe::Observed};
 use crate::pods;
 
 /// Why there is no plan.
@@ -56,15 +59,28 @@ pub fn plan(
         profiles: &seen.profiles,
         images,
         room: running_room(seen),
+        profile: at_work(seen).then(|| running(seen, PROFILE)).flatten(),
     };
     serving(&service.spec, &facts).map_err(|why| Blocked { why, stalled: true })
 }
 
 /// Adapters that the running pods have room for.
 fn running_room(seen: &Observed) -> Option<AdapterRoom> {
-    let annotations = seen.children.deployment.as_ref()?.annotations();
-    let number = |key: &str| annotations.get(key)?.parse().ok();
+    let number = |key: &str| running(seen, key)?.parse().ok();
     Some(AdapterRoom { slots: number(SLOTS)?, rank: number(RANK).unwrap_or(0) })
+}
+
+fn running<'a>(seen: &'a Observed, annotation: &str) -> Option<&'a str> {
+    seen.children.deployment.as_ref()?.annotations().get(annotation).map(String::as_str)
+}
+
+/// True where a pod of the Deployment's revision works, or is on its way to: replacing it would be felt. Pods that find no node or
+/// crash are better made as this version makes them.
+pub fn at_work(seen: &Observed) -> bool {
+    let Some(revision) = seen.children.deployment.as_ref().and_then(build::revision) else { return false };
+    let runs = |pod: &&Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
+    let current = seen.pods.iter().filter(|pod| pods::checksum(Some(&pod.metadata)) == Some(revision));
+    current.filter(|pod| pods::is_ready(pod) || runs(pod)).any(|pod| pods::trouble(pod).is_none())
 }
 
 /// Contracts of earlier revisions that no pod reads any more: while a roll-out is under way, or a pod is made again for an
@@ -136,7 +152,7 @@ mod tests {
 
     use super::*;
     use crate::inference::{
-        fixtures::{condition, images, read, seen, service, trust},
+        fixtures::{condition, deployment, images, pod, read, ready, seen, service, trust},
         observe::Rival,
     };
 
@@ -165,6 +181,19 @@ mod tests {
                 assert!(blocked.why.message.contains(&format!("InferenceService {name} is older")));
             }
         }
+    }
+
+    #[rstest]
+    #[case::ready(ready(), true)]
+    #[case::loads(json!({"phase": "Running"}), true)]
+    #[case::waits_for_a_node(json!({"phase": "Pending"}), false)]
+    #[case::crashes(json!({"phase": "Running", "containerStatuses": [{"name": "worker", "image": "i", "imageID": "", "ready": false,
+        "restartCount": 3, "lastState": {"terminated": {"exitCode": 1}}}]}), false)]
+    fn only_what_works_is_kept_as_it_is(#[case] status: Value, #[case] expected: bool) {
+        let mut seen = seen(&service(json!({})));
+        seen.children.deployment = Some(deployment("now", json!({})));
+        seen.pods = vec![pod("p", "now", status), pod("old", "before", ready())];
+        assert_eq!(at_work(&seen), expected);
     }
 
     #[test]

@@ -64,7 +64,12 @@ pub(super) fn choose<'a>(
     room: AdapterRoom,
 ) -> Result<Chosen<'a>, Rejection> {
     let mut passed = Vec::new();
-    for (name, profile) in candidates(&spec.accelerator.profiles, facts.profiles) {
+    let mut candidates = candidates(&spec.accelerator.profiles, facts.profiles);
+    if spec.accelerator.profiles.is_empty() {
+        // A cheaper one that an upgrade brings is for services that come after it.
+        candidates.sort_by_key(|(name, _)| Some(name.as_str()) != facts.profile);
+    }
+    for (name, profile) in candidates {
         let Some(profile) = profile else {
             passed.push((name, Passed::Unknown));
             continue;

@@ -55,6 +55,8 @@ struct World {
     profiles: Vec<AcceleratorProfile>,
     images: Images,
     room: Option<AdapterRoom>,
+    profile: Option<&'static str>,
+    trust: Trust,
 }
 
 impl World {
@@ -66,6 +68,8 @@ impl World {
             profiles: profiles(),
             images,
             room: None,
+            profile: None,
+            trust: Trust::default(),
         }
     }
 
@@ -73,12 +77,13 @@ impl World {
         let adapters: Vec<&Model> = self.adapters.iter().collect();
         let facts = ServeFacts {
             object: object(),
-            trust: Trust::default(),
+            trust: self.trust.clone(),
             base: &self.base,
             adapters: &adapters,
             profiles: &self.profiles,
             images: &self.images,
             room: self.room,
+            profile: self.profile,
         };
         serving(spec, &facts)
     }
@@ -140,6 +145,73 @@ fn only_what_needs_another_pod_changes_the_checksum() {
     let many: Vec<&Model> = many.iter().collect();
     assert_ne!(checksum(&many, Some(4), json!({})), same);
     assert_eq!(checksum(&many[..1], Some(8), json!({})), checksum(&many, Some(4), json!({})));
+}
+
+/// A hash that changes restarts every worker of everybody at the next upgrade: raise `TEMPLATE_REVISION` for a hole in their
+/// security, and correct what else changed it.
+#[test]
+fn the_checksum_of_a_spec_is_the_same_in_every_version_of_lathe() {
+    let more = json!({
+        "serving": {"contextLength": 256, "maxSequences": 8}, "accelerator": {"profiles": ["cpu"], "count": 2},
+        "pod": {"labels": {"team": "a"}, "env": [{"name": "A", "value": "b"}], "memory": "2Gi"},
+    });
+    let found =
+        [json!({}), more].map(|own| World::new(Vec::new()).plan(&spec(own)).expect("a plan").checksum);
+    assert_eq!(found, ["26e5c5b526d0a3127a9447554dacd963", "5d048241ef61a4f5a2dbde3c09791b9a"]);
+}
+
+#[test]
+fn what_lathe_computes_and_what_it_brings_along_changes_no_checksum() {
+    let plan = |world: &World, own: Value| world.plan(&spec(own)).expect("a plan");
+    let same = plan(&World::new(Vec::new()), json!({}));
+    let mut other = World::new(Vec::new());
+    // Another version's images, figures of the catalogue, and a profile that is cheaper than the one that pods run on.
+    other.images = Images { cpu: "lathe-worker:2".into(), cuda: Some("cuda-worker:2".into()) };
+    other.profiles[0] = profile(
+        "cpu",
+        json!({"resource": "cpu", "devicesPerNode": 64, "runtime": "CPU", "bandwidth": "0.001", "price": {"perHour": "0.05"},
+            "tolerations": [{"key": "new", "operator": "Exists"}]}),
+    );
+    let cheap =
+        json!({"resource": "cpu", "devicesPerNode": 64, "runtime": "CPU", "price": {"perHour": "0.01"}});
+    other.profiles.push(profile("cheap", cheap));
+    other.profile = Some("cpu");
+    let found = plan(&other, json!({}));
+    assert_eq!((found.plan.profile.as_deref(), &found.checksum), (Some("cpu"), &same.checksum));
+    assert_ne!(found.count, same.count, "computed from the bandwidth");
+    other.profile = None;
+    assert_eq!(plan(&other, json!({})).plan.profile.as_deref(), Some("cheap"));
+    // The order of the spec counts, wherever pods run.
+    other.profile = Some("cpu");
+    let named = plan(&other, json!({"accelerator": {"profiles": ["cheap", "cpu"]}}));
+    assert_eq!(named.plan.profile.as_deref(), Some("cheap"));
+}
+
+#[rstest]
+#[case::of_the_pod(json!({"pod": {"env": [{"name": "A", "value": "b"}]}}))]
+#[case::a_label(json!({"pod": {"labels": {"team": "a"}}}))]
+#[case::memory(json!({"pod": {"memory": "2Gi"}}))]
+#[case::cores(json!({"accelerator": {"count": 3}}))]
+#[case::sequences(json!({"serving": {"maxSequences": 8}}))]
+#[case::weights(json!({"serving": {"weights": "Float32"}}))]
+fn what_the_user_writes_of_the_pods_is_a_roll_out(#[case] own: Value) {
+    let checksum = |own: Value| World::new(Vec::new()).plan(&spec(own)).expect("a plan").checksum;
+    assert_ne!(checksum(own), checksum(json!({})));
+}
+
+#[test]
+fn keys_and_another_model_are_a_roll_out() {
+    let checksum = |world: &World| world.plan(&spec(json!({}))).expect("a plan").checksum;
+    let same = checksum(&World::new(Vec::new()));
+    let mut other = World::new(Vec::new());
+    other.base = model("base", "pvc://models/other", None);
+    assert_ne!(checksum(&other), same);
+    let mut other = World::new(Vec::new());
+    other.profiles[0].spec.image = Some("own/worker:2".into());
+    assert_ne!(checksum(&other), same);
+    let mut other = World::new(Vec::new());
+    other.trust.operator_key = Some("another".into());
+    assert_ne!(checksum(&other), same);
 }
 
 #[test]

@@ -97,6 +97,11 @@ impl Mounts {
         self.claims.keys().map(String::as_str)
     }
 
+    /// Names of the Secrets.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.secrets.iter().map(String::as_str)
+    }
+
     /// The folders, for the contract.
     #[must_use]
     pub fn contract(&self) -> lathe_contract::Mounts {

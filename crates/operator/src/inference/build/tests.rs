@@ -36,7 +36,8 @@ fn meta(name: &str, annotations: Value) -> Value {
     })
 }
 
-fn built(service: &InferenceService, live: Option<&Deployment>) -> Wanted {
+fn built(service: &InferenceService, deployment: Option<&Deployment>) -> Wanted {
+    let live = Live { deployment, kept: None };
     build(service, &serving(service, &seen(service)), live, INSTALLATION).unwrap()
 }
 
@@ -104,7 +105,9 @@ fn the_deployment() {
         found,
         json!({
             "apiVersion": "apps/v1", "kind": "Deployment",
-            "metadata": meta("svc-serve", json!({"lathe.dev/adapter-slots": "4", "lathe.dev/adapter-rank": "32"})),
+            "metadata": meta("svc-serve", json!({
+                "lathe.dev/adapter-slots": "4", "lathe.dev/adapter-rank": "32", "lathe.dev/profile": "cpu",
+            })),
             "spec": {
                 "replicas": 2,
                 "selector": {"matchLabels": {"lathe.dev/kind": "inferenceservice", "lathe.dev/name": "svc"}},
@@ -149,17 +152,61 @@ fn replicas_are_left_to_the_scaler_once_it_has_them() {
     assert_eq!(replicas(json!({})), Some(2));
 }
 
+/// What an earlier version made of the same spec: another image, no probes, a contract with another number.
+fn of_an_earlier_version(service: &InferenceService) -> ConfigMap {
+    let mut map = built(service, None).contract;
+    let data = map.data.as_mut().unwrap();
+    let mut template: Value = serde_json::from_str(&data["template.json"]).unwrap();
+    let worker = &mut template["spec"]["containers"][0];
+    worker["image"] = json!("registry/lathe-worker:0");
+    worker["env"] = json!([{"name": "OLD", "value": "1"}]);
+    worker.as_object_mut().unwrap().remove("startupProbe");
+    template["metadata"]["labels"]["old"] = json!("true");
+    data.insert("template.json".to_owned(), template.to_string());
+    let contract = data["contract.json"].replace("\"maxWaiting\": 64", "\"maxWaiting\": 7");
+    data.insert("contract.json".to_owned(), contract);
+    map
+}
+
 #[test]
-fn a_new_release_changes_no_running_pod_and_its_image_comes_with_the_next_roll_out() {
+fn a_new_release_changes_no_running_pod_and_comes_with_the_next_roll_out() {
     let service = service(json!({}));
-    let image = |checksum: &str| {
-        let live = live_deployment(checksum, json!({"lathe.dev/replicas": "1"}));
-        let template = built(&service, Some(&live)).deployment.spec.unwrap().template;
-        template.spec.unwrap().containers[0].image.clone().unwrap()
+    let (serving, old) = (serving(&service, &seen(&service)), of_an_earlier_version(&service));
+    let here = BTreeSet::from(["models".to_owned()]);
+    let installation =
+        Installation { namespace: "lathe-system", pull_policy: Some("Always"), one_node: &here };
+    let made = |kept| {
+        let wanted = build(&service, &serving, Live { deployment: None, kept }, installation).unwrap();
+        (wanted.contract.data.unwrap(), wanted.deployment.spec.unwrap().template)
     };
-    let checksum = serving(&service, &seen(&service)).checksum;
-    assert_eq!(image(&checksum), "registry/lathe-worker:0");
-    assert_eq!(image("another"), "worker:1");
+    let (data, template) = made(Some(&old));
+    let before: Value = serde_json::from_str(&old.data.as_ref().unwrap()["template.json"]).unwrap();
+    assert_eq!(serde_json::to_value(&template).unwrap(), before);
+    assert_eq!(data["contract.json"], old.data.as_ref().unwrap()["contract.json"]);
+    // And so the next time.
+    let kept = ConfigMap { data: Some(data.clone()), ..ConfigMap::default() };
+    assert_eq!(made(Some(&kept)).0, data);
+    // Nothing works that would be replaced.
+    let (data, template) = made(None);
+    assert_eq!(template.spec.unwrap().containers[0].image.as_deref(), Some("worker:1"));
+    assert!(data["contract.json"].contains("\"maxWaiting\": 64"));
+}
+
+#[test]
+fn running_pods_get_other_adapters_and_nothing_else() {
+    let old = of_an_earlier_version(&service(json!({})));
+    let service = service(json!({"adapterRefs": [{"name": "tone"}]}));
+    let serving = serving(&service, &seen(&service));
+    let wanted =
+        build(&service, &serving, Live { deployment: None, kept: Some(&old) }, INSTALLATION).unwrap();
+    let contract = |map: &ConfigMap| -> Value {
+        serde_json::from_str(&map.data.as_ref().unwrap()["contract.json"]).unwrap()
+    };
+    let (mut before, after) = (contract(&old), contract(&wanted.contract));
+    assert_eq!(after["task"]["serve"]["adapters"][0]["modelId"], "tone");
+    before["task"]["serve"]["adapters"] = after["task"]["serve"]["adapters"].clone();
+    assert_eq!(before, after);
+    assert_eq!(wanted.contract.metadata.name, old.metadata.name, "the same revision");
 }
 
 #[rstest]
@@ -178,6 +225,7 @@ fn a_roll_out_says_why(
     let live = room.map(|room| live_deployment("old", annotations(room)));
     let mut seen = seen(&service);
     seen.children.deployment = live.clone();
-    let wanted = build(&service, &serving(&service, &seen), live.as_ref(), INSTALLATION).unwrap();
+    let there = Live { deployment: live.as_ref(), kept: None };
+    let wanted = build(&service, &serving(&service, &seen), there, INSTALLATION).unwrap();
     assert_eq!(wanted.deployment.annotations().get(CHANGE_CAUSE).map(String::as_str), cause);
 }
