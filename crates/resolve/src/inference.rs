@@ -11,7 +11,7 @@ use lathe_contract::{
 use serde::Serialize;
 
 use crate::{
-    Rejection,
+    Rejection, digest_of,
     pod::{self, Mounts, Use},
     profiles::least_cpu,
     shape_of,
@@ -209,11 +209,13 @@ fn name_of(model: &Model) -> &str {
     model.metadata.name.as_deref().unwrap_or_default()
 }
 
+/// The Model as a pod reads it, pinned to what was inspected: files that changed since are not served under its name.
 fn input(mounts: &mut Mounts, model: &Model) -> Result<ModelInput, Rejection> {
     let name = name_of(model).to_owned();
-    let source = mounts.source(&model.spec.source, Use::Read).map_err(|error| {
+    let mut source = mounts.source(&model.spec.source, Use::Read).map_err(|error| {
         Rejection::new("InvalidLocation", format!("Model {name}: {error}. Next: make a new Model."))
     })?;
+    source.digest = digest_of(model);
     Ok(ModelInput { name, source })
 }
 

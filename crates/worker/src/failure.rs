@@ -101,7 +101,7 @@ impl From<SourceError> for Halt {
             }
             SourceError::PickleRefused { .. } => "convert the weights to safetensors",
             SourceError::DigestMismatch { .. } => {
-                "correct `digest`, or restore the files that it was made of"
+                "restore the files, or make the Model again where the change is meant (or correct its `digest`)"
             }
             SourceError::DiskFull { .. } => "enlarge the volume, or free space on it",
             SourceError::AlreadyExists { .. } => {

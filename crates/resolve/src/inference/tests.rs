@@ -200,6 +200,29 @@ fn what_the_user_writes_of_the_pods_is_a_roll_out(#[case] own: Value) {
 }
 
 #[test]
+fn what_is_served_is_what_was_inspected() {
+    let digest = |letter: &str| format!("sha256:{}", letter.repeat(64));
+    let inspected = |letter: &str| {
+        let mut tone = model("tone", "pvc://models/tone", Some("base"));
+        tone.status.as_mut().expect("inspected").digest = Some(digest("a"));
+        let mut world = World::new(vec![tone]);
+        world.base.status.as_mut().expect("inspected").digest = Some(digest(letter));
+        world
+    };
+    let plan = |world: &World| world.plan(&spec(json!({"adapterRefs": [{"name": "tone"}]}))).expect("a plan");
+    let found = plan(&inspected("b"));
+    let Task::Serve(task) = &found.contract.task else { panic!("serve") };
+    assert_eq!(task.model.source.digest, Some(digest("b")));
+    assert_eq!(task.adapters[0].model.source.digest, Some(digest("a")));
+    // Made again for other files, it is another model: a roll-out.
+    assert_ne!(plan(&inspected("c")).checksum, found.checksum);
+    // What its owner pinned counts before what was found.
+    let mut pinned = inspected("b");
+    pinned.base.spec.source.digest = Some(digest("c"));
+    assert_eq!(plan(&pinned).checksum, plan(&inspected("c")).checksum);
+}
+
+#[test]
 fn keys_and_another_model_are_a_roll_out() {
     let checksum = |world: &World| world.plan(&spec(json!({}))).expect("a plan").checksum;
     let same = checksum(&World::new(Vec::new()));
