@@ -5,10 +5,7 @@
 //! unchanged, when Lathe comes back.
 use anyhow::Context as _;
 use clap::Parser;
-use k8s_openapi::api::{
-    coordination::v1::Lease,
-    core::v1::{Pod, Secret},
-};
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, ListParams, Preconditions},
@@ -17,7 +14,7 @@ use kube::{
 use lathe_api::{AcceleratorProfile, names};
 use serde::de::DeserializeOwned;
 
-use crate::{context::Scope, keys};
+use crate::{keys, workers};
 
 /// The Lease of leader election.
 const LEASE: &str = "lathe-operator";
@@ -58,20 +55,22 @@ async fn clean(client: &Client, release: &str, namespaces: Vec<String>) -> anyho
     if namespaces.is_empty() {
         profiles(client).await?;
     }
-    let scopes = if namespaces.is_empty() {
-        vec![Scope::All]
-    } else {
-        namespaces.into_iter().map(Scope::Namespace).collect()
-    };
-    let workers = workers(client, &scopes).await?;
-    if workers == 0 {
-        return remove::<Secret>(client, release, keys::SECRET).await;
+    if trusted(client, release).await? {
+        println!(
+            "kept Secret {release}/{}: workers trust its keys, and are looked after again when Lathe comes back",
+            keys::SECRET
+        );
+        return Ok(());
     }
-    println!(
-        "kept Secret {release}/{}: {workers} workers trust its keys, and are looked after again when Lathe comes back",
-        keys::SECRET
-    );
-    Ok(())
+    remove::<Secret>(client, release, keys::SECRET).await
+}
+
+/// Whether the operator last saw workers that trust its keys. Their own namespaces are not asked: they may be gone.
+async fn trusted(client: &Client, release: &str) -> anyhow::Result<bool> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), release);
+    let secret = api.get_metadata_opt(keys::SECRET).await;
+    let secret = secret.with_context(|| format!("Secret {release}/{} cannot be read", keys::SECRET))?;
+    Ok(secret.is_some_and(|secret| secret.annotations().contains_key(workers::TRUSTED)))
 }
 
 async fn remove<K>(client: &Client, namespace: &str, name: &str) -> anyhow::Result<()>
@@ -110,19 +109,6 @@ fn unchanged(meta: &ObjectMeta) -> bool {
     managers.peek().is_some() && managers.all(|manager| manager == Some(names::CATALOGUE_MANAGER))
 }
 
-/// Pods that answer to the operator's key.
-async fn workers(client: &Client, scopes: &[Scope]) -> anyhow::Result<usize> {
-    let alive = ListParams::default()
-        .labels(&format!("{} in (serve, train)", names::LABEL_TASK))
-        .fields("status.phase!=Succeeded,status.phase!=Failed");
-    let mut count = 0;
-    for scope in scopes {
-        let api: Api<Pod> = scope.api(client);
-        count += api.list_metadata(&alive).await.context("pods cannot be listed")?.items.len();
-    }
-    Ok(count)
-}
-
 /// What is gone already, or was changed just now, is no error.
 fn gone(what: &str, deleted: Result<(), kube::Error>) -> anyhow::Result<()> {
     match deleted {
@@ -155,9 +141,10 @@ mod tests {
             "metadata": {"name": name, "uid": name, "resourceVersion": "7", "managedFields": entries}})
     }
 
-    /// What is deleted, and with which preconditions, where these pods are there.
-    async fn deleted(pods: Value, namespaces: &[&str]) -> Vec<(String, Value)> {
-        let (in_all, in_one) = ("GET /api/v1/pods", "GET /api/v1/namespaces/a/pods");
+    /// What is deleted, and with which preconditions, where the keys have these annotations.
+    async fn deleted(annotations: Value, namespaces: &[&str]) -> Vec<(String, Value)> {
+        let keys = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+            "metadata": {"name": "lathe-keys", "annotations": annotations}});
         let profiles = list(json!([
             profile("cpu", &["lathe-catalogue"]),
             profile("l4", &["lathe-catalogue", "kubectl-edit"]),
@@ -165,14 +152,15 @@ mod tests {
         ]));
         let answers = [
             (&*format!("GET {PROFILES}"), 200, profiles),
-            (in_all, 200, list(pods.clone())),
-            (in_one, 200, list(pods)),
+            (&*format!("GET {RELEASE}/secrets/lathe-keys"), 200, keys),
         ];
         let (client, server) = Server::start(&answers);
         let namespaces = namespaces.iter().map(|&name| name.to_owned()).collect();
         clean(&client, "lathe-system", namespaces).await.unwrap();
         drop(client);
         let calls = server.calls().await;
+        // Nothing is asked of namespaces that may be gone.
+        assert!(calls.iter().all(|(call, _)| !call.contains("namespaces/a")), "{calls:?}");
         calls
             .into_iter()
             .filter_map(|(call, body)| {
@@ -188,20 +176,21 @@ mod tests {
             (format!("{PROFILES}/cpu"), json!({"uid": "cpu", "resourceVersion": "7"})),
             (format!("{RELEASE}/secrets/lathe-keys"), Value::Null),
         ];
-        assert_eq!(deleted(json!([]), &[]).await, expected);
+        assert_eq!(deleted(Value::Null, &[]).await, expected);
     }
 
     #[tokio::test]
     async fn keys_stay_with_workers_that_trust_them() {
-        let worker = json!([{"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {"name": "w"}}]);
-        let gone = deleted(worker, &[]).await;
-        assert!(gone.iter().all(|(path, _)| !path.contains("secrets")), "{gone:?}");
+        for namespaces in [&[][..], &["a"]] {
+            let gone = deleted(json!({"lathe.dev/workers": "true"}), namespaces).await;
+            assert!(gone.iter().all(|(path, _)| !path.contains("secrets")), "{gone:?}");
+        }
     }
 
     #[tokio::test]
     async fn an_operator_of_some_namespaces_leaves_profiles_alone() {
         let expected =
             [(LEASE_PATH.to_owned(), Value::Null), (format!("{RELEASE}/secrets/lathe-keys"), Value::Null)];
-        assert_eq!(deleted(json!([]), &["a"]).await, expected);
+        assert_eq!(deleted(Value::Null, &["a"]).await, expected);
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     channel::Channel,
     devices::{Capacity, Devices},
     health::Health,
+    workers::Workers,
 };
 
 /// What every controller shares.
@@ -28,6 +29,8 @@ pub struct Context {
     pub health: Health,
     /// Devices of the cluster, looked at for all objects together.
     pub devices: Devices,
+    /// The workers that trust the keys.
+    pub workers: Workers,
 }
 
 /// How this installation is set up.
@@ -104,6 +107,6 @@ impl Context {
     /// Everything that is shared.
     pub fn new(client: Client, config: Config, channel: Channel, trust: Trust, health: Health) -> Self {
         let (writer, devices) = (Writer::new(client.clone()), Devices::default());
-        Self { writer, client, config, channel, trust, health, devices }
+        Self { writer, client, config, channel, trust, health, devices, workers: Workers::default() }
     }
 }

@@ -29,6 +29,7 @@ mod telemetry;
 #[cfg(test)]
 mod testing;
 mod unplaced;
+mod workers;
 
 use std::sync::Arc;
 
@@ -115,7 +116,8 @@ async fn lead(options: &Options, client: Client, health: &Health, stop: Stop) ->
         profiles::apply(&context.client).await;
     }
     let scopes = context.config.scopes();
-    futures::future::join_all(scopes.iter().flat_map(|scope| controllers(&context, scope, &stop))).await;
+    let controllers = scopes.iter().flat_map(|scope| controllers(&context, scope, &stop)).collect::<Vec<_>>();
+    futures::join!(futures::future::join_all(controllers), workers::tell(&context, stop.clone()));
     Ok(())
 }
 

@@ -68,10 +68,14 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
     let mut watches = Watches::<FineTuneJob>::new(scope, client);
     let ours = watcher::Config::default().labels(&format!("{}={KIND}", names::LABEL_KIND));
     let all = watcher::Config::default();
+    let noticed = context.clone();
     let jobs = FineTuneJobs {
         context: context.clone(),
         jobs: watches.also(scope.api(client), ours.clone(), |job: &Job, _| labelled_owner(job)),
-        pods: watches.also(scope.api(client), ours, |pod: &Pod, _| labelled_owner(pod)),
+        pods: watches.also(scope.api(client), ours, move |pod: &Pod, _| {
+            noticed.workers.look();
+            labelled_owner(pod)
+        }),
         models: watches.also(scope.api(client), all.clone(), observe::woken_by_model),
         profiles: watches.also(kube::Api::all(client.clone()), all, observe::woken_by_profile),
         claims: watches.also(
@@ -81,6 +85,7 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
         ),
         written: Mutex::default(),
     };
+    context.workers.include(jobs.pods.clone());
     watches.run(jobs, stop.clone()).boxed()
 }
 

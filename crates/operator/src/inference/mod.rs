@@ -19,7 +19,10 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::PersistentVolumeClaim};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{PersistentVolumeClaim, Pod},
+};
 use kube::{
     Api, Resource, ResourceExt as _,
     core::NamespaceResourceScope,
@@ -39,7 +42,7 @@ use crate::{
     error::Error,
     job::look_again,
     pods,
-    runtime::{Guard, Reconcile, Stop, Watches, readable},
+    runtime::{Guard, Reconcile, Stop, Watches, labelled_owner, readable},
 };
 use adapters::Told;
 use build::{Installation, Live, Wanted};
@@ -97,6 +100,7 @@ struct Services {
 pub fn controller(context: &Arc<Context>, scope: &Scope, stop: Stop) -> BoxFuture<'static, ()> {
     let client = &context.client;
     let mut watches = Watches::<InferenceService>::new(scope, client);
+    let noticed = context.clone();
     let stores = Stores {
         services: watches.objects(),
         models: watches.also(scope.api(client), watcher::Config::default(), model_users),
@@ -107,13 +111,17 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: Stop) -> BoxFutur
         contracts: children(&mut watches, scope.api(client)),
         budgets: children(&mut watches, scope.api(client)),
         policies: children(&mut watches, scope.api(client)),
-        pods: children(&mut watches, scope.api(client)),
+        pods: watches.also(scope.api(client), ours(), move |pod: &Pod, _| {
+            noticed.workers.look();
+            labelled_owner(pod)
+        }),
         claims: watches.also(
             scope.api(client),
             watcher::Config::default(),
             |_: &PersistentVolumeClaim, _| Vec::new(),
         ),
     };
+    context.workers.include(stores.pods.clone());
     let services = Services { context: context.clone(), stores, told: Told::default() };
     watches.run(services, stop).boxed()
 }
@@ -129,11 +137,11 @@ where
         + Sync
         + 'static,
 {
-    let config = watcher::Config::default().labels(&format!("{}={KIND}", names::LABEL_KIND));
-    watches.also(api, config, |child: &K, _| {
-        let owner = child.labels().get(names::LABEL_NAME).cloned();
-        owner.into_iter().map(|owner| (child.namespace().unwrap_or_default(), owner)).collect()
-    })
+    watches.also(api, ours(), |child: &K, _| labelled_owner(child))
+}
+
+fn ours() -> watcher::Config {
+    watcher::Config::default().labels(&format!("{}={KIND}", names::LABEL_KIND))
 }
 
 /// Services that serve a Model.

@@ -1,7 +1,7 @@
 //! Rounds against a scripted API server: which calls, in which order, and none when nothing changed.
 mod recorded;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::core::DeserializeGuard;
 use lathe_api::{InferenceServiceStatus, Model};
 use serde_json::{Value, json};
