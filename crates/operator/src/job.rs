@@ -261,7 +261,7 @@ impl Run {
 
     /// The pod that works now.
     pub fn working(&self) -> Option<&Pod> {
-        let works = |pod: &&Arc<Pod>| phase(pod) == Some("Running");
+        let works = |pod: &&Arc<Pod>| pods::phase(pod) == Some("Running");
         self.pods.iter().find(works).map(|pod| &**pod)
     }
 
@@ -271,7 +271,7 @@ impl Run {
         if condition(job, "Complete").is_some() {
             // The Job may be seen to its end before its pod is.
             return match self.result() {
-                Err(_) if !self.pods.iter().all(|pod| over(pod)) => State::Running,
+                Err(_) if !self.pods.iter().all(|pod| pods::is_over(pod)) => State::Running,
                 words => State::Complete(words.map(Box::new)),
             };
         }
@@ -287,12 +287,14 @@ impl Run {
         State::Waiting(self.waits())
     }
 
-    /// Asks what the node says of the newest pod, where nothing of its status says why it does not start.
+    /// Asks what the node says of the newest pod, where nothing of its status says why it does not start, and why there is none.
     pub async fn ask(&mut self, client: &Client, now: Timestamp) {
-        let (State::Waiting(_), Some(pod)) = (self.state(), self.pods.first()) else { return };
-        if pods::trouble(pod).is_none() {
-            self.told = mounting::trouble(client, pod, now).await;
-        }
+        let (State::Waiting(_), Some(job)) = (self.state(), &self.job) else { return };
+        self.told = match self.pods.first() {
+            Some(pod) if pods::trouble(pod).is_some() => return,
+            Some(pod) => mounting::trouble(client, pod, now).await,
+            None => mounting::no_pod(client, job, now).await,
+        };
     }
 
     /// When it ended, well or not.
@@ -315,7 +317,8 @@ impl Run {
     /// When to look at a pod that waits again, where nothing of it changes before.
     pub fn look_again(&self, now: Timestamp) -> Duration {
         let pod = self.pods.first().and_then(|pod| pod.metadata.creation_timestamp.as_ref());
-        look_again(pod.map(|time| time.0), now)
+        let job = self.job.as_ref().and_then(|job| job.metadata.creation_timestamp.as_ref());
+        look_again(pod.or(job).map(|time| time.0), now)
     }
 
     /// What the pod said that did it; those before it were stopped or failed.
@@ -334,7 +337,7 @@ impl Run {
 
     /// What keeps the newest pod, or ended one before: that one is tried again, whatever it was.
     fn waits(&self) -> Option<Trouble> {
-        let newest = self.pods.first().filter(|pod| !over(pod)).and_then(|pod| pods::trouble(pod));
+        let newest = self.pods.first().filter(|pod| !pods::is_over(pod)).and_then(|pod| pods::trouble(pod));
         let newest = newest.or_else(|| self.told.clone());
         newest.or_else(|| self.trouble().map(|trouble| Trouble { stalled: false, ..trouble }))
     }
@@ -357,16 +360,8 @@ impl Run {
     }
 }
 
-fn over(pod: &Pod) -> bool {
-    matches!(phase(pod), Some("Failed" | "Succeeded"))
-}
-
 fn has_succeeded(pod: &Pod) -> bool {
-    phase(pod) == Some("Succeeded")
-}
-
-fn phase(pod: &Pod) -> Option<&str> {
-    pod.status.as_ref()?.phase.as_deref()
+    pods::phase(pod) == Some("Succeeded")
 }
 
 /// The pod went before its words were read, or it said none.

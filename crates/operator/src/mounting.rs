@@ -1,10 +1,10 @@
 //! What a node says of a pod that it cannot start: a Secret or ConfigMap that is not there, a volume that another node holds.
 //! The pod's own status does not tell; the node's events do.
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::{core::v1::Pod, events::v1::Event};
-use kube::{Api, Client, ResourceExt as _, api::ListParams};
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod, events::v1::Event};
+use kube::{Api, Client, Resource, ResourceExt as _, api::ListParams};
 
-use crate::pods::{Trouble, condition, shown};
+use crate::pods::{self, Trouble, condition, shown};
 
 /// Reason of a pod whose image is on its way.
 pub const PULLING: &str = "PullingImage";
@@ -17,16 +17,38 @@ const LONG: SignedDuration = SignedDuration::from_secs(60);
 /// Why a pod that has its node does not start; `None` while that is nothing to speak of.
 pub async fn trouble(client: &Client, pod: &Pod, now: Timestamp) -> Option<Trouble> {
     let waited = waits(pod, now).filter(|waited| *waited > USUAL)?;
-    let api: Api<Event> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-    let of_pod = ListParams::default().fields(&format!("regarding.uid={}", pod.uid().unwrap_or_default()));
-    let events = match api.list(&of_pod).await {
+    diagnose(events(client, pod).await).or_else(|| (waited > LONG).then(|| silent(pod)))
+}
+
+/// Why a Job has no pod; `None` while that is nothing to speak of.
+pub async fn no_pod(client: &Client, job: &Job, now: Timestamp) -> Option<Trouble> {
+    let since = job.metadata.creation_timestamp.as_ref()?.0;
+    if now.duration_since(since) <= USUAL {
+        return None;
+    }
+    let last = events(client, job).await.into_iter().max_by_key(time)?;
+    let refused = last.reason.as_deref() == Some("FailedCreate");
+    refused.then(|| pods::refused(last.note.as_deref().unwrap_or_default()))
+}
+
+/// What is told of an object; nothing where that may not be read.
+async fn events<K: Resource>(client: &Client, object: &K) -> Vec<Event> {
+    let api: Api<Event> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    let own = ListParams::default().fields(&format!("regarding.uid={}", object.uid().unwrap_or_default()));
+    match api.list(&own).await {
         Ok(events) => events.items,
         Err(error) => {
-            tracing::debug!(pod = pod.name_any(), %error, "a pod's events cannot be read");
+            tracing::debug!(object = object.name_any(), %error, "events cannot be read");
             Vec::new()
         }
-    };
-    diagnose(events).or_else(|| (waited > LONG).then(|| silent(pod)))
+    }
+}
+
+/// When an event was last seen.
+fn time(event: &Event) -> Option<Timestamp> {
+    let seen = event.series.as_ref().map(|series| series.last_observed_time.0);
+    let old = event.deprecated_last_timestamp.as_ref().map(|time| time.0);
+    seen.or(old).or(event.event_time.as_ref().map(|time| time.0))
 }
 
 /// How long a node has been preparing the pod; `None` where none is.
@@ -44,11 +66,6 @@ fn waits(pod: &Pod, now: Timestamp) -> Option<SignedDuration> {
 
 /// The node's last word.
 fn diagnose(mut events: Vec<Event>) -> Option<Trouble> {
-    let time = |event: &Event| {
-        let seen = event.series.as_ref().map(|series| series.last_observed_time.0);
-        let old = event.deprecated_last_timestamp.as_ref().map(|time| time.0);
-        seen.or(old).or(event.event_time.as_ref().map(|time| time.0))
-    };
     events.retain(|event| event.reason.as_deref() != Some("Scheduled"));
     let last = events.into_iter().max_by_key(time)?;
     let said = shown(last.note.as_deref().unwrap_or_default());
@@ -187,6 +204,33 @@ mod tests {
         let found = told(pod(json!({})), "2026-01-01T00:00:11Z", events).await.unwrap();
         assert_eq!((found.reason.as_str(), found.stalled), (expected, false));
         assert!(found.message.contains(words), "{}", found.message);
+    }
+
+    #[rstest]
+    #[case::at_once("2026-01-01T00:00:10Z", "FailedCreate", None)]
+    #[case::refused("2026-01-01T00:00:11Z", "FailedCreate", Some("PodsRefused"))]
+    #[case::made_after_all("2026-01-01T00:00:11Z", "SuccessfulCreate", None)]
+    #[tokio::test]
+    async fn why_a_job_has_no_pod_is_told(
+        #[case] now: &str,
+        #[case] reason: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let job: Job = object(json!({
+            "metadata": {"name": "j", "namespace": "ns", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        }));
+        let items = json!([
+            event("2026-01-01T00:00:02Z", reason, "pods \"j-x\" is forbidden: exceeded quota: small"),
+            event("2026-01-01T00:00:01Z", "FailedCreate", "an older one"),
+        ]);
+        let list =
+            json!({"apiVersion": "events.k8s.io/v1", "kind": "EventList", "metadata": {}, "items": items});
+        let (client, _server) = Server::start(&[(EVENTS, 200, list)]);
+        let found = no_pod(&client, &job, now.parse().unwrap()).await;
+        assert_eq!(found.as_ref().map(|trouble| trouble.reason.as_str()), expected);
+        if let Some(Trouble { message, stalled, .. }) = found {
+            assert!(stalled && message.contains("exceeded quota: small. Next: raise the quota"), "{message}");
+        }
     }
 
     #[rstest]

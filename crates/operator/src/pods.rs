@@ -29,10 +29,29 @@ impl Trouble {
 /// Reason of a pod that the scheduler cannot place.
 pub const UNSCHEDULABLE: &str = "Unschedulable";
 
+/// The cluster takes no pod: a quota, an admission rule.
+pub fn refused(said: &str) -> Trouble {
+    let next = "Next: raise the quota, or correct what refuses the pod; it is tried again.";
+    Trouble::new("PodsRefused", format!("the cluster takes no pod: {}. {next}", shown(said)), true)
+}
+
+/// True where the pod runs no more, and never will.
+#[must_use]
+pub fn is_over(pod: &Pod) -> bool {
+    matches!(phase(pod), Some("Failed" | "Succeeded"))
+}
+
+/// Pending, Running, Succeeded, Failed.
+#[must_use]
+pub fn phase(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.phase.as_deref()
+}
+
 /// What keeps this pod from working; `None`: nothing that its status knows.
 #[must_use]
 pub fn trouble(pod: &Pod) -> Option<Trouble> {
     unschedulable(pod)
+        .or_else(|| ended_by_node(pod))
         .or_else(|| container(pod).and_then(|status| waiting(pod, status).or_else(|| ended(pod, status))))
 }
 
@@ -86,6 +105,16 @@ fn unschedulable(pod: &Pod) -> Option<Trouble> {
         return Some(Trouble::new("VolumeNotFound", format!("{message}. {next}"), false));
     }
     Some(Trouble::new(UNSCHEDULABLE, message, false))
+}
+
+/// A node that is short of something, goes down or cannot take the pod after all ends it, whatever its container says.
+fn ended_by_node(pod: &Pod) -> Option<Trouble> {
+    let status = pod.status.as_ref().filter(|_| phase(pod) == Some("Failed"))?;
+    let reason = status.reason.as_deref().filter(|reason| !reason.is_empty())?;
+    let said = shown(status.message.as_deref().unwrap_or(reason));
+    let next = "Next: nothing, another pod takes its place; if that one ends so too, make room on the nodes.";
+    let name = if reason == "Evicted" { "Evicted" } else { "PodEndedByNode" };
+    Some(Trouble::new(name, format!("its node ended the pod: {said}. {next}"), false))
 }
 
 fn waiting(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
@@ -247,6 +276,13 @@ mod tests {
     #[case::own_words(
         ended("Error", 64, r#"{"outcome":{"failed":{"reason":"ModelNotFound","message":"no such file. Next: look.","userError":true}}}"#),
         "ModelNotFound", "no such file. Next: look.", true
+    )]
+    #[case::evicted(
+        json!({"phase": "Failed", "reason": "Evicted", "message": "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Gi\".",
+            "containerStatuses": ended("Error", 137, "")["containerStatuses"]}),
+        "Evicted",
+        "exceeds the limit \"1Gi\". Next: nothing, another pod",
+        false
     )]
     #[case::no_words(
         ended("Error", 101, "thread panicked"),

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use crate::{
     context::Context,
-    keys,
+    keys, pods,
     runtime::{Stop, stopped},
 };
 
@@ -57,9 +57,8 @@ impl Workers {
 }
 
 fn works(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let task = pod.labels().get(names::LABEL_TASK);
-    task.is_some_and(|task| TASKS.contains(&task.as_str())) && !matches!(phase, Some("Succeeded" | "Failed"))
+    task.is_some_and(|task| TASKS.contains(&task.as_str())) && !pods::is_over(pod)
 }
 
 /// Keeps the annotation true until `stop`.

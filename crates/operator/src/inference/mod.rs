@@ -204,6 +204,7 @@ impl Reconcile for Services {
             reports: &seen.reports,
             adapters: &adapters,
             told: &seen.told,
+            ended: seen.ended.as_ref(),
             capacity: seen.capacity.as_ref(),
             refused: refused.as_ref(),
             may_write_throughput: self.told.throughput_is_due(service, LOOK),

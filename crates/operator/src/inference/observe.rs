@@ -14,7 +14,7 @@ use lathe_api::{AcceleratorProfile, InferenceService, Model, names};
 use lathe_contract::Report;
 use lathe_resolve::inference::model_ids;
 
-use super::Names;
+use super::{Names, build};
 use crate::{
     channel::Channel,
     devices::Capacity,
@@ -59,6 +59,8 @@ pub struct Observed {
     pub children: Children,
     /// Pods that are not going away.
     pub pods: Vec<Pod>,
+    /// How the newest one ended that its node ended: such pods are left behind, and replaced.
+    pub ended: Option<Trouble>,
     /// What ready pods said, by their names.
     pub reports: BTreeMap<String, Report>,
     /// What nodes say of pods that do not start, by their names.
@@ -124,7 +126,11 @@ pub async fn observe(
         budget: own(&stores.budgets, &namespace, &uid).pop(),
         deployment: deployment(&stores.deployments, client, (&namespace, &uid, &names.serve)).await?,
     };
-    let pods = own_pods(&stores.pods, &namespace, &service.name_any());
+    let (over, pods): (Vec<Pod>, Vec<Pod>) =
+        own_pods(&stores.pods, &namespace, &service.name_any()).into_iter().partition(pods::is_over);
+    let revision = children.deployment.as_ref().and_then(build::revision);
+    let current = over.iter().filter(|pod| pods::checksum(Some(&pod.metadata)) == revision);
+    let newest = current.max_by_key(|pod| pod.metadata.creation_timestamp.clone());
     let reports = reports(&pods, channel, &uid).await;
     let mut told = BTreeMap::new();
     // One cause is told: a few pods are enough to know it.
@@ -138,6 +144,7 @@ pub async fn observe(
         profiles: profiles(&stores.profiles),
         rivals: rivals(service, &stores.services),
         children,
+        ended: newest.and_then(pods::trouble),
         pods,
         reports,
         told,

@@ -78,7 +78,7 @@ fn running<'a>(seen: &'a Observed, annotation: &str) -> Option<&'a str> {
 /// crash are better made as this version makes them.
 pub fn at_work(seen: &Observed) -> bool {
     let Some(revision) = seen.children.deployment.as_ref().and_then(build::revision) else { return false };
-    let runs = |pod: &&Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
+    let runs = |pod: &&Pod| pods::phase(pod) == Some("Running");
     let current = seen.pods.iter().filter(|pod| pods::checksum(Some(&pod.metadata)) == Some(revision));
     current.filter(|pod| pods::is_ready(pod) || runs(pod)).any(|pod| pods::trouble(pod).is_none())
 }

@@ -49,6 +49,8 @@ pub struct Facts<'a> {
     pub adapters: &'a BTreeMap<String, AdapterStatus>,
     /// What nodes say of pods that do not start, by their names.
     pub told: &'a BTreeMap<String, Trouble>,
+    /// How the newest pod ended that its node ended.
+    pub ended: Option<&'a Trouble>,
     /// Devices of the profile, where a pod finds no node.
     pub capacity: Option<&'a Capacity>,
     /// Why a write of this round was not taken.
@@ -154,8 +156,17 @@ fn trouble(facts: &Facts<'_>) -> Option<Trouble> {
     };
     let mut all: Vec<Trouble> = current.filter_map(told).collect();
     all.sort_by_key(|trouble| (!trouble.stalled, trouble.reason != pods::UNSCHEDULABLE));
-    let first = all.into_iter().next()?;
+    let Some(first) = all.into_iter().next() else {
+        return no_pod(facts).or_else(|| facts.ended.filter(|_| !answers).cloned());
+    };
     Some(if first.reason == pods::UNSCHEDULABLE { placed_nowhere(facts, first) } else { first })
+}
+
+/// Why the Deployment's controller could not make a pod.
+fn no_pod(facts: &Facts<'_>) -> Option<Trouble> {
+    let conditions = facts.deployment?.status.as_ref()?.conditions.as_ref()?;
+    let failed = conditions.iter().find(|c| c.type_ == "ReplicaFailure" && c.status == "True")?;
+    Some(pods::refused(failed.message.as_deref().unwrap_or_default()))
 }
 
 /// Why no node takes a pod.

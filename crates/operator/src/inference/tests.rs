@@ -133,6 +133,21 @@ async fn replicas_are_given_up_once_and_then_nothing_is_written() {
     assert!(calls.is_empty(), "{calls:?}");
 }
 
+/// A node that is short of memory leaves the pod behind that it ended, for days.
+#[tokio::test]
+async fn a_pod_that_its_node_ended_does_not_count() {
+    let (service, calls) = settled().await;
+    let checksum = serving(&service, &seen(&service)).checksum;
+    let mut children = children(&service, &calls);
+    children.deployment.as_mut().expect("there").status = Some(object(json!({"observedGeneration": 1})));
+    let ended =
+        json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."});
+    let pods = vec![pod("evicted", &checksum, ended), pod("next", &checksum, ready())];
+    let calls = round(&service, children, pods, &[]).await;
+    assert_eq!(said(&calls, "RolledOut")["status"], "True");
+    assert_eq!(said(&calls, "Reconciling")["status"], "False");
+}
+
 /// However long it waits: the watches tell what changes.
 #[tokio::test]
 async fn a_service_that_waits_for_a_node_asks_the_api_server_for_nothing() {

@@ -1,3 +1,4 @@
+use k8s_openapi::api::apps::v1::DeploymentCondition;
 use lathe_api::{
     ThroughputStatus,
     conditions::find,
@@ -18,6 +19,8 @@ struct World {
     service: InferenceService,
     seen: Observed,
     deployment: bool,
+    /// Conditions of the Deployment.
+    made: Option<Vec<DeploymentCondition>>,
     checksum: Option<&'static str>,
     pods: Vec<Pod>,
     adapters: BTreeMap<String, AdapterStatus>,
@@ -34,6 +37,7 @@ impl World {
             seen: seen(&service),
             service,
             deployment: true,
+            made: None,
             checksum: None,
             pods: Vec::new(),
             adapters: BTreeMap::new(),
@@ -68,8 +72,11 @@ impl World {
     fn status(&self) -> InferenceServiceStatus {
         let plan = plan(&self.service, &self.seen, &trust(), &images());
         let checksum = self.checksum.map_or_else(|| self.checksum(), str::to_owned);
-        let deployment =
+        let mut deployment =
             self.deployment.then(|| deployment(&checksum, json!({"kubernetes.io/change-cause": "a volume"})));
+        if let Some(status) = deployment.as_mut().and_then(|deployment| deployment.status.as_mut()) {
+            status.conditions = self.made.clone();
+        }
         status(&Facts {
             service: &self.service,
             plan: plan.as_ref(),
@@ -78,6 +85,7 @@ impl World {
             reports: &self.reports,
             adapters: &self.adapters,
             told: &self.seen.told,
+            ended: self.seen.ended.as_ref(),
             capacity: self.capacity.as_ref(),
             refused: self.refused.as_ref(),
             may_write_throughput: self.may_write_throughput,
@@ -90,6 +98,21 @@ fn refuse(mut world: World) -> World {
     let message = "the API server refuses to apply Deployment svc-serve: exceeded quota".to_owned();
     world.refused = Some(Trouble { reason: "WriteRefused".to_owned(), message, stalled: true });
     world
+}
+
+fn no_quota() -> World {
+    let mut world = World::new(json!({}));
+    let said = "pods \"svc-serve-x\" is forbidden: exceeded quota: small";
+    world.made = Some(read(
+        json!([{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": said}]),
+    ));
+    world
+}
+
+fn evicted(world: World) -> World {
+    let message = "its node ended the pod: low on memory. Next: nothing.".to_owned();
+    let ended = Some(Trouble { reason: "Evicted".to_owned(), message, stalled: false });
+    World { seen: Observed { ended, ..world.seen }, ..world }
 }
 
 fn nothing_made(mut world: World) -> World {
@@ -193,6 +216,16 @@ fn with_tone() -> World {
         "restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "denied"}}}]})]),
     "FFFFT", "ImagePullFailed", "image i:1: denied", Kstatus::Failed
 )]
+#[case::no_quota(
+    no_quota(),
+    "FFFFT",
+    "PodsRefused",
+    "exceeded quota: small. Next: raise the quota",
+    Kstatus::Failed
+)]
+#[case::evicted(evicted(World::new(json!({})).pods(&[json!({})])), "FFFTF", "Evicted", "low on memory", Kstatus::InProgress)]
+#[case::one_was_evicted_and_another_answers(
+    evicted(World::new(json!({})).pods(&[ready()])), "TTTFF", "Answering", "1 of 1", Kstatus::Current)]
 #[case::foreign_adapter(foreign(), "FFFFT", "AdapterBaseMismatch", "an adapter of other", Kstatus::Failed)]
 #[case::no_model_yet(missing(), "FFFTF", "ModelNotFound", "Model base does not exist", Kstatus::InProgress)]
 #[case::no_model_any_more(
