@@ -1,35 +1,28 @@
 //! A cluster, and a namespace of it for one test.
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use futures::FutureExt as _;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
     core::GroupVersionKind,
     discovery,
 };
 use serde_json::{Value, json};
 
-use crate::RELEASE_NAMESPACE;
+use crate::explain::explain;
 
 /// Field manager of what tests apply.
 const MANAGER: &str = "lathe-e2e";
 /// Label of a namespace that a failed test left.
 const FAILED: &str = "lathe-e2e-failed";
-const PATIENCE: Duration = Duration::from_secs(300);
-/// Last lines of each log that a failed test prints.
-const LINES: i64 = 60;
-/// Kinds whose status a failed test prints, beside pods and events.
-const EXPLAINED: [(&str, &str); 7] = [
-    ("lathe.dev/v1alpha1", "Model"),
-    ("lathe.dev/v1alpha1", "FineTuneJob"),
-    ("lathe.dev/v1alpha1", "InferenceService"),
-    ("batch/v1", "Job"),
-    ("apps/v1", "Deployment"),
-    ("v1", "PersistentVolumeClaim"),
-    ("v1", "Service"),
-];
+/// Long enough for a training on a machine that is busy with something else.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A client and the namespace of one test.
 #[derive(Clone)]
@@ -66,29 +59,29 @@ impl Session {
         Ok(Self { client, namespace: name.to_owned() })
     }
 
-    /// Runs a test; where it fails, prints the objects, events and logs that explain it.
+    /// Runs a test; where it fails or panics, shows and keeps the objects, events and logs that explain it.
     ///
     /// # Errors
     /// The test's own.
     pub async fn run<T>(&self, test: impl Future<Output = Result<T>>) -> Result<T> {
-        let ended = test.await;
-        if ended.is_err() {
-            self.explain().await;
+        let ended = AssertUnwindSafe(test).catch_unwind().await;
+        if !matches!(ended, Ok(Ok(_))) {
+            explain(&self.client, &self.namespace).await;
             let namespaces: Api<Namespace> = Api::all(self.client.clone());
             let mark = Patch::Merge(json!({"metadata": {"labels": {FAILED: "true"}}}));
             if let Err(error) = namespaces.patch(&self.namespace, &PatchParams::default(), &mark).await {
                 eprintln!("namespace {} cannot be marked: {error}", self.namespace);
             }
         }
-        ended
+        ended.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// Removes the namespace and waits until it is gone: no finalizer may be stuck.
+    /// Removes the namespace and waits until it is gone: no finalizer may be stuck. Where one is, what is left is shown.
     ///
     /// # Errors
     /// It is still there after some minutes.
     pub async fn end(&self) -> Result<()> {
-        remove(&Api::all(self.client.clone()), &self.namespace).await
+        self.run(remove(&Api::all(self.client.clone()), &self.namespace)).await
     }
 
     /// Applies an object of any kind, in this namespace where the kind has one.
@@ -177,45 +170,6 @@ impl Session {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         bail!("{kind} {name}: {what}; its conditions: {last:#}")
-    }
-
-    async fn explain(&self) {
-        eprintln!("\n---- namespace {}", self.namespace);
-        for (api_version, kind) in EXPLAINED {
-            let Ok(api) = self.api(api_version, kind).await else { continue };
-            for object in api.list(&ListParams::default()).await.into_iter().flatten() {
-                eprintln!("-- {kind} {}: {:#}", object.name_any(), object.data["status"]);
-            }
-        }
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        self.explain_pods(&pods).await;
-        if let Ok(events) = self.api("v1", "Event").await {
-            for event in events.list(&ListParams::default()).await.into_iter().flatten() {
-                let data = &event.data;
-                eprintln!(
-                    "-- event {} {} {}: {}",
-                    data["lastTimestamp"], data["involvedObject"]["name"], data["reason"], data["message"]
-                );
-            }
-        }
-        eprintln!("---- operator");
-        self.explain_pods(&Api::namespaced(self.client.clone(), RELEASE_NAMESPACE)).await;
-    }
-
-    async fn explain_pods(&self, pods: &Api<Pod>) {
-        for pod in pods.list(&ListParams::default()).await.into_iter().flatten() {
-            let name = pod.name_any();
-            let status = pod.status.unwrap_or_default();
-            let containers = status.container_statuses.unwrap_or_default();
-            let restarted = containers.iter().any(|container| container.restart_count > 0);
-            let json = serde_json::to_string(&containers).unwrap_or_default();
-            eprintln!("-- pod {name}: {} {json}", status.phase.unwrap_or_default());
-            for previous in [true, false].into_iter().filter(|previous| !previous || restarted) {
-                let log = LogParams { tail_lines: Some(LINES), previous, ..LogParams::default() };
-                let text = pods.logs(&name, &log).await.unwrap_or_else(|error| format!("no log: {error}"));
-                eprintln!("{}{text}", if previous { "(the run before)\n" } else { "" });
-            }
-        }
     }
 }
 

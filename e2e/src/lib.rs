@@ -3,12 +3,16 @@
 #![deny(missing_docs)]
 
 mod cluster;
+pub mod events;
+mod explain;
 #[cfg(test)]
 mod failures;
 mod install;
 pub mod machine;
 mod manifests;
+pub mod node;
 pub mod operator;
+pub mod programs;
 pub mod serve;
 pub mod tune;
 

@@ -1,12 +1,13 @@
 //! What lies under a cluster of `cargo xtask cluster`: its processes and its volumes, on this machine.
 use std::{
+    io::ErrorKind,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use kube::Api;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use kube::{Api, ResourceExt as _};
 
 use crate::{Session, poll};
 
@@ -37,6 +38,60 @@ pub fn process(name: &str) -> Result<u32> {
 /// There is no such process.
 pub fn signal(pid: u32, name: &str) -> Result<()> {
     run(Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()))
+}
+
+/// The process of a pod's one container.
+///
+/// # Errors
+/// It does not run, or not on this machine.
+pub fn worker(pod: &Pod) -> Result<u32> {
+    let name = pod.name_any();
+    let containers = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    let id = containers.and_then(|all| all.first()?.container_id.as_deref()?.split_once("://"));
+    let (_, id) = id.with_context(|| format!("{name} has no container yet"))?;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // One that has just ended has none.
+        let groups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        if groups.contains(id) {
+            found.push(pid);
+        }
+    }
+    ensure!(found.len() == 1, "{name}: processes of its container on this machine: {found:?}");
+    Ok(found[0])
+}
+
+/// A process that stands still, and goes on when this is dropped.
+pub struct Stopped(u32);
+
+impl Stopped {
+    /// Stops it where it is.
+    ///
+    /// # Errors
+    /// As [`signal`].
+    pub fn stop(pid: u32) -> Result<Self> {
+        signal(pid, "STOP")?;
+        Ok(Self(pid))
+    }
+
+    /// Ends it where it stands: it does nothing more.
+    ///
+    /// # Errors
+    /// As [`signal`].
+    pub fn kill(self) -> Result<()> {
+        signal(self.0, "KILL")?;
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if let Err(error) = signal(self.0, "CONT") {
+            eprintln!("process {} stays stopped: {error:#}", self.0);
+        }
+    }
 }
 
 /// The folder of a claim's volume, once it is bound.
@@ -105,7 +160,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Files below a folder, by their paths from there.
+/// Files below a folder, by their paths from there; one may come or go meanwhile.
 ///
 /// # Errors
 /// It cannot be listed.
@@ -113,7 +168,10 @@ pub fn files(folder: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(next) = folders.pop() {
-        let entries = std::fs::read_dir(&next).with_context(|| format!("cannot list {}", next.display()))?;
+        let entries = match std::fs::read_dir(&next) {
+            Err(error) if error.kind() == ErrorKind::NotFound && next != folder => continue,
+            entries => entries.with_context(|| format!("cannot list {}", next.display()))?,
+        };
         for entry in entries {
             let entry = entry?;
             if entry.file_type()?.is_dir() {

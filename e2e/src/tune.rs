@@ -1,10 +1,15 @@
 //! The quick-start's objects, and jobs made of them that last long enough to be disturbed.
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, ResourceExt, api::ListParams};
+use kube::{
+    Api, ResourceExt,
+    api::{ListParams, LogParams},
+};
 use serde_json::{Value, json};
 
-use crate::{Session, condition, poll, quickstart};
+use crate::{Session, condition, machine, poll, quickstart};
 
 /// Applies the quick-start's objects of these kinds; of every kind where none is named.
 ///
@@ -76,6 +81,52 @@ pub async fn training_pod(session: &Session, job: &str) -> Result<Pod> {
 pub async fn pods(session: &Session, labels: &str) -> Result<Vec<Pod>> {
     let pods: Api<Pod> = Api::namespaced(session.client.clone(), &session.namespace);
     Ok(pods.list(&ListParams::default().labels(labels)).await?.items)
+}
+
+/// What a pod has said so far.
+///
+/// # Errors
+/// The API server has no log of it.
+pub async fn log(session: &Session, pod: &str) -> Result<String> {
+    let pods: Api<Pod> = Api::namespaced(session.client.clone(), &session.namespace);
+    pods.logs(pod, &LogParams::default()).await.with_context(|| format!("no log of {pod}"))
+}
+
+/// The digest of a Model that a job has made, once it is ready.
+///
+/// # Errors
+/// It does not become ready.
+pub async fn digest(session: &Session, model: &str) -> Result<String> {
+    let model = session.wait("Model", model, "Ready", "True").await?;
+    let digest = model["spec"]["source"]["digest"].as_str().context("a job's Model without a digest")?;
+    Ok(digest.to_owned())
+}
+
+/// What a training has written on its volume.
+#[derive(Debug)]
+pub struct Saved {
+    /// The highest step that it has noted.
+    pub reached: i64,
+    /// Steps of the checkpoints that are whole, ascending.
+    pub checkpoints: Vec<i64>,
+}
+
+/// What the one training below the volume `artifacts` has written; none before it has begun.
+///
+/// # Errors
+/// There are several, or what is written is not understood.
+pub fn saved(artifacts: &Path) -> Result<Option<Saved>> {
+    let files = machine::files(artifacts)?;
+    let notes: Vec<&String> = files.iter().filter(|file| file.ends_with("/progress.json")).collect();
+    ensure!(notes.len() < 2, "several trainings: {notes:?}");
+    let Some(note) = notes.first() else { return Ok(None) };
+    let text = std::fs::read_to_string(artifacts.join(note))?;
+    let first: Value = serde_json::from_str(text.lines().next().unwrap_or_default())?;
+    let reached = first["reached"].as_i64().context("no step is noted")?;
+    let step = |file: &String| file.strip_suffix("/manifest")?.rsplit_once("/step-")?.1.parse().ok();
+    let mut checkpoints: Vec<i64> = files.iter().filter_map(step).collect();
+    checkpoints.sort_unstable();
+    Ok(Some(Saved { reached, checkpoints }))
 }
 
 /// A pod as it must not change: its name, UID and restarts.

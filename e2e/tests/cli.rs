@@ -1,10 +1,8 @@
 //! The `lathe` command against a real cluster, with the user's kubeconfig and nothing else.
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
-use std::path::PathBuf;
-
-use anyhow::{Context, Result, ensure};
-use lathe_e2e::{Session, install, quickstart};
+use anyhow::{Result, ensure};
+use lathe_e2e::{Session, install, programs::program, quickstart};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -15,17 +13,8 @@ struct Said {
     err: String,
 }
 
-/// The program of this workspace: cargo builds it beside the folder of the tests.
-fn program() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let folder = own.parent().and_then(|deps| deps.parent()).context("a test without a folder")?;
-    let lathe = folder.join("lathe");
-    ensure!(lathe.is_file(), "{} is not built: run `cargo build -p lathe-cli`", lathe.display());
-    Ok(lathe)
-}
-
 async fn lathe(session: &Session, args: &[&str]) -> Result<Said> {
-    let mut command = Command::new(program()?);
+    let mut command = Command::new(program("lathe")?);
     command.args(args).args(["--namespace", &session.namespace]);
     let output = command.output().await?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -1,23 +1,23 @@
 //! Admission by a real API server: the CRDs install, valid objects are accepted, bad ones refused with the cause.
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
-use anyhow::Result;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::{
-    Api, ResourceExt,
-    api::{DynamicObject, Patch, PatchParams, PostParams},
-    runtime::{conditions, wait::await_condition},
-};
+use anyhow::{Result, ensure};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use lathe_e2e::Session;
 use serde_json::{Value, json};
 
-const CASES: &str = include_str!("../../crates/api/tests/admission.json");
+use crate::{cases, install_crds};
 
 #[tokio::test]
 async fn admission_accepts_and_refuses_as_the_rules_say() -> Result<()> {
     let session = Session::begin("lathe-admission").await?;
-    install_crds(&session).await?;
-    let cases: Value = serde_json::from_str(CASES)?;
+    session.run(accepts_and_refuses(&session)).await?;
+    session.end().await
+}
+
+async fn accepts_and_refuses(session: &Session) -> Result<()> {
+    install_crds(session).await?;
+    let cases = cases()?;
     for (kind, object) in cases["valid"].as_object().unwrap() {
         let api = session.api("lathe.dev/v1alpha1", kind).await?;
         api.create(&PostParams::default(), &serde_json::from_value(object.clone())?).await?;
@@ -27,57 +27,62 @@ async fn admission_accepts_and_refuses_as_the_rules_say() -> Result<()> {
     let mut count = 0;
     for case in bad {
         count += 1;
-        let said = refusal(&session, &cases, case, count).await?;
+        let said = refusal(session, &cases, case, count).await?;
         if !said.contains(case["because"].as_str().unwrap()) {
             wrong.push(format!("{case}\n  said: {said:?}"));
         }
     }
     for case in cases["accepted"].as_array().unwrap() {
         count += 1;
-        let said = refusal(&session, &cases, case, count).await?;
+        let said = refusal(session, &cases, case, count).await?;
         if !said.is_empty() {
             wrong.push(format!("{case}\n  must be accepted, said: {said:?}"));
         }
     }
-    assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
-    session.end().await
+    ensure!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
+    // No namespace takes it along.
+    let profiles = session.api("lathe.dev/v1alpha1", "AcceleratorProfile").await?;
+    let name = cases["valid"]["AcceleratorProfile"]["metadata"]["name"].as_str().unwrap();
+    profiles.delete(name, &DeleteParams::default()).await?;
+    Ok(())
 }
 
 #[tokio::test]
 async fn an_object_that_nobody_visited_is_not_current() -> Result<()> {
     let session = Session::begin("lathe-unvisited").await?;
-    install_crds(&session).await?;
-    let cases: Value = serde_json::from_str(CASES)?;
-    for kind in ["Model", "FineTuneJob", "InferenceService"] {
-        let made = serde_json::to_value(session.apply(&cases["valid"][kind]).await?)?;
-        assert_eq!(made["status"]["observedGeneration"], -1, "{kind}");
-    }
+    session
+        .run(async {
+            install_crds(&session).await?;
+            let cases = cases()?;
+            for kind in ["Model", "FineTuneJob", "InferenceService"] {
+                let made = serde_json::to_value(session.apply(&cases["valid"][kind]).await?)?;
+                ensure!(made["status"]["observedGeneration"] == -1, "{kind}: {:#}", made["status"]);
+            }
+            Ok(())
+        })
+        .await?;
     session.end().await
 }
 
 #[tokio::test]
 async fn defaults_are_visible_in_the_stored_object() -> Result<()> {
     let session = Session::begin("lathe-defaults").await?;
-    install_crds(&session).await?;
-    let job = json!({
-        "apiVersion": "lathe.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "least"},
-        "spec": {"baseModelRef": {"name": "base"}, "dataset": {"train": {"uri": "pvc://data/t.jsonl"}}, "output": {"modelName": "m"}},
-    });
-    let made = serde_json::to_value(session.apply(&job).await?)?;
-    assert_eq!(made["spec"]["trainable"]["lora"]["rank"], 16);
-    assert_eq!(made["spec"]["training"]["learningRate"], "2e-4");
-    assert_eq!(made["spec"]["objective"], json!({"supervised": {}}));
+    session
+        .run(async {
+            install_crds(&session).await?;
+            let job = json!({
+                "apiVersion": "lathe.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "least"},
+                "spec": {"baseModelRef": {"name": "base"}, "output": {"modelName": "m"},
+                    "dataset": {"train": {"uri": "pvc://data/t.jsonl"}}},
+            });
+            let spec = serde_json::to_value(session.apply(&job).await?)?["spec"].clone();
+            ensure!(spec["trainable"]["lora"]["rank"] == 16, "{spec:#}");
+            ensure!(spec["training"]["learningRate"] == "2e-4", "{spec:#}");
+            ensure!(spec["objective"] == json!({"supervised": {}}), "{spec:#}");
+            Ok(())
+        })
+        .await?;
     session.end().await
-}
-
-async fn install_crds(session: &Session) -> Result<()> {
-    let api: Api<CustomResourceDefinition> = Api::all(session.client.clone());
-    for crd in lathe_api::crds::all() {
-        let name = crd.name_any();
-        api.patch(&name, &PatchParams::apply("lathe-e2e").force(), &Patch::Apply(&crd)).await?;
-        await_condition(api.clone(), &name, conditions::is_crd_established()).await?;
-    }
-    Ok(())
 }
 
 /// What the API server says to a new object, or to a change of an old one; empty where it takes it.
