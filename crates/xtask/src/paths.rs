@@ -1,14 +1,16 @@
 //! Where the repository lies and where things are kept between runs.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-/// The root of the checkout this program was built from.
+/// The root of the checkout that cargo runs this program for, or that it was built from: checkouts that share a target
+/// folder share the program too.
 pub fn repository() -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    package.ancestors().nth(2).unwrap_or(package).to_path_buf()
+    let package = env::var_os("CARGO_MANIFEST_DIR");
+    let package = package.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    package.ancestors().nth(2).unwrap_or(&package).to_path_buf()
 }
 
 /// What the quick-start's claim holds: the demo model in `model`, rows in `data`.
