@@ -14,7 +14,8 @@ use crate::names::{self, PARTIAL};
 use crate::options::{Options, Progress};
 use crate::{publish_pvc, publish_s3};
 
-/// Object that stands below a prefix while an artefact is written there. Readers refuse the prefix.
+/// Object that stands below a prefix while an artefact is written there, with its digest. Readers refuse the prefix, unless
+/// a manifest of the same digest is there already.
 pub(crate) const UNFINISHED: &str = "lathe-unfinished";
 
 /// Longest clean-up after a cancellation.
@@ -37,8 +38,9 @@ impl Artefact {
 ///
 /// On a volume the files are copied beside the place, made durable and moved there by one rename. Below a prefix a mark
 /// stands until the manifest is written, and readers refuse the prefix while it does; what a broken upload left is
-/// replaced by the next one. Cancelling takes effect at once, with up to five seconds to clean up. Writing the same content again is no error and writes nothing. Returns the digest
-/// that a reader will find.
+/// replaced by the next one. Two that write to one place at the same time never mix: see `publish_pvc` and `publish_s3`.
+/// Cancelling takes effect at once, with up to five seconds to clean up. Writing the same content again is no error and
+/// writes nothing. Returns the digest that a reader will find.
 ///
 /// # Errors
 /// `AlreadyExists` where something else is there, `PickleRefused`, `UnsafeName`, `DiskFull`, and those of the network.

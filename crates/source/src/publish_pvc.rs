@@ -1,6 +1,10 @@
 //! An artefact onto a mounted volume: copied beside its place, then moved there at once.
-use std::fs::{File, TryLockError};
-use std::io::Read;
+//!
+//! Writers may meet here (a pod that still ends and its successor), on nodes between which no lock holds. Each copies into
+//! a folder of its own name, and takes away what others left or still fill: whoever loses its folder ends, and what gets
+//! the final name was filled by one writer alone.
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
@@ -32,18 +36,21 @@ pub(crate) async fn write(
     }
     let root = local::root(claim, options)?;
     let place = root.join(path);
-    let Some((staging, _lock)) = prepare(&root, &place, artefact.digest, &what)? else { return Ok(()) };
+    let Some(staging) = prepare(&root, &place, artefact.digest, &what)? else { return Ok(()) };
     let written = fill(artefact, &staging, &place, meter, cancel).await;
-    if written.is_err() {
-        // The volume is the user's: its space is given back, the next try begins anew in any case.
-        let removed =
-            blocking(move || std::fs::remove_dir_all(&staging).map_err(|e| SourceError::io(&staging, e)))
-                .await;
-        if let Err(error) = removed {
-            tracing::warn!(%error, "could not remove an unfinished copy");
-        }
+    let Err(error) = written else { return Ok(()) };
+    // The volume is the user's: its space is given back, the next try begins anew in any case.
+    let mine = staging.clone();
+    let removed = blocking(move || take_away(&mine)).await;
+    if let Err(error) = removed {
+        tracing::warn!(%error, "could not remove an unfinished copy");
     }
-    written
+    match error {
+        SourceError::Cancelled => Err(error),
+        // Somebody else was quicker, with the same bytes or with others.
+        _ if holds(&place, artefact.digest, &what)? => Ok(()),
+        error => Err(error),
+    }
 }
 
 /// Copies the files, then the manifest, and moves the whole to its place.
@@ -63,6 +70,7 @@ async fn fill(
     }
     let (manifest, files, cancel) = (artefact.manifest()?, artefact.files.clone(), cancel.clone());
     let (staging, place) = (staging.to_path_buf(), place.to_path_buf());
+    let lost = SourceError::Incomplete { what: place.display().to_string() };
     blocking(move || {
         write_whole(&staging.join(MANIFEST), &manifest, &cancel)?;
         for file in &files {
@@ -71,53 +79,74 @@ async fn fill(
             }
         }
         sync_dir(&staging)?;
-        std::fs::rename(&staging, &place).map_err(|e| SourceError::io(&place, e))?;
+        // Somebody else may have taken the folder away, and a file made since then has made it anew.
+        if !files.iter().all(|file| is_whole(&staging, file)) {
+            return Err(lost);
+        }
+        std::fs::rename(&staging, &place).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => lost,
+            _ => SourceError::io(&place, e),
+        })?;
         sync_dir(place.parent().unwrap_or(&place))
     })
     .await
 }
 
-/// An empty folder beside the place, locked; `None` where the same artefact is there already.
-fn prepare(
-    root: &Path,
-    place: &Path,
-    digest: Digest,
-    what: &str,
-) -> Result<Option<(PathBuf, File)>, SourceError> {
+/// An empty folder beside the place, this writer's alone; `None` where the same artefact is there already.
+fn prepare(root: &Path, place: &Path, digest: Digest, what: &str) -> Result<Option<PathBuf>, SourceError> {
     let parent = place.parent().unwrap_or(root);
     // Created one by one, so that no link on the way leads out of the volume.
     let mut at = root.to_path_buf();
     for part in parent.strip_prefix(root).unwrap_or(Path::new("")) {
         at.push(part);
         match std::fs::create_dir(&at) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(SourceError::io(&at, e)),
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(SourceError::io(&at, e)),
             _ => local::within(root, &at, what)?,
         }
     }
     if holds(place, digest, what)? {
         return Ok(None);
     }
+    let begin = format!(".{}.", place.file_name().unwrap_or_default().to_string_lossy());
+    for entry in std::fs::read_dir(parent).map_err(|e| SourceError::io(parent, e))? {
+        let entry = entry.map_err(|e| SourceError::io(parent, e))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let token = name.strip_prefix(&begin).and_then(|rest| rest.strip_suffix(PARTIAL));
+        if token.is_some_and(|token| token.len() == TOKEN && token.bytes().all(|b| b.is_ascii_hexdigit())) {
+            take_away(&entry.path())?;
+        }
+    }
+    let staging = unfinished(place);
+    std::fs::create_dir(&staging).map_err(|e| SourceError::io(&staging, e))?;
+    Ok(Some(staging))
+}
+
+/// Digits that tell one writer's folder from another's.
+const TOKEN: usize = 16;
+
+/// `.<name>.<token>.partial` beside the place, like no other.
+fn unfinished(place: &Path) -> PathBuf {
     let name = place.file_name().unwrap_or_default().to_string_lossy();
-    let staging = parent.join(format!(".{name}{PARTIAL}"));
-    let io = |e| SourceError::io(&staging, e);
-    match std::fs::create_dir(&staging) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(io(e)),
-        _ => {}
+    place.with_file_name(format!(".{name}.{:0TOKEN$x}{PARTIAL}", rand::random::<u64>()))
+}
+
+/// Removes a folder that may still be filled: it goes under another name first, so that whoever fills it finds it gone as
+/// a whole and never moves half of it to its place. One that is gone already is no error.
+fn take_away(dir: &Path) -> Result<(), SourceError> {
+    let mut name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    // Of the same form, so that the next writer finds it if this one is killed here.
+    let end = name.len().saturating_sub(PARTIAL.len() + TOKEN);
+    name.replace_range(end.., &format!("{:0TOKEN$x}{PARTIAL}", rand::random::<u64>()));
+    let gone = dir.with_file_name(name);
+    match std::fs::rename(dir, &gone) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        renamed => renamed.map_err(|e| SourceError::io(dir, e))?,
     }
-    let lock = File::open(&staging).map_err(io)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(SourceError::Incomplete { what: what.into() }),
-        Err(TryLockError::Error(e)) => return Err(io(e)),
+    match std::fs::remove_dir_all(&gone) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(SourceError::io(&gone, e)),
+        _ => Ok(()),
     }
-    for entry in std::fs::read_dir(&staging).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        let is_dir = entry.file_type().map_err(io)?.is_dir();
-        let removed =
-            if is_dir { std::fs::remove_dir_all(entry.path()) } else { std::fs::remove_file(entry.path()) };
-        removed.map_err(io)?;
-    }
-    Ok(Some((staging, lock)))
 }
 
 /// Whether the place holds this artefact. Something else there is an error.
@@ -139,10 +168,15 @@ fn holds(place: &Path, digest: Digest, what: &str) -> Result<bool, SourceError> 
     if found != digest {
         return Err(exists(&format!("it holds the artefact {found}")));
     }
-    let whole = |f: &FileEntry| {
-        std::fs::metadata(place.join(&f.path)).is_ok_and(|m| m.is_file() && m.len() == f.size)
-    };
-    if files.iter().all(whole) { Ok(true) } else { Err(exists("it holds a damaged copy of this artefact")) }
+    if files.iter().all(|file| is_whole(place, file)) {
+        Ok(true)
+    } else {
+        Err(exists("it holds a damaged copy of this artefact"))
+    }
+}
+
+fn is_whole(dir: &Path, file: &FileEntry) -> bool {
+    std::fs::metadata(dir.join(&file.path)).is_ok_and(|m| m.is_file() && m.len() == file.size)
 }
 
 /// Copies a file and checks that it still is what was hashed.

@@ -1,4 +1,8 @@
 //! An artefact below a prefix of a bucket: a mark first, the manifest last.
+//!
+//! Of two writers that meet below a prefix, the mark belongs to the later one. Where their content is the same, as under an
+//! artefact's digest, both may go on: an object is replaced as a whole, and by its equal. Where it is not, the earlier one
+//! ends before it writes a manifest over files that are not its own.
 use std::fs::File;
 
 use bytes::Bytes;
@@ -49,9 +53,30 @@ pub(crate) async fn write(
         }
     }
     outcome?;
+    is_ours(s3, artefact.digest).await?;
     put(s3, MANIFEST, artefact.manifest()?).await?;
-    let mark = s3.key(UNFINISHED)?;
-    s3.store.delete(&mark).await.map_err(|e| explain(e, &s3.shown()))
+    is_ours(s3, artefact.digest).await?;
+    unmark(s3).await
+}
+
+/// Ends where a later writer has begun to replace what is here by other content, or has done so.
+async fn is_ours(s3: &S3, digest: crate::Digest) -> Result<(), SourceError> {
+    match s3.mark().await? {
+        Some(mark) if mark == digest.to_string() => Ok(()),
+        Some(_) => Err(SourceError::Incomplete { what: s3.shown() }),
+        None => match recorded(s3).await? {
+            Some(found) if found != digest => Err(taken(s3, found)),
+            _ => Ok(()),
+        },
+    }
+}
+
+fn taken(s3: &S3, found: crate::Digest) -> SourceError {
+    SourceError::AlreadyExists { what: s3.shown(), problem: format!("it holds the artefact {found}") }
+}
+
+async fn unmark(s3: &S3) -> Result<(), SourceError> {
+    s3.store.delete(&s3.key(UNFINISHED)?).await.map_err(|e| explain(e, &s3.shown()))
 }
 
 /// Sets the mark and removes what a broken upload left. `false` where the same artefact is there already.
@@ -72,34 +97,42 @@ async fn prepare(s3: &S3, artefact: &Artefact) -> Result<bool, SourceError> {
     }
     let mark = s3.key(UNFINISHED)?;
     if !there.is_empty() && !there.contains(&mark) {
-        return match recorded(s3, &there).await? {
+        return match recorded(s3).await? {
             Some(found) if found == artefact.digest => Ok(false),
-            Some(found) => Err(SourceError::AlreadyExists {
-                what: s3.shown(),
-                problem: format!("it holds the artefact {found}"),
-            }),
+            Some(found) => Err(taken(s3, found)),
             None => Err(SourceError::AlreadyExists {
                 what: s3.shown(),
                 problem: "it holds objects that are no artefact of Lathe".into(),
             }),
         };
     }
+    let mut same = Vec::new();
+    if there.contains(&mark) && s3.mark().await? == Some(artefact.digest.to_string()) {
+        if recorded(s3).await? == Some(artefact.digest) {
+            // All is there; its writer ended before it could say so.
+            unmark(s3).await?;
+            return Ok(false);
+        }
+        // It may still be at work: what it wrote is what we write.
+        let names = artefact.files.iter().map(|file| file.path.as_str()).chain([MANIFEST]);
+        same = names.map(|name| s3.key(name)).collect::<Result<Vec<_>, _>>()?;
+    }
     put(s3, UNFINISHED, artefact.digest.to_string().into_bytes()).await?;
     // The manifest goes first: were this to break too, no old manifest may stand over new files.
-    there.sort_by_key(|key| *key != Path::from_iter(prefix.parts().chain([MANIFEST.into()])));
-    for key in there.iter().filter(|key| **key != mark) {
+    let manifest = s3.key(MANIFEST)?;
+    there.sort_by_key(|key| *key != manifest);
+    for key in there.iter().filter(|key| **key != mark && !same.contains(key)) {
         s3.store.delete(key).await.map_err(failed)?;
     }
     Ok(true)
 }
 
-/// The digest of the manifest below the prefix.
-async fn recorded(s3: &S3, there: &[Path]) -> Result<Option<crate::Digest>, SourceError> {
-    let key = s3.key(MANIFEST)?;
-    if !there.contains(&key) {
-        return Ok(None);
-    }
-    let got = s3.store.get(&key).await.map_err(|e| explain(e, &s3.shown()))?;
+/// The digest of the manifest below the prefix, where there is one that can be read.
+async fn recorded(s3: &S3) -> Result<Option<crate::Digest>, SourceError> {
+    let got = match s3.store.get(&s3.key(MANIFEST)?).await {
+        Err(object_store::Error::NotFound { .. }) => return Ok(None),
+        got => got.map_err(|e| explain(e, &s3.shown()))?,
+    };
     if got.meta.size > manifest::MAX_BYTES {
         return Ok(None);
     }
@@ -123,6 +156,7 @@ async fn upload(
     if cancel.is_cancelled() {
         return Err(SourceError::Cancelled);
     }
+    is_ours(s3, artefact.digest).await?;
     let path = artefact.dir.join(&file.path);
     let what = format!("{}/{}", s3.shown(), file.path);
     let part = PART.max(file.size.div_ceil(MAX_PARTS));

@@ -119,7 +119,8 @@ impl S3 {
             .filter_map(|meta| Some((meta.location.filename()?.to_string(), meta.size, meta.e_tag)))
             .collect();
         let has = |name: &str| objects.iter().any(|o| o.0 == name);
-        if has(publish::UNFINISHED) {
+        let mark = if has(publish::UNFINISHED) { self.mark().await? } else { None };
+        if mark.is_some() && !has(MANIFEST) {
             return Err(SourceError::Incomplete { what: self.shown() });
         }
         if has(MANIFEST) {
@@ -128,6 +129,10 @@ impl S3 {
                 read_small(options, &file, manifest::MAX_BYTES, |to| self.read(false, &file, 0, Some(to)))
                     .await?;
             let (files, digest) = from_manifest(&bytes)?;
+            // The mark of a writer with the same content: what is there is whole, and only replaced by its equal.
+            if mark.is_some_and(|mark| mark != digest.to_string()) {
+                return Err(SourceError::Incomplete { what: self.shown() });
+            }
             return Ok(self.listing(files, Some(digest)));
         }
         if objects.is_empty() {
@@ -143,6 +148,19 @@ impl S3 {
             names::check_path(&file.path)?;
         }
         Ok(self.listing(files, None))
+    }
+
+    /// What the mark of an unfinished upload says: the digest of what is being written.
+    pub async fn mark(&self) -> Result<Option<String>, SourceError> {
+        match self.store.get(&self.key(publish::UNFINISHED)?).await {
+            Ok(got) if got.meta.size > 1024 => Ok(Some(String::new())),
+            Ok(got) => {
+                let bytes = got.bytes().await.map_err(|e| explain(e, &self.shown()))?;
+                Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+            }
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(explain(error, &self.shown())),
+        }
     }
 
     /// Bytes of an object; `single` where the address is the object itself.

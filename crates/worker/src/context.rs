@@ -38,6 +38,14 @@ impl Context {
         if self.stop.is_cancelled() { Err(Halt::Stopped) } else { Ok(()) }
     }
 
+    /// The object and, in a pod, the pod: what another worker calls this one.
+    pub fn who(&self) -> String {
+        let ObjectRef { kind, namespace, name, .. } = &self.object;
+        // In a pod: the pod's name.
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        format!("{kind} {namespace}/{name} (on {})", host.trim())
+    }
+
     /// Brings files here. `what` is for messages, e.g. "base model `x`".
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! `pvc://`: folders that stand for mounted volumes.
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::Mutex;
 
 use lathe_source::{
     CancellationToken, Digest, Fetched, LocalCheck, Location, MANIFEST, Options, SourceError, Update,
@@ -146,12 +147,55 @@ async fn a_broken_write_leaves_no_final_name_and_the_next_one_succeeds() {
     assert_eq!(std::fs::read_dir(v.root.path()).unwrap().count(), 0);
     // A killed process leaves more than that.
     write(
-        &v.root.path().join(".a.partial"),
+        &v.root.path().join(".a.0123456789abcdef.partial"),
         &Files::from([("stale/x".into(), vec![1]), ("y".into(), vec![1])]),
     );
+    // Another artefact's is not touched.
+    let other = v.root.path().join(".ab.0123456789abcdef.partial");
+    std::fs::create_dir(&other).unwrap();
     v.put(&artefact, "pvc://data/a").await.unwrap();
     assert_eq!(read(&v.root.path().join("a")), model());
-    assert!(!v.root.path().join(".a.partial").exists());
+    assert_eq!(std::fs::read_dir(v.root.path()).unwrap().count(), 2);
+    assert!(other.exists());
+}
+
+/// Publishes `first`, and `second` to the same place as the first is half done.
+async fn both(v: &Volume, first: &Path, second: &Path) -> [Result<Digest, SourceError>; 2] {
+    let location = Location::parse("pvc://data/a", None, None).unwrap();
+    let (between, never) = (Mutex::new(None), CancellationToken::new());
+    let progress = |_: Update<'_>| {
+        between.lock().unwrap().get_or_insert_with(|| {
+            let put = || publish(second, &location, &v.options, &|_: Update<'_>| {}, &never);
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(put()))
+        });
+    };
+    let done = publish(first, &location, &v.options, &progress, &never).await;
+    [done, between.lock().unwrap().take().unwrap()]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_writers_of_the_same_are_both_done() {
+    let v = volume();
+    let artefact = v.artefact(&model());
+    let [first, second] = both(&v, &artefact, &artefact).await;
+    assert_eq!(first.unwrap(), second.unwrap());
+    assert_eq!(read(&v.root.path().join("a")), model());
+    assert_eq!(std::fs::read_dir(v.root.path()).unwrap().count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_writers_of_different_things_the_later_one_is_done() {
+    let v = volume();
+    let artefact = v.artefact(&model());
+    let other = v.outside.path().join("other");
+    let mut files = model();
+    files.insert("config.json".into(), b"{}".to_vec());
+    write(&other, &files);
+    let [first, second] = both(&v, &artefact, &other).await;
+    assert_eq!(first.unwrap_err().reason(), "AlreadyExists");
+    assert_eq!(v.get("pvc://data/a").await.unwrap().digest, second.unwrap());
+    assert_eq!(read(&v.root.path().join("a")), files);
+    assert_eq!(std::fs::read_dir(v.root.path()).unwrap().count(), 1);
 }
 
 #[tokio::test]

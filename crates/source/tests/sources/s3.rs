@@ -123,6 +123,64 @@ async fn a_broken_upload_is_refused_by_readers_and_replaced_by_the_next() {
     b.get("s3://models/a").await.unwrap();
 }
 
+/// Publishes `first`, and `second` to the same prefix as the first is half done.
+async fn both(
+    b: &Bucket,
+    first: &std::path::Path,
+    second: &std::path::Path,
+) -> [Result<Digest, SourceError>; 2] {
+    let location = Location::parse("s3://models/a", None, None).unwrap();
+    let (between, never) = (std::sync::Mutex::new(None), CancellationToken::new());
+    let progress = |_: Update<'_>| {
+        between.lock().unwrap().get_or_insert_with(|| {
+            let put = || publish(second, &location, &b.options, &|_: Update<'_>| {}, &never);
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(put()))
+        });
+    };
+    let done = publish(first, &location, &b.options, &progress, &never).await;
+    [done, between.lock().unwrap().take().unwrap()]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_writers_of_the_same_are_both_done() {
+    let mut b = bucket().await;
+    b.options.parallel = 1;
+    write(&b.artefact(), &model());
+    let [first, second] = both(&b, &b.artefact(), &b.artefact()).await;
+    assert_eq!(first.unwrap(), second.unwrap());
+    assert_eq!(b.objects("a"), model());
+    b.get("s3://models/a").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_writers_of_different_things_the_later_one_is_done() {
+    let mut b = bucket().await;
+    b.options.parallel = 1;
+    write(&b.artefact(), &model());
+    let other = b.artefact().with_file_name("other");
+    let mut files = model();
+    files.insert("config.json".into(), b"{}".to_vec());
+    write(&other, &files);
+    let [first, second] = both(&b, &b.artefact(), &other).await;
+    assert_eq!(first.unwrap_err().reason(), "AlreadyExists");
+    assert_eq!(b.get("s3://models/a").await.unwrap().digest, second.unwrap());
+    assert_eq!(b.objects("a"), files);
+}
+
+#[tokio::test]
+async fn a_mark_over_a_whole_artefact_of_the_same_digest_hides_nothing() {
+    let b = bucket().await;
+    write(&b.artefact(), &model());
+    let digest = b.put("s3://models/a").await.unwrap();
+    let mark = b.root.path().join("models/a/lathe-unfinished");
+    std::fs::write(&mark, digest.to_string()).unwrap();
+    assert_eq!(b.get("s3://models/a").await.unwrap().digest, digest);
+    b.put("s3://models/a").await.unwrap();
+    assert!(!mark.exists());
+    std::fs::write(&mark, format!("sha256:{}", "0".repeat(64))).unwrap();
+    assert_eq!(b.get("s3://models/a").await.unwrap_err().reason(), "IncompleteUpload");
+}
+
 #[tokio::test]
 async fn a_prefix_that_somebody_else_filled() {
     let b = bucket().await;

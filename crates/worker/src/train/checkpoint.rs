@@ -1,9 +1,11 @@
 //! Training state on a volume, written so that it is there whole or not at all.
 //!
-//! `<destination>/run-<settings>/step-<n>/` holds `state` and, written last, `manifest` with the state's size and sha256
-//! and a checksum of itself. The folder's name holds the hash of everything that decides the result, so that jobs with
-//! other settings never meet, and a job that is made again goes on where it was.
+//! `<destination>/run-<settings>/step-<n>.<token>/` holds `state` and, written last, `manifest` with the state's size and
+//! sha256 and a checksum of itself. The folder's name holds the hash of everything that decides the result, so that jobs
+//! with other settings never meet, and a job that is made again goes on where it was. The token is the writer's: `owner.rs`
+//! says what happens where there are two.
 mod disk;
+mod owner;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +19,7 @@ use sha2::{Digest, Sha256};
 use super::curve::Curve;
 use crate::failure::{Done, Halt};
 use disk::{Hashing, at, list, read_checked, remove, sync_dir, write_checked};
+use owner::Owner;
 
 const STATE: &str = "state";
 const MANIFEST: &str = "manifest";
@@ -28,6 +31,14 @@ pub struct Store {
     dir: PathBuf,
     settings: String,
     keep: usize,
+    owner: Owner,
+}
+
+/// A checkpoint's folder.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    step: u64,
+    name: String,
 }
 
 /// What stands in a checkpoint beside the trainer's state.
@@ -64,11 +75,12 @@ pub struct Found {
 }
 
 impl Store {
-    /// Opens the folder of a run below `destination`, and removes what a killed process left half-written.
+    /// Takes over the folder of a run below `destination`, and removes what a killed process left half-written. `token`
+    /// is like no other worker's, `who` is what a worker is told that had the folder until now.
     ///
     /// # Errors
     /// The folder cannot be made or read.
-    pub fn open(destination: &Path, settings: &str, keep: usize) -> Done<Self> {
+    pub fn open(destination: &Path, settings: &str, keep: usize, token: &str, who: &str) -> Done<Self> {
         let name = format!("run-{}", settings.get(..16).unwrap_or(settings));
         let dir = destination.join(&name);
         fs::create_dir_all(&dir).map_err(at("create", &dir))?;
@@ -77,42 +89,66 @@ impl Store {
                 tracing::info!(folder = entry, "checkpoints of other settings are left alone");
             }
         }
-        let store = Store { dir, settings: settings.to_owned(), keep: keep.max(1) };
+        let owner = Owner::claim(&dir, token, who)?;
+        let store = Store { dir, settings: settings.to_owned(), keep: keep.max(1), owner };
         for entry in list(&store.dir)?.iter().filter(|entry| entry.ends_with(PARTIAL)) {
             remove(&store.dir.join(entry))?;
         }
         Ok(store)
     }
 
+    /// Whether nobody has taken the folder over.
+    ///
+    /// # Errors
+    /// `CheckpointsTaken`.
+    pub fn is_ours(&self) -> Done<()> {
+        self.owner.holds()
+    }
+
     /// Writes a checkpoint and lets the oldest ones go. Returns its digest.
     ///
     /// # Errors
-    /// `DiskFull` and other failed writes; the checkpoints before are still there then.
+    /// `CheckpointsTaken`, `DiskFull` and other failed writes; the checkpoints before are still there then.
     pub fn write(
         &self,
         position: &Position,
         fill: impl FnOnce(&mut dyn Write) -> lathe_engine::Result<()>,
     ) -> Done<String> {
-        let name = format!("step-{}", position.step);
+        self.is_ours()?;
+        let name = format!("step-{}.{}", position.step, self.owner.token);
         let partial = self.dir.join(format!(".{name}{PARTIAL}"));
         let written = self.write_partial(&partial, position, fill);
         if written.is_err() {
             // Best effort: the error that is returned says more.
             let _ = fs::remove_dir_all(&partial);
         }
-        let digest = written?;
+        // Whoever came meanwhile has removed what was half-written: that is the cause then.
+        let digest = written.or_else(|halt| self.is_ours().and(Err(halt)))?;
         let place = self.dir.join(&name);
-        if place.exists() {
-            // A damaged one that training has now come past again.
-            remove(&place)?;
-        }
-        fs::rename(&partial, &place).map_err(at("rename to", &place))?;
+        fs::rename(&partial, &place).map_err(at("rename to", &place)).or_else(|halt| {
+            self.is_ours()?;
+            Err(halt)
+        })?;
         sync_dir(&self.dir)?;
-        let steps = self.steps()?;
-        for step in steps.iter().rev().skip(self.keep) {
-            remove(&self.dir.join(format!("step-{step}")))?;
-        }
+        // Those of the one who came meanwhile are not ours to let go.
+        self.is_ours()?;
+        self.forget(position.step, &name)?;
         Ok(digest)
+    }
+
+    /// Lets go what is not kept beside the one just written. What stands for a later step was found unusable at the start,
+    /// or is the last word of a worker that was taken over: it must not count in place of those that are good.
+    fn forget(&self, step: u64, just_written: &str) -> Done<()> {
+        let places = self.places()?;
+        let (later, before): (Vec<_>, Vec<_>) = places
+            .into_iter()
+            .rev()
+            .filter(|place| place.name != just_written)
+            .partition(|place| place.step > step);
+        for place in later.iter().chain(before.iter().skip(self.keep - 1)) {
+            remove(&self.dir.join(&place.name))?;
+        }
+        Ok(())
     }
 
     fn write_partial(
@@ -150,8 +186,9 @@ impl Store {
     /// # Errors
     /// The folder cannot be listed.
     pub fn resume(&self, mut take: impl FnMut(&Found, &mut dyn Read) -> Done<()>) -> Done<Option<Found>> {
-        for step in self.steps()?.into_iter().rev() {
-            let taken = self.verify(step).and_then(|found| {
+        for place in self.places()?.into_iter().rev() {
+            let step = place.step;
+            let taken = self.verify(&place).and_then(|found| {
                 let mut state = File::open(&found.state).map_err(at("open", &found.state))?;
                 take(&found, &mut state)?;
                 Ok(found)
@@ -167,14 +204,14 @@ impl Store {
         Ok(None)
     }
 
-    fn verify(&self, step: u64) -> Done<Found> {
-        let dir = self.dir.join(format!("step-{step}"));
+    fn verify(&self, place: &Place) -> Done<Found> {
+        let dir = self.dir.join(&place.name);
         let unusable = |problem: &str| Halt::user("CheckpointUnusable", problem, "remove it");
         let manifest: Manifest = read_checked(&dir.join(MANIFEST))?;
         if manifest.settings != self.settings {
             return Err(unusable("it is of a run with other settings"));
         }
-        if manifest.position.step != step {
+        if manifest.position.step != place.step {
             return Err(unusable("it is of another step than its name says"));
         }
         let state = dir.join(STATE);
@@ -187,12 +224,15 @@ impl Store {
         Ok(Found { position: manifest.position, digest: format!("sha256:{}", manifest.sha256), state })
     }
 
-    /// Steps of all checkpoints, ascending.
-    fn steps(&self) -> Done<Vec<u64>> {
-        let mut steps: Vec<u64> =
-            list(&self.dir)?.iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
-        steps.sort_unstable();
-        Ok(steps)
+    /// All checkpoints, ascending by their steps.
+    fn places(&self) -> Done<Vec<Place>> {
+        let place = |name: String| {
+            let step = name.strip_prefix("step-")?.split_once('.')?.0.parse().ok()?;
+            Some(Place { step, name })
+        };
+        let mut places: Vec<Place> = list(&self.dir)?.into_iter().filter_map(place).collect();
+        places.sort_unstable();
+        Ok(places)
     }
 
     /// Keeps a small note of the run (`<name>.json`), replaced as a whole.
@@ -201,7 +241,7 @@ impl Store {
     /// A failed write.
     pub fn note<T: Serialize>(&self, name: &str, value: &T) -> Done<()> {
         let path = self.dir.join(format!("{name}.json"));
-        let partial = self.dir.join(format!(".{name}{PARTIAL}"));
+        let partial = self.dir.join(format!(".{name}.{}{PARTIAL}", self.owner.token));
         let written = write_checked(&partial, value)
             .and_then(|()| fs::rename(&partial, &path).map_err(at("rename to", &path)));
         if written.is_err() {
@@ -219,8 +259,9 @@ impl Store {
     /// Removes everything: the result is written, nobody goes on from here.
     ///
     /// # Errors
-    /// A failed removal.
+    /// `CheckpointsTaken`, or a failed removal.
     pub fn clear(&self) -> Done<()> {
+        self.is_ours()?;
         remove(&self.dir)
     }
 }

@@ -54,7 +54,9 @@ pub fn run(context: &Context, task: &TrainTask) -> Done<Outcome> {
     can_be_told(task, &exam)?;
     let folder = context.folder(&task.checkpoint.destination);
     let folder = folder.map_err(|halt| halt.of("`checkpoint.destination`"))?;
-    let store = Store::open(&folder, &identity.run, task.checkpoint.keep.max(1) as usize)?;
+    let keep = task.checkpoint.keep.max(1) as usize;
+    let token = format!("{:016x}", rand::random::<u64>());
+    let store = Store::open(&folder, &identity.run, keep, &token, &context.who())?;
     let weights = base.weights()?;
     let model = base.load(&weights, settings.precision.unwrap_or_else(|| stored_precision(&weights)))?;
     context.go_on()?;

@@ -39,7 +39,7 @@ impl Run<'_> {
     /// Resumes where a checkpoint says, and trains until the last step is done and saved.
     ///
     /// # Errors
-    /// `NonFiniteLoss`, `DiskFull`, or [`Halt::Stopped`] with everything saved.
+    /// `NonFiniteLoss`, `DiskFull`, `CheckpointsTaken`, or [`Halt::Stopped`] with everything saved.
     pub fn to_the_end(&mut self) -> Done<TrainProgress> {
         let (mut position, mut saved) = self.resume()?;
         let mut counters = Counters::after(self.store.noted(COUNTERS), position.step);
@@ -83,6 +83,7 @@ impl Run<'_> {
                 report.progress = Some(told.clone());
             });
             if noted_at.elapsed() >= NOTE_EVERY {
+                self.is_ours()?;
                 note(self.store, COUNTERS, &counters);
                 noted_at = Instant::now();
             }
@@ -127,6 +128,11 @@ impl Run<'_> {
             )),
             None => Ok((Position::default(), (0, String::new()))),
         }
+    }
+
+    /// Ends a worker after whom another one has begun.
+    fn is_ours(&self) -> Done<()> {
+        self.store.is_ours().map_err(|halt| halt.of("`checkpoint.destination`"))
     }
 
     /// Writes a checkpoint; returns its step and digest.

@@ -8,7 +8,7 @@ use std::process::Command;
 use lathe_contract::{Outcome, Phase, Report, Task, TrainTask};
 use rstest::rstest;
 
-use crate::world::{World, chats, source};
+use crate::world::{World, chats, source, step};
 
 fn train(task: &TrainTask) -> Task {
     Task::Train(Box::new(task.clone()))
@@ -114,7 +114,7 @@ fn sigterm_while_training_saves_the_step_it_was_at() {
     let Some(Outcome::Stopped { progress: Some(progress) }) = ended.outcome else { panic!("no progress") };
     if progress.step > 0 {
         assert_eq!(progress.checkpoint_step, progress.step);
-        assert!(world.run_dir().join(format!("step-{}", progress.step)).join("manifest").exists());
+        assert!(world.checkpoint(progress.step as u64).join("manifest").exists());
     }
 }
 
@@ -152,11 +152,11 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
     let mut steps: Vec<u64> = fs::read_dir(&dir)
         .expect("checkpoints")
         .flatten()
-        .filter_map(|entry| entry.file_name().to_string_lossy().strip_prefix("step-")?.parse().ok())
+        .filter_map(|entry| step(&entry.file_name().to_string_lossy()))
         .collect();
     steps.sort_unstable();
     let newest = *steps.last().expect("one");
-    let state = dir.join(format!("step-{newest}/state"));
+    let state = world.checkpoint(newest).join("state");
     let mut bytes = fs::read(&state).expect("state");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -190,11 +190,37 @@ fn a_full_disk_keeps_the_checkpoint_before_and_training_goes_on_from_it() {
     );
     let names: Vec<String> = world.names(&format!("checkpoints/{}", world.names("checkpoints")[0]));
     assert!(names.iter().all(|name| !name.ends_with(".partial")), "{names:?}");
-    assert!(names.contains(&"step-1".to_owned()), "{names:?}\n{log}");
+    assert!(names.iter().any(|name| step(name) == Some(1)), "{names:?}\n{log}");
     assert!(Mounted::remount(&disk, "10m"));
     let resumed = world.train(task);
     assert!(resumed.log.contains("going on from a checkpoint step=1"), "{}", resumed.log);
     assert_eq!(resumed.trained().digest, undisturbed());
+}
+
+#[test]
+fn a_second_worker_takes_over_and_the_first_ends_with_the_reason() {
+    let world = World::new();
+    let mut task = world.train_task();
+    task.training.steps = Some(100_000);
+    task.checkpoint.interval_seconds = 3600;
+    let mut first = world.start(train(&task));
+    first.wait_for("phase=Training");
+    // It is known by its folder, not by its process: this one runs on as long as nobody tells it.
+    let mut second = world.start(train(&task));
+    second.wait_for("phase=Training");
+    let ended = first.end();
+    let Some(Outcome::Failed(failure)) = &ended.outcome else { panic!("{:?}", ended.outcome) };
+    assert_eq!(
+        (failure.reason.as_str(), failure.user_error, ended.code),
+        ("CheckpointsTaken", false, Some(1))
+    );
+    assert!(
+        failure.message.starts_with("`checkpoint.destination`: FineTuneJob test/job (on "),
+        "{}",
+        failure.message
+    );
+    second.signal("TERM");
+    second.end().stopped();
 }
 
 struct Mounted(std::path::PathBuf);

@@ -3,6 +3,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lathe_contract::{
     CONTRACT_VERSION, CheckpointPolicy, Contract, DatasetFormat, DatasetInput, EvaluationPolicy,
@@ -12,6 +13,8 @@ use lathe_contract::{
 use tempfile::TempDir;
 
 use crate::model;
+
+static STARTED: AtomicU64 = AtomicU64::new(0);
 
 /// A volume with a base model and rows, and somewhere for the results.
 pub struct World {
@@ -148,8 +151,9 @@ impl World {
     }
 
     fn launch(&self, name: &str, contract: &Path, environment: &[(&str, &str)]) -> Running {
-        let summary = self.dir.path().join("summary.json");
-        let _ = fs::remove_file(&summary);
+        // Two may run at a time.
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let summary = self.dir.path().join(format!("summary-{number}.json"));
         let mut child = Command::new(env!("CARGO_BIN_EXE_lathe-worker"))
             .arg(name)
             .args(["--control-port", "0", "--contract"])
@@ -172,6 +176,14 @@ impl World {
             entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
+    }
+
+    /// The folder of a checkpoint.
+    pub fn checkpoint(&self, at: u64) -> PathBuf {
+        let dir = self.run_dir();
+        let names = fs::read_dir(&dir).expect("checkpoints").flatten();
+        let name = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        dir.join(name.into_iter().find(|name| step(name) == Some(at)).expect("a checkpoint"))
     }
 
     /// The folder of the one run's checkpoints.
@@ -259,6 +271,11 @@ trait Tap: Sized {
 }
 
 impl Tap for PathBuf {}
+
+/// The step in the name of a checkpoint's folder.
+pub fn step(name: &str) -> Option<u64> {
+    name.strip_prefix("step-")?.split_once('.')?.0.parse().ok()
+}
 
 pub fn source(path: &str) -> SourceRef {
     SourceRef { uri: format!("pvc://data/{path}"), revision: None, digest: None, secret_dir: None }
