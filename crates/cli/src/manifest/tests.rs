@@ -26,6 +26,19 @@ fn the_quick_start_is_read_and_what_is_not_ours_is_told() {
     assert!(all.folder.ends_with("examples/quickstart"), "{}", all.folder.display());
 }
 
+/// Most clusters' default storage class gives volumes that one node can mount at a time, and nothing else.
+#[test]
+fn the_quick_start_asks_for_no_more_than_any_cluster_has() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/quickstart/10-data.yaml");
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let [claim, job] = documents.as_slice() else { panic!("a claim and a Job") };
+    assert_eq!(claim["spec"]["accessModes"], serde_json::json!(["ReadWriteOnce"]));
+    assert!(claim["spec"].get("storageClassName").is_none());
+    let labels = job["spec"]["template"]["metadata"]["labels"].as_object().unwrap();
+    let named: Vec<_> = labels.keys().filter_map(|label| lathe_resolve::pod::claim_of(label)).collect();
+    assert_eq!(named, [claim["metadata"]["name"].as_str().unwrap()]);
+}
+
 #[test]
 fn documents_that_are_empty_do_not_count() {
     let all = read_text(&format!("---\n# nothing\n---{MODEL}---\n")).unwrap();
