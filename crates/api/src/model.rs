@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Decimal, Location, Metric, NameRef, conditions};
+use crate::{Decimal, Location, Metric, NameRef, PodOverrides, conditions};
 
 /// A set of weights with a name: where they are, under which licence, where they came from.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -27,6 +27,8 @@ use crate::{Decimal, Location, Metric, NameRef, conditions};
     .message("`adapterOf` must not change; make a new Model").field_path(".adapterOf"))]
 #[x_kube(validation = Rule::new("has(self.derivedFrom) == has(oldSelf.derivedFrom)")
     .message("`derivedFrom` must not come or go; it is written by the job that made the model").field_path(".derivedFrom"))]
+#[x_kube(validation = Rule::new("has(self.pod) == has(oldSelf.pod) && (!has(self.pod) || self.pod == oldSelf.pod)")
+    .message("`pod` must not change; make a new Model").field_path(".pod"))]
 pub struct ModelSpec {
     /// Where the files are, in Hugging Face layout.
     pub source: Location,
@@ -42,6 +44,9 @@ pub struct ModelSpec {
     /// What happens to the files when the Model is deleted.
     #[serde(default)]
     pub reclaim_policy: ReclaimPolicy,
+    /// What a user may say about the pod that reads what the model is. Those that tune or serve it have their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodOverrides>,
 }
 
 /// Acceptance of a licence.

@@ -51,7 +51,7 @@ pub fn inspection(
         memory: MEMORY,
         cache: CACHE,
         placement: None,
-        overrides: None,
+        overrides: model.spec.pod.as_ref(),
         grace_seconds: GRACE_SECONDS,
         restart_policy: "Never",
     });

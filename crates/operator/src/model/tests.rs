@@ -109,6 +109,28 @@ async fn a_new_model_gets_a_job_and_every_condition() {
 }
 
 #[tokio::test]
+async fn the_pod_is_as_the_user_says() {
+    let spec = json!({"source": {"uri": "hf://o/m"}, "pod": {
+        "serviceAccountName": "reader", "imagePullSecrets": [{"name": "registry"}], "memory": "2Gi",
+        "tolerations": [{"key": "dedicated", "operator": "Exists"}], "env": [{"name": "HF_ENDPOINT", "value": "https://hub"}]}});
+    let (calls, _) = round(&model("m", spec, Value::Null), vec![], vec![], vec![]).await;
+    let job = sent::<Value>(&calls, MAKE_JOB);
+    let pod = &job["spec"]["template"]["spec"];
+    assert_eq!(
+        (&pod["serviceAccountName"], &pod["automountServiceAccountToken"]),
+        (&json!("reader"), &json!(false))
+    );
+    assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
+    assert_eq!(pod["tolerations"], json!([{"key": "dedicated", "operator": "Exists"}]));
+    let container = &pod["containers"][0];
+    assert_eq!(container["env"], json!([{"name": "HF_ENDPOINT", "value": "https://hub"}]));
+    assert_eq!(
+        (&container["resources"]["limits"]["memory"], &container["resources"]["limits"]["cpu"]),
+        (&json!("2Gi"), &json!("500m"))
+    );
+}
+
+#[tokio::test]
 async fn what_the_pod_found_is_recorded_then_the_job_goes_then_nothing_is_written() {
     let done = || job(Some(("Complete", Timestamp::now())));
     let (calls, status) =

@@ -1,5 +1,7 @@
 //! What a training has made, as a Model.
-use lathe_api::{DerivedFrom, FineTuneJob, LicenseSpec, Location, Model, ModelSpec, NameRef, ReclaimPolicy};
+use lathe_api::{
+    DerivedFrom, FineTuneJob, LicenseSpec, Location, Model, ModelSpec, NameRef, PodOverrides, ReclaimPolicy,
+};
 
 use super::output_folder;
 
@@ -30,6 +32,9 @@ pub struct Trained {
 pub fn model(job: &FineTuneJob, trained: &Trained) -> Model {
     let destination = output_folder(&job.spec);
     let base = job.spec.base_model_ref.clone();
+    // What lets the job's pods start lets the one start that reads the result; their size is the training's.
+    let pod = job.spec.pod.clone().map(|pod| PodOverrides { cpu: None, memory: None, ..pod });
+    let pod = pod.filter(|pod| *pod != PodOverrides::default());
     let spec = ModelSpec {
         source: Location {
             uri: trained.uri.clone(),
@@ -51,6 +56,7 @@ pub fn model(job: &FineTuneJob, trained: &Trained) -> Model {
                 .collect(),
         }),
         reclaim_policy: ReclaimPolicy::Retain,
+        pod,
     };
     let mut model = Model::new(&job.spec.output.model_name, spec);
     model.metadata.namespace.clone_from(&job.metadata.namespace);
