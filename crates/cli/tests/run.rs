@@ -197,6 +197,39 @@ fn ctrl_c_saves_and_the_next_run_goes_on_and_a_failed_gate_is_not_served() {
 }
 
 #[test]
+fn a_spent_budget_stops_and_a_raised_one_lets_the_job_go_on() {
+    let world = World::new(&[
+        ("epochs: 6", "steps: 100000"),
+        ("metrics: [Perplexity, BLEU, ROUGEL]", "metrics: [Perplexity]"),
+        ("metric: ROUGEL", "metric: Perplexity"),
+        ("atLeast: \"0.7\"", "atMost: \"1\""),
+        ("  output:\n", "  budget:\n    maxCost: \"0.01\"\n  output:\n"),
+    ]);
+    // Every core costs a cent in five seconds.
+    let price = "apiVersion: lathe.dev/v1alpha1\nkind: AcceleratorProfile\nmetadata: {name: cpu}\nspec: {resource: cpu, runtime: CPU, devicesPerNode: 1, price: {perHour: \"7.2\", currency: EUR}}\n";
+    std::fs::write(world.path("00-profile.yaml"), price).unwrap();
+    let exceeded = |(code, events): (Option<i32>, Vec<Value>)| {
+        let ended = find(&events, "ended").clone();
+        assert_eq!((code, &ended["reason"]), (Some(64), &"BudgetExceeded".into()), "{events:#?}");
+        let words = ended["message"].as_str().unwrap().to_owned();
+        assert!(words.ends_with("checkpoint kept. Next: raise `spec.budget.maxCost`."), "{words}");
+        (words, events.iter().any(|event| event["event"] == "started" && event["task"] == "train"))
+    };
+    let (words, started) = exceeded(world.run(&["--no-serve"]));
+    assert!(started && words.contains("after 0.01 EUR; "), "{words}");
+    let (_, started) = exceeded(world.run(&["--no-serve"]));
+    assert!(!started, "what is spent is spent");
+
+    let manifest = world.path("30-tune.yaml");
+    let text = std::fs::read_to_string(&manifest).unwrap().replace("\"0.01\"", "\"100\"");
+    std::fs::write(&manifest, text).unwrap();
+    let mut run = world.start(&["--no-serve"]);
+    run.until("training", |event| event["progress"]["step"].as_i64() >= Some(1));
+    run.interrupt();
+    assert_eq!(run.end().0, Some(75));
+}
+
+#[test]
 fn a_bad_row_is_named_by_file_line_and_field() {
     let world = World::new(&[("pvc://quickstart/data/train.jsonl", "pvc://rows/train.jsonl")]);
     let rows = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}\n{\"messages\": [{\"role\": \"user\", \"content\": 7}]}\n";
@@ -211,6 +244,44 @@ fn a_bad_row_is_named_by_file_line_and_field() {
         message.contains("train.jsonl") && message.contains("line 2") && message.contains("content"),
         "{message}"
     );
+}
+
+#[test]
+fn a_worker_that_is_killed_says_what_may_have_done_it_and_loses_nothing() {
+    let world = World::new(&[
+        ("epochs: 6", "steps: 100000"),
+        ("metrics: [Perplexity, BLEU, ROUGEL]", "metrics: [Perplexity]"),
+        ("metric: ROUGEL", "metric: Perplexity"),
+        ("atLeast: \"0.7\"", "atMost: \"1\""),
+    ]);
+    let mut run = world.start(&["--no-serve"]);
+    run.until("a step", |event| event["progress"]["step"].as_i64() >= Some(1));
+    let pid = run.child.id();
+    let worker = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let worker = worker.ok().filter(|children| !children.trim().is_empty()).unwrap_or_else(|| {
+        // Whichever thread has started it.
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        threads
+            .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok())
+            .collect()
+    });
+    let sent = Command::new("kill").arg("-KILL").arg(worker.trim()).status().unwrap();
+    assert!(sent.success());
+    let (code, last) = run.end();
+    let last = last.unwrap();
+    assert_eq!((code, &last["reason"]), (Some(1), &"WorkerFailed".into()), "{last:#}");
+    let words = last["message"].as_str().unwrap();
+    assert!(words.contains("memory") && words.contains("Next: "), "{words}");
+}
+
+#[test]
+fn a_taken_name_is_told() {
+    let world = World::new(&[("modelName: shop-support", "modelName: shop-base")]);
+    let (code, events) = world.run(&["--no-serve"]);
+    let ended = find(&events, "ended");
+    assert_eq!((code, &ended["reason"]), (Some(64), &"OutputExists".into()), "{events:#?}");
+    let words = ended["message"].as_str().unwrap();
+    assert!(words.contains("Model shop-base") && words.contains("`output.modelName`"), "{words}");
 }
 
 #[test]

@@ -57,6 +57,9 @@ pub struct Mounts {
     pub claims: BTreeMap<String, String>,
     /// Folder for downloads; may be lost with the pod.
     pub cache: String,
+    /// Bytes that it may hold; absent: as many as the disk has. A pod whose folder holds more is evicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<i64>,
 }
 
 /// A `Location` of the API as a pod sees it: the Secret is a mounted folder.

@@ -1,4 +1,5 @@
 //! A FineTuneJob to the tasks of its pods, with every choice that the spec leaves open.
+mod budget;
 mod choose;
 mod gates;
 mod inputs;
@@ -15,6 +16,7 @@ use crate::{
     profiles::least_cpu,
     shape_of,
 };
+pub use budget::{cost, over};
 pub use gates::failed_gates;
 pub use result::{Trained, model};
 
@@ -114,8 +116,9 @@ pub fn training(spec: &FineTuneJobSpec, facts: &TrainFacts<'_>) -> Result<Traini
         .dataset
         .zip(digest_of(facts.base).or_else(|| Some(facts.base.spec.source.uri.clone())))
         .and_then(|(dataset, base)| inputs::hash(&task, &base, dataset.digest));
+    let artefact = if spec.trainable.full.is_some() { weights(facts.base) } else { adapter(&chosen.plan) };
     Ok(Training {
-        cache: downloads(spec, facts.base),
+        cache: downloads(facts.base).saturating_add(artefact),
         task,
         mounts,
         plan: chosen.status,
@@ -141,7 +144,7 @@ pub fn checking(spec: &FineTuneJobSpec, model: &Model) -> Result<Checking, Rejec
         sequence_length: spec.training.sequence_length.into(),
     };
     // The tokenizer and the rows; a model on a volume is read where it lies.
-    Ok(Checking { task, mounts, cache: downloads(spec, model) })
+    Ok(Checking { task, mounts, cache: downloads(model) })
 }
 
 /// `supervised/lora`: what is learned, and what is changed.
@@ -207,15 +210,23 @@ fn not_inspected(model: &Model) -> Rejection {
     Rejection::new("ModelNotReady", message)
 }
 
-/// Bytes of what is fetched, and of what is written before it is sent away.
-fn downloads(spec: &FineTuneJobSpec, base: &Model) -> i64 {
+/// Bytes of what is fetched, with room for rows.
+fn downloads(base: &Model) -> i64 {
     const LEAST: i64 = 1 << 30;
-    let weights = base.status.as_ref().map(|status| status.weights.as_slice()).unwrap_or_default();
-    let bytes = weights.iter().map(|w| w.bytes.max(0)).fold(0_i64, i64::saturating_add);
-    let on_volume = |uri: &str| uri.starts_with("pvc://");
-    let fetched = if on_volume(&base.spec.source.uri) { 0 } else { bytes };
-    let sent = spec.output.destination.as_ref().is_some_and(|d| !on_volume(&d.uri));
-    fetched.saturating_add(fetched / 10).saturating_add(if sent { bytes } else { 0 }).saturating_add(LEAST)
+    let fetched = if base.spec.source.uri.starts_with("pvc://") { 0 } else { weights(base) };
+    fetched.saturating_add(fetched / 10).saturating_add(LEAST)
+}
+
+/// Bytes of a Model's weights. Tuned as a whole they are written as wide as they were, beside what was fetched, before they
+/// go to their destination: also where that is a volume.
+fn weights(model: &Model) -> i64 {
+    let weights = model.status.as_ref().map(|status| status.weights.as_slice()).unwrap_or_default();
+    weights.iter().map(|w| w.bytes.max(0)).fold(0_i64, i64::saturating_add)
+}
+
+/// Bytes of an adapter, at most: a gradient is as wide as what it changes, or wider.
+fn adapter(plan: &lathe_plan::TrainPlan) -> i64 {
+    i64::try_from(plan.totals.gradients).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

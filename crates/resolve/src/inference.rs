@@ -142,7 +142,7 @@ pub fn serving(spec: &InferenceServiceSpec, facts: &ServeFacts<'_>) -> Result<Se
         version: CONTRACT_VERSION,
         object: facts.object.clone(),
         trust: facts.trust.clone(),
-        mounts: mounts.contract(),
+        mounts: mounts.contract(cache),
         task: Task::Serve(task),
     };
     Ok(Serving {

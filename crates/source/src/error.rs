@@ -116,6 +116,16 @@ pub enum SourceError {
         /// The limit.
         limit: u64,
     },
+    /// More than the folder for downloads can hold.
+    #[error("{what} needs {needed} bytes, and the folder for downloads has room for {room}")]
+    NoRoom {
+        /// The location.
+        what: String,
+        /// Its size.
+        needed: u64,
+        /// Bytes that can still come.
+        room: u64,
+    },
     /// The content is not what `digest` pins.
     #[error(
         "digest mismatch: `digest` pins {expected}, the content has {found}; the source has changed, or the pin is of another one"
@@ -219,6 +229,7 @@ impl SourceError {
             Self::NothingToFetch { .. } => "NothingToFetch",
             Self::UnsafeName { .. } => "UnsafeName",
             Self::TooLarge { .. } => "TooLarge",
+            Self::NoRoom { .. } => "DownloadTooLarge",
             Self::DigestMismatch { .. } => "DigestMismatch",
             Self::ChecksumMismatch { .. } => "ChecksumMismatch",
             Self::Malformed { .. } => "Malformed",

@@ -107,7 +107,7 @@ async fn once(
         let _in_use = Some(slot.hold()?);
         return Ok(Fetched { dir: slot.whole, files, digest, revision, _in_use });
     }
-    make_room(options, total).await?;
+    make_room(location, options, total, &slot).await?;
     let meter = Meter::new(progress, total);
     let download = Download { remote, listing: &listing, options, meter: &meter, cancel };
     match fill(&download, &slot).await {
@@ -133,13 +133,25 @@ async fn once(
 }
 
 /// Evicts what the cache's limit or the disk leaves no room for beside `incoming` bytes more.
-async fn make_room(options: &Options, incoming: Option<u64>) -> Result<(), SourceError> {
-    let (cache, limit, incoming) = (options.cache.clone(), options.cache_bytes, incoming.unwrap_or(0));
+async fn make_room(
+    location: &Location,
+    options: &Options,
+    incoming: Option<u64>,
+    slot: &Slot,
+) -> Result<(), SourceError> {
+    let (cache, room, what) = (options.cache.clone(), options.cache_room, location.to_string());
+    let limit = room.unwrap_or(u64::MAX).min(options.cache_bytes);
+    let (incoming, partial) = (incoming.unwrap_or(0), slot.partial.clone());
     blocking(move || {
         let within_limit = limit.saturating_sub(incoming);
         let short = incoming.saturating_sub(free_space(&cache)?);
         let on_disk = if short > 0 { evict::size(&cache)?.saturating_sub(short) } else { u64::MAX };
-        evict::evict(&cache, within_limit.min(on_disk))
+        evict::evict(&cache, within_limit.min(on_disk))?;
+        let Some(room) = room else { return Ok(()) };
+        // Bytes of an earlier try are among those that are there.
+        let others = evict::bytes_in(&cache).saturating_sub(evict::bytes_in(&partial));
+        let room = room.saturating_sub(others);
+        if incoming > room { Err(SourceError::NoRoom { what, needed: incoming, room }) } else { Ok(()) }
     })
     .await
 }

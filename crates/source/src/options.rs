@@ -14,6 +14,8 @@ pub struct Options {
     /// Most bytes that stay in the cache: what nobody uses goes, what was used longest ago first, until a new location's
     /// files fit. What is in use stays, however much it is.
     pub cache_bytes: u64,
+    /// Bytes that the cache's folder can hold at all, where that is less than its disk: what does not fit is refused.
+    pub cache_room: Option<u64>,
     /// PersistentVolumeClaim name to the folder where it is mounted.
     pub mounts: BTreeMap<String, PathBuf>,
     /// Sent to the location's own host alone.
@@ -52,6 +54,7 @@ impl Options {
         Self {
             cache: cache.into(),
             cache_bytes: 200 << 30,
+            cache_room: None,
             mounts: BTreeMap::new(),
             credentials: Credentials::default(),
             retry: Retry::default(),

@@ -122,6 +122,7 @@ impl Context {
     fn place(&self, source: &SourceRef) -> Done<(Location, Options)> {
         let location = Location::parse(&source.uri, source.revision.as_deref(), source.digest.as_deref())?;
         let mut options = Options::new(&self.mounts.cache);
+        options.cache_room = self.mounts.cache_bytes.and_then(|bytes| u64::try_from(bytes).ok());
         options.mounts =
             self.mounts.claims.iter().map(|(claim, at)| (claim.clone(), PathBuf::from(at))).collect();
         options.credentials = Credentials::load(source.secret_dir.as_deref().map(Path::new))?;

@@ -103,6 +103,9 @@ impl From<SourceError> for Halt {
             SourceError::DigestMismatch { .. } => {
                 "restore the files, or make the Model again where the change is meant (or correct its `digest`)"
             }
+            SourceError::NoRoom { .. } => {
+                "put the files on a PersistentVolumeClaim, and name them as pvc://<claim>/<path> in a new object"
+            }
             SourceError::DiskFull { .. } => "enlarge the volume, or free space on it",
             SourceError::AlreadyExists { .. } => {
                 "choose another `output.destination`, or remove what is there"

@@ -1,5 +1,6 @@
 //! `lathe run`: what the operator does with a manifest, on this machine: the same plans, the same contracts, the same
 //! worker. Each step below is one of the operator's, with a process in place of a pod and a folder in place of a volume.
+mod budget;
 mod order;
 mod place;
 mod serve;
@@ -95,7 +96,7 @@ struct Run {
 /// The first thing that cannot be done.
 pub async fn run(args: Args) -> Done<()> {
     let Manifests { models, jobs, services, profiles, foreign, folder } = manifest::read(&args.filename)?;
-    let jobs = order::order(jobs)?;
+    let jobs = order::order(jobs, &models)?;
     let mut run = Run {
         place: Place::open(&args, &folder)?,
         workers: Workers::find(args.worker.as_deref())?,
@@ -144,7 +145,7 @@ impl Run {
         let task = Task::Inspect(InspectTask { source, summary_of: None });
         let contract = self.workers.contract(object, &mounts, task);
         let mut running = self.workers.start(&self.place, &mut self.show, contract, None)?;
-        let ended = self.workers.finish(&mut running, &mut self.show, &mut self.stop, |_| {}).await;
+        let ended = self.workers.finish(&mut running, &mut self.show, &mut self.stop, |_| None).await;
         let Outcome::Inspected(report) = ended.map_err(|problem| problem.of(&what))? else {
             return Err(unexpected(&what));
         };
@@ -186,7 +187,7 @@ impl Run {
 /// The catalogue, with what the manifests say over it. This machine's processor is the one device of a local run, so an
 /// image of another runtime is of no use.
 fn known_profiles(given: Vec<AcceleratorProfile>) -> Done<Vec<AcceleratorProfile>> {
-    let catalogue = lathe_resolve::catalogue().map_err(|error| Problem::transient("Internal", error))?;
+    let catalogue = lathe_resolve::catalogue().map_err(|error| Problem::transient("InternalError", error))?;
     let mut all = given;
     for entry in catalogue {
         if !all.iter().any(|known| known.metadata.name == entry.profile.metadata.name) {

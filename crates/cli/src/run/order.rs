@@ -1,15 +1,22 @@
 //! Which job comes first: one that makes a Model goes before those that start from it.
-use lathe_api::FineTuneJob;
+use lathe_api::{FineTuneJob, Model};
 
 use crate::failure::{Done, Problem};
 
 /// The jobs in an order in which each finds its base, otherwise as they are written.
 ///
 /// # Errors
-/// Jobs wait for each other in a circle, or two make the same Model.
-pub fn order(mut jobs: Vec<FineTuneJob>) -> Done<Vec<FineTuneJob>> {
+/// Jobs wait for each other in a circle, two make the same Model, or one makes a Model that is there.
+pub fn order(mut jobs: Vec<FineTuneJob>, there: &[Model]) -> Done<Vec<FineTuneJob>> {
     for (index, job) in jobs.iter().enumerate() {
         let makes = &job.spec.output.model_name;
+        if there.iter().any(|model| model.metadata.name.as_ref() == Some(makes)) {
+            let message = format!(
+                "FineTuneJob {}: Model {makes} is in the manifests already. Next: remove it, or choose another `output.modelName`.",
+                name(job)
+            );
+            return Err(Problem::user("OutputExists", message));
+        }
         if let Some(other) = jobs.iter().take(index).find(|other| other.spec.output.model_name == *makes) {
             let message = format!(
                 "FineTuneJobs {} and {} both make Model {makes}. Next: give one another `output.modelName`.",
@@ -64,8 +71,12 @@ mod tests {
     #[case::a_circle(&["a>b", "b>a"], Err("ModelNotFound"))]
     #[case::of_itself(&["a>a"], Err("ModelNotFound"))]
     #[case::twice(&["a>b", "c>b"], Err("OutputExists"))]
+    #[case::there_already(&["a>there"], Err("OutputExists"))]
+    #[case::its_own_base(&["there>there"], Err("OutputExists"))]
     fn jobs_find_their_base(#[case] jobs: &[&str], #[case] expected: Result<&str, &str>) {
-        let ordered = order(jobs.iter().map(|text| job(text)).collect());
+        let there = json!({"apiVersion": "lathe.dev/v1alpha1", "kind": "Model", "metadata": {"name": "there"}, "spec": {"source": {"uri": "pvc://d/m"}}});
+        let there = [serde_json::from_value(there).unwrap()];
+        let ordered = order(jobs.iter().map(|text| job(text)).collect(), &there);
         let names = ordered.map(|jobs| jobs.iter().map(name).collect::<Vec<_>>().join(" "));
         let found = names.as_deref().map_err(|problem| problem.reason.as_str());
         assert_eq!(found, expected);

@@ -80,6 +80,16 @@ impl Place {
         Ok(folder)
     }
 
+    /// A file of an object that stays from run to run.
+    ///
+    /// # Errors
+    /// Its folder cannot be made.
+    pub fn kept(&self, object: &str, name: &str) -> Done<PathBuf> {
+        let folder = self.work.join(object.replace('/', "-"));
+        make(&folder, "--work DIR")?;
+        Ok(folder.join(name))
+    }
+
     /// The folder that stands for a claim.
     pub fn volume(&self, claim: &str) -> PathBuf {
         self.volumes.get(claim).cloned().unwrap_or_else(|| self.folder.join("volumes").join(claim))
@@ -112,6 +122,8 @@ impl Place {
         }
         make(&self.cache, "--cache DIR")?;
         contract.mounts.cache = text(&self.cache)?;
+        // The folder is shared by runs and bounded by the disk.
+        contract.mounts.cache_bytes = None;
         for source in sources(&mut contract.task) {
             let Some(dir) = &mut source.secret_dir else { continue };
             let name = dir.strip_prefix(pod::SECRETS).unwrap_or(dir).trim_start_matches('/').to_owned();
@@ -206,7 +218,7 @@ mod tests {
 
     fn contract(task: serde_json::Value, claim: &str) -> Contract {
         let object = serde_json::json!({"kind": "k", "namespace": "n", "name": "o", "uid": "u"});
-        let mounts = serde_json::json!({"claims": {claim: "/lathe/volumes/x"}, "cache": "/lathe/cache"});
+        let mounts = serde_json::json!({"claims": {claim: "/lathe/volumes/x"}, "cache": "/lathe/cache", "cacheBytes": 1});
         let contract =
             serde_json::json!({"version": 1, "object": object, "trust": {}, "mounts": mounts, "task": task});
         serde_json::from_value(contract).unwrap()
@@ -244,6 +256,7 @@ mod tests {
         let local = place.localise(contract(inspect, "data")).unwrap();
         assert_eq!(local.mounts.claims["data"], dir.path().join("volumes/data").to_str().unwrap());
         assert!(local.mounts.cache.ends_with(".lathe/cache"), "{}", local.mounts.cache);
+        assert_eq!(local.mounts.cache_bytes, None);
     }
 
     #[test]

@@ -1,15 +1,24 @@
 //! A FineTuneJob: its dataset is checked, its plan made, its worker followed, its result measured and kept as a Model.
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use lathe_api::{FineTuneJob, ScoreStatus};
-use lathe_contract::{CheckDataReport, Outcome, Phase, Task};
+use lathe_contract::{CheckDataReport, Outcome, Phase, Task, TrainProgress};
 use lathe_resolve::finetune::{self, Dataset, TrainFacts, Trained, Training, failed_gates};
 use lathe_resolve::to_score;
 
+use super::budget::Spent;
 use super::show::{Event, table};
 use super::{Run, name, reference, unexpected, worker};
 use crate::failure::{Done, Problem};
 use crate::output::{Output, say};
+
+/// The words of the operator's status.
+fn exceeded(progress: Option<&TrainProgress>, why: &str) -> Problem {
+    let at = progress.filter(|progress| progress.steps > 0);
+    let at = at.map_or(String::new(), |p| format!("at step {} of {} ", p.step, p.steps));
+    Problem::user("BudgetExceeded", format!("stopped {at}{why}."))
+}
 
 impl Run {
     /// Tunes, or finds that it was done.
@@ -23,18 +32,9 @@ impl Run {
 
     async fn tune_named(&mut self, job: &FineTuneJob, what: &str) -> Done<()> {
         let made = &job.spec.output.model_name;
-        if self.models.contains_key(made) {
-            let message = format!(
-                "Model {made} is in the manifests already. Next: remove it, or choose another `output.modelName`."
-            );
-            return Err(Problem::user("OutputExists", message));
-        }
         if job.spec.suspend {
             self.skip(&format!("FineTuneJob {}", name(&job.metadata)), "`spec.suspend` is true");
             return Ok(());
-        }
-        if job.spec.budget.is_some() {
-            self.show.note(&format!("{what}: `spec.budget` is not counted in a local run"));
         }
         // What the plan refuses is told before anything is read.
         self.plan(job, None)?;
@@ -42,7 +42,7 @@ impl Run {
         let dataset = Dataset { tokens: Some(checked.tokens), digest: &checked.digest };
         let training = self.plan(job, Some(dataset))?;
         let there = self.artefacts(job);
-        let (outcome, trained) = self.train(job, &training).await?;
+        let (outcome, trained) = self.train(job, &training, what).await?;
         let Outcome::Trained { uri, digest, dataset_digest, scores, progress: _, model } = outcome else {
             return Err(unexpected(what));
         };
@@ -95,7 +95,7 @@ impl Run {
         let object = reference("FineTuneJob", &job.metadata, &job.spec);
         let contract = self.workers.contract(object, &checking.mounts, Task::CheckData(checking.task));
         let mut running = self.workers.start(&self.place, &mut self.show, contract, None)?;
-        let ended = self.workers.finish(&mut running, &mut self.show, &mut self.stop, |_| {}).await?;
+        let ended = self.workers.finish(&mut running, &mut self.show, &mut self.stop, |_| None).await?;
         let Outcome::DataChecked(report) = ended else { return Err(unexpected(what)) };
         let CheckDataReport { format, rows, tokens, evaluation_rows, over_long_rows, leaked_rows, .. } =
             &report;
@@ -113,15 +113,31 @@ impl Run {
     }
 
     /// Follows the training to its end, and says whether there was any.
-    async fn train(&mut self, job: &FineTuneJob, training: &Training) -> Done<(Outcome, bool)> {
+    async fn train(&mut self, job: &FineTuneJob, training: &Training, what: &str) -> Done<(Outcome, bool)> {
+        let mut spent = Spent::open(self.place.kept(what, "spent.json")?, job, training, Instant::now());
+        if let Some(why) = spent.over(Instant::now()) {
+            return Err(exceeded(None, &why));
+        }
         let object = reference("FineTuneJob", &job.metadata, &job.spec);
         let task = Task::Train(Box::new(training.task.clone()));
         let contract = self.workers.contract(object, &training.mounts, task);
         let mut running = self.workers.start(&self.place, &mut self.show, contract, None)?;
-        let mut trained = false;
-        let seen = |report: &lathe_contract::Report| trained |= report.phase == Phase::Training;
-        let ended = self.workers.finish(&mut running, &mut self.show, &mut self.stop, seen).await?;
-        Ok((ended, trained))
+        let (mut trained, mut progress) = (false, None);
+        let seen = |report: Option<&lathe_contract::Report>| {
+            if let Some(report) = report {
+                trained |= report.phase == Phase::Training;
+                progress = report.progress.clone();
+            }
+            let now = Instant::now();
+            // A budget that cannot be remembered is none.
+            spent.tick(now).err().or_else(|| spent.over(now).map(|why| exceeded(progress.as_ref(), &why)))
+        };
+        let ended = self.workers.finish(&mut running, &mut self.show, &mut self.stop, seen).await;
+        // To find that it was done costs nothing.
+        if trained || ended.is_err() {
+            spent.keep(Instant::now())?;
+        }
+        Ok((ended?, trained))
     }
 
     /// Names of the artefacts that are there already, each its digest; none where they are not on this machine.

@@ -56,7 +56,7 @@ impl Workers {
     pub fn find(given: Option<&Path>) -> Done<Self> {
         let key: [u8; 32] = rand::random();
         let signer = Signer::from_seed(&key);
-        let internal = |error: &dyn std::fmt::Display| Problem::transient("Internal", error.to_string());
+        let internal = |error: &dyn std::fmt::Display| Problem::transient("InternalError", error.to_string());
         let trust = Trust {
             operator_key: Some(signer.public_pem().map_err(|error| internal(&error))?),
             gateway_key: None,
@@ -83,7 +83,7 @@ impl Workers {
             version: CONTRACT_VERSION,
             object,
             trust: self.trust.clone(),
-            mounts: mounts.contract(),
+            mounts: mounts.contract(0),
             task,
         }
     }
@@ -105,7 +105,7 @@ impl Workers {
         let folder = place.task(&format!("{}/{task}", object.replace('/', "-")))?;
         let file = folder.join("contract.json");
         let json = serde_json::to_vec_pretty(&contract).map_err(|error| {
-            Problem::transient("Internal", format!("the contract cannot be written: {error}"))
+            Problem::transient("InternalError", format!("the contract cannot be written: {error}"))
         })?;
         std::fs::write(&file, json).map_err(|error| Problem::io("write", &file, &error))?;
         let (addresses, summary, log) =
@@ -148,7 +148,8 @@ impl Workers {
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
-    /// Follows a worker to its end. `seen` hears every report.
+    /// Follows a worker to its end. `seen` is asked every quarter of a second, with a report where there is one, for what
+    /// the worker must stop for: that is the error then.
     ///
     /// # Errors
     /// It failed, or was stopped.
@@ -157,24 +158,33 @@ impl Workers {
         running: &mut Running,
         show: &mut Show,
         stop: &mut Stop,
-        mut seen: impl FnMut(&Report),
+        mut seen: impl FnMut(Option<&Report>) -> Option<Problem>,
     ) -> Done<Outcome> {
         let mut ticks = tokio::time::interval(ASK);
+        let mut stopped_for = None;
         let status = loop {
             tokio::select! {
                 status = running.child.wait() => break status,
                 number = stop.next() => running.pass_on(number, show),
                 _ = ticks.tick() => {
-                    if let Some(report) = self.report(running).await {
-                        seen(&report);
-                        show.report(&report);
+                    let report = self.report(running).await;
+                    if let Some(report) = &report {
+                        show.report(report);
+                    }
+                    if let Some(problem) = seen(report.as_ref()).filter(|_| !running.asked) {
+                        stopped_for = Some(problem);
+                        running.pass_on(1, show);
                     }
                 }
             }
         };
         let ended = status
             .map_err(|error| Problem::io("wait for", &self.program, &error))
-            .and_then(|status| running.last_words(status));
+            .and_then(|status| running.last_words(status))
+            .map_err(|problem| match (stopped_for, problem.reason.as_str()) {
+                (Some(cause), "Stopped") => cause,
+                _ => problem,
+            });
         ended.inspect_err(|problem| show.failed(&problem.reason, &problem.message))
     }
 
@@ -275,8 +285,16 @@ impl Running {
                 Err(Problem::stopped("stopped. Next: the same command goes on from what was saved."))
             }
             None => {
+                let next = match std::os::unix::process::ExitStatusExt::signal(&status) {
+                    Some(9) => {
+                        "Next: the kernel kills where memory runs out (`dmesg` says so then): free some, or lower `training.batchTokens` or `serving.maxSequences`; the same command goes on from what was saved."
+                    }
+                    _ => {
+                        "Next: the same command goes on from what was saved; if it ends so again, report it to Lathe's maintainers."
+                    }
+                };
                 let message = format!(
-                    "the worker ended ({status}) without last words. Its log {} ends with:\n{}",
+                    "the worker ended ({status}) without last words. {next} Its log {} ends with:\n{}",
                     self.log.display(),
                     tail(&self.log)
                 );

@@ -154,7 +154,7 @@ fn objects(
     mounts.on_one_node(one_node);
     let owner = Owner::of(job);
     let mut labels = pod::labels(KIND, &job.name_any(), Some(pod::task_name(&needs.task)));
-    let contract = owner.contract(&context.trust, needs.mounts.contract(), needs.task);
+    let contract = owner.contract(&context.trust, needs.mounts.contract(needs.cache), needs.task);
     let checksum = pod::checksum(&contract).map_err(|source| Error::Build { what: "contract", source })?;
     let map = job::contract_map(&owner, &needs.name, labels.clone(), &contract)?;
     let mut overrides = job.spec.pod.clone();

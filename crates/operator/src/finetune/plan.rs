@@ -204,7 +204,7 @@ fn prepare(job: &FineTuneJob, observed: &Observed, images: &Images) -> Plan {
     if digest.is_none() {
         return known(check(job, observed, base));
     }
-    if let Some(why) = usage::over(spec.budget.as_ref(), &used, training.count.into()) {
+    if let Some(why) = over(job, &used, training.count) {
         return known(Plan::at(Stage::Held(Hold::Budget(why))));
     }
     let mut plan = Plan::at(if is_queued(job) { Stage::Queued } else { Stage::Pending(None) });
@@ -354,7 +354,11 @@ fn hold(job: &FineTuneJob, used: &Usage) -> Option<Hold> {
         return Some(Hold::User);
     }
     let count = job.status.as_ref().and_then(|s| s.plan.as_ref()).and_then(|p| p.count).unwrap_or(1);
-    usage::over(job.spec.budget.as_ref(), used, count.into()).map(Hold::Budget)
+    over(job, used, count).map(Hold::Budget)
+}
+
+fn over(job: &FineTuneJob, used: &Usage, devices: i32) -> Option<String> {
+    finetune::over(job.spec.budget.as_ref(), used.device_seconds, used.cost.as_ref(), devices.into())
 }
 
 /// True where Kueue lets the Jobs of this object start.

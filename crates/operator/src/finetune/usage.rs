@@ -1,7 +1,8 @@
 //! What a job has used: the time in which its pods held their devices.
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use lathe_api::{AcceleratorProfile, Budget, FineTuneJobStatus};
+use lathe_api::{AcceleratorProfile, FineTuneJobStatus};
+use lathe_resolve::finetune;
 
 /// What a job has used so far.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,12 +35,8 @@ pub fn account<'a>(
         }
     }
     let name = plan.and_then(|p| p.profile.as_deref());
-    let price =
-        profiles.iter().find(|p| p.metadata.name.as_deref() == name).and_then(|p| p.spec.price.as_ref());
-    let cost = price.and_then(|price| {
-        let cost = device_seconds as f64 / 3600.0 * price.per_hour.value()?;
-        Some((cost, price.currency.clone()))
-    });
+    let profile = profiles.iter().find(|p| p.metadata.name.as_deref() == name);
+    let cost = profile.and_then(|profile| finetune::cost(device_seconds, profile));
     Usage { device_seconds, until, cost }
 }
 
@@ -59,32 +56,10 @@ fn held(pod: &Pod, now: Timestamp) -> Option<(i64, i64)> {
     }
 }
 
-/// Why a job must stop, where its budget is spent.
-pub fn over(budget: Option<&Budget>, usage: &Usage, devices: i64) -> Option<String> {
-    let budget = budget?;
-    let most = budget.max_cost.as_ref().and_then(|c| c.value());
-    if let Some((cost, currency)) =
-        usage.cost.as_ref().filter(|(cost, _)| most.is_some_and(|most| *cost >= most))
-    {
-        return Some(format!(
-            "after {cost:.2} {currency}; checkpoint kept. Next: raise `spec.budget.maxCost`"
-        ));
-    }
-    let limit = budget.max_duration.as_ref()?;
-    let ran = usage.device_seconds / devices.max(1);
-    (ran >= limit.seconds()?).then(|| {
-        format!(
-            "after {} minutes of {limit}; checkpoint kept. Next: raise `spec.budget.maxDuration`",
-            ran / 60
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use lathe_api::PlanStatus;
-    use rstest::rstest;
     use serde_json::json;
 
     use super::*;
@@ -122,22 +97,5 @@ mod tests {
         // Pods that are gone took nothing with them.
         assert_eq!(round(&[], 100), 160);
         assert_eq!(round(&[pod(110, Some(120))], 130), 200);
-    }
-
-    #[rstest]
-    #[case::in_money(json!({"maxCost": "2"}), 3600, Some("after 2.00 USD; checkpoint kept"))]
-    #[case::below(json!({"maxCost": "2.1"}), 3600, None)]
-    #[case::in_time(json!({"maxDuration": "30m"}), 3600, Some("after 30 minutes of 30m"))]
-    #[case::time_left(json!({"maxDuration": "31m"}), 3600, None)]
-    fn a_spent_budget_stops(
-        #[case] budget: serde_json::Value,
-        #[case] seconds: i64,
-        #[case] expected: Option<&str>,
-    ) {
-        let budget: Budget = serde_json::from_value(budget).unwrap();
-        let usage = Usage { device_seconds: seconds, until: None, cost: Some((2.0, "USD".to_owned())) };
-        let found = over(Some(&budget), &usage, 2);
-        assert_eq!(found.is_some(), expected.is_some(), "{found:?}");
-        assert!(found.unwrap_or_default().contains(expected.unwrap_or_default()));
     }
 }

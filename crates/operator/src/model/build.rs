@@ -35,7 +35,7 @@ pub fn inspection(
     let labels = pod::labels(KIND, &model.name_any(), Some(pod::task_name(&task)));
     let mut mounts = mounts.clone();
     mounts.on_one_node(one_node);
-    let contract = owner.contract(&context.trust, mounts.contract(), task);
+    let contract = owner.contract(&context.trust, mounts.contract(CACHE), task);
     let checksum = pod::checksum(&contract).map_err(|source| Error::Build { what: "contract", source })?;
     let map = job::contract_map(&owner, &name, labels.clone(), &contract)?;
     let template = pod::template(&PodRequest {

@@ -174,6 +174,48 @@ fn the_check_reads_rows_and_model_and_writes_nothing() {
     assert_eq!(found.task.sequence_length, 1024);
 }
 
+#[rstest]
+#[case::read_in_place(json!({}), json!({}), 0)]
+#[case::fetched(json!({"spec": {"source": {"uri": "hf://org/base"}}}), json!({}), 2_420_000_000)]
+#[case::whole_weights_are_written_first(json!({}), full(), 2_200_000_000)]
+#[case::both(json!({"spec": {"source": {"uri": "hf://org/base"}}}), full(), 4_620_000_000)]
+fn there_is_room_for_what_is_fetched_and_for_what_is_made(
+    #[case] base: Value,
+    #[case] over: Value,
+    #[case] least: i64,
+) {
+    let beside = planned(base, over).expect("fits").cache - least;
+    // Rows, and an adapter where one is made.
+    assert!((1 << 30..(1 << 30) + (1 << 28)).contains(&beside), "{beside}");
+}
+
+fn full() -> Value {
+    json!({"trainable": {"full": {}}, "accelerator": {"profiles": ["large"], "count": null}})
+}
+
+#[test]
+fn what_is_made_is_read_by_pods_like_the_jobs_own_but_for_their_size() {
+    let made = |pod: Value| {
+        let mut job = lathe_api::FineTuneJob::new("job", spec(json!({})));
+        job.spec.pod = serde_json::from_value(pod).expect("pods");
+        let trained = Trained {
+            uri: "pvc://lathe-artifacts/models/tuned/x".to_owned(),
+            digest: format!("sha256:{}", "b".repeat(64)),
+            dataset_digest: String::new(),
+            inputs_hash: None,
+            adapter: true,
+            license: None,
+            failed_gates: Vec::new(),
+        };
+        super::model(&job, &trained).spec.pod
+    };
+    let pod = made(json!({"cpu": "8", "memory": "64Gi", "imagePullSecrets": [{"name": "registry"}]}))
+        .expect("kept");
+    assert_eq!(serde_json::to_value(pod).expect("json"), json!({"imagePullSecrets": [{"name": "registry"}]}));
+    assert_eq!(made(json!({"cpu": "8"})), None);
+    assert_eq!(made(Value::Null), None);
+}
+
 #[test]
 fn a_status_without_weights_is_no_panic() {
     let mut bare = model(json!({}));

@@ -103,6 +103,7 @@ fn the_whole_contract_and_what_a_pod_needs() {
             "mounts": {
                 "claims": {"models": "/lathe/volumes/models", "results": "/lathe/volumes/results"},
                 "cache": "/lathe/cache",
+                "cacheBytes": 1 << 30,
             },
             "task": {"serve": {
                 "modelId": "svc",

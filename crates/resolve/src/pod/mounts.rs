@@ -102,11 +102,15 @@ impl Mounts {
         self.secrets.iter().map(String::as_str)
     }
 
-    /// The folders, for the contract.
+    /// The folders, for the contract. `cache`: bytes that the folder for downloads may hold.
     #[must_use]
-    pub fn contract(&self) -> lathe_contract::Mounts {
+    pub fn contract(&self, cache: i64) -> lathe_contract::Mounts {
         let folder = |claim: &String| (claim.clone(), format!("{VOLUMES}/{claim}"));
-        lathe_contract::Mounts { claims: self.claims.keys().map(folder).collect(), cache: CACHE.to_owned() }
+        lathe_contract::Mounts {
+            claims: self.claims.keys().map(folder).collect(),
+            cache: CACHE.to_owned(),
+            cache_bytes: Some(cache),
+        }
     }
 
     /// Volumes and their mounts. Volumes are numbered, since a claim's name may be longer than a volume's.
@@ -199,7 +203,7 @@ mod tests {
             ]
         );
         assert_eq!(volumes.len(), 3);
-        assert_eq!(mounts.contract().claims["out"], "/lathe/volumes/out");
+        assert_eq!(mounts.contract(1 << 30).claims["out"], "/lathe/volumes/out");
     }
 
     #[rstest]

@@ -192,6 +192,23 @@ async fn two_at_once_read_once() {
 }
 
 #[tokio::test]
+async fn what_the_folder_cannot_hold_is_refused_before_a_byte_is_read() {
+    let rows = |name: &str| Files::from([(name.to_string(), vec![b'\n'; 1000])]);
+    let files = ["a.jsonl", "b.jsonl"].iter().flat_map(|name| rows(name)).collect();
+    let (server, cache) = (Server::of(files).await, tempfile::tempdir().unwrap());
+    let options = Options { cache_room: Some(2000), ..options(cache.path()) };
+    let file = |name: &str| Location::parse(&format!("{}/{name}", server.url), None, None).unwrap();
+    let a = get(&file("a.jsonl"), &options).await.unwrap();
+    let error = get(&file("b.jsonl"), &options).await.unwrap_err();
+    assert_eq!((error.reason(), error.is_transient()), ("DownloadTooLarge", false), "{error}");
+    assert!(error.to_string().contains("needs 1000 bytes"), "{error}");
+    assert_eq!(server.reads("b.jsonl"), []);
+    // What nobody uses makes room.
+    drop(a);
+    get(&file("b.jsonl"), &options).await.unwrap();
+}
+
+#[tokio::test]
 async fn the_cache_has_a_limit_and_keeps_what_is_in_use() {
     let rows = |name: &str| Files::from([(name.to_string(), vec![b'\n'; 1000])]);
     let files = ["a.jsonl", "b.jsonl", "c.jsonl"].iter().flat_map(|name| rows(name)).collect();

@@ -51,7 +51,7 @@ pub fn contract(folder: &Path) -> Contract {
             uid: "uid-1".into(),
         },
         trust: Trust::default(),
-        mounts: Mounts { claims, cache: folder.join("cache").display().to_string() },
+        mounts: Mounts { claims, cache: folder.join("cache").display().to_string(), cache_bytes: None },
         task: Task::Serve(ServeTask {
             model_id: "base".into(),
             model: ModelInput { name: "base".into(), source: source("base") },
