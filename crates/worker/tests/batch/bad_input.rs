@@ -1,8 +1,9 @@
 //! What users give by mistake, and what they are told.
 use std::fs;
 
-use lathe_contract::{CheckDataTask, EvaluateTask, InspectTask, Metric, Task};
+use lathe_contract::{CheckDataTask, EvaluateTask, InspectTask, Metric, Outcome, Task};
 use rstest::rstest;
+use serde_json::{Value, json};
 
 use crate::model;
 use crate::world::{Ended, World, chats, input, source};
@@ -39,10 +40,51 @@ fn a_bad_row_is_named_by_line_and_field(#[case] row: &[u8], #[case] reason: &str
 #[case::empty(b"\n\n", "EmptyDataset")]
 #[case::utf16(b"\xff\xfe{\0", "NotUtf8")]
 #[case::a_list(b"[{\"text\": \"x\"}]", "MalformedDataset")]
+#[case::parquet(b"PAR1\x15\x04", "MalformedDataset")]
+#[case::gzip(b"\x1f\x8b\x08\0", "MalformedDataset")]
+#[case::a_table(b"prompt,completion\na,b\n", "MalformedRow")]
+#[case::a_pickle(b"\x80\x04\x95\x10\0\0\0\0\0\0\0]", "PickleRefused")]
+#[case::of_another_format(b"{\"question\": \"a\", \"answer\": \"b\"}\n", "MalformedRow")]
 fn a_bad_file_is_named(#[case] content: &[u8], #[case] reason: &str) {
     let world = World::new();
     fs::write(world.path("train.jsonl"), content).expect("rows");
     assert!(check_data(&world).refused(reason).contains("train.jsonl"));
+    assert!(world.train(world.train_task()).refused(reason).contains("train.jsonl"));
+}
+
+#[test]
+fn rows_in_several_files_are_no_dataset() {
+    let world = World::new();
+    let mut task = world.train_task();
+    for name in ["rows/a.jsonl", "rows/b.jsonl"] {
+        fs::write(world.path(name), chats(0..9)).expect("rows");
+    }
+    task.dataset.train = source("rows");
+    let message = world.train(task).refused("NotOneFile");
+    assert!(message.contains("training data") && message.contains("`uri`"), "{message}");
+}
+
+#[test]
+fn rows_that_are_longer_than_the_context_are_counted_and_cut() {
+    let world = World::new();
+    let long = serde_json::json!({"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b".repeat(400)}]});
+    fs::write(world.path("train.jsonl"), format!("{}{long}\n", chats(0..60))).expect("rows");
+    let checked = check_data(&world);
+    let Some(Outcome::DataChecked(report)) = &checked.outcome else { panic!("{}", checked.log) };
+    assert_eq!((report.rows, report.over_long_rows), (61, 1));
+    world.trained(world.train_task());
+}
+
+#[test]
+fn what_may_not_be_read_is_named() {
+    for name in ["train.jsonl", "base/model.safetensors", "base/config.json"] {
+        let world = World::new();
+        let path = world.path(name);
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o000)).expect("mode");
+        let message =
+            world.run_bound_by_modes(Task::Train(Box::new(world.train_task()))).refused("Unauthorized");
+        assert!(message.contains(name) && message.contains("Next: let the pod's user"), "{message}");
+    }
 }
 
 #[test]
@@ -76,9 +118,68 @@ fn a_pickle_is_refused() {
     fs::write(base.join("pytorch_model.bin"), b"\x80\x02}q\x00.").expect("pickle");
     assert!(inspect(&world, "base").refused("PickleRefused").contains("pytorch_model.bin"));
     assert!(world.train(world.train_task()).refused("PickleRefused").contains("pytorch_model.bin"));
-    // Under another name too.
-    fs::rename(base.join("pytorch_model.bin"), base.join("model.safetensors")).expect("renamed");
-    inspect(&world, "base").refused("PickleRefused");
+    // Under other names too, and in the archive that PyTorch makes of it.
+    for bytes in [b"\x80\x02}q\x00.".as_slice(), b"PK\x03\x04\0\0\0\0archive/data.pkl"] {
+        for name in ["model.safetensors", "adapter_model.safetensors", "tokenizer.json"] {
+            let world = World::new();
+            fs::write(world.path("base").join(name), bytes).expect("pickle");
+            assert!(inspect(&world, "base").refused("PickleRefused").contains(name));
+            world.train(world.train_task()).refused("PickleRefused");
+        }
+    }
+}
+
+/// The model's weights with a changed header, and so many bytes more.
+fn weights_with(whole: &[u8], change: impl Fn(&mut Value), more: usize) -> Vec<u8> {
+    let length = u64::from_le_bytes(whole[..8].try_into().expect("eight")) as usize;
+    let mut header: Value = serde_json::from_slice(&whole[8..8 + length]).expect("a header");
+    change(&mut header);
+    let header = header.to_string().into_bytes();
+    let parts =
+        [&(header.len() as u64).to_le_bytes(), header.as_slice(), &whole[8 + length..], &vec![0; more]];
+    parts.concat()
+}
+
+/// What is wrong, and how it comes to that.
+type Lie = (&'static str, fn(&[u8]) -> Vec<u8>);
+
+const NORM: &str = "model.norm.weight";
+
+const LIES: [Lie; 7] = [
+    ("a header of 2^63 bytes", |whole| [&(1_u64 << 63).to_le_bytes(), &whole[8..]].concat()),
+    ("a header of no JSON", |whole| [&whole[..8], b"{{", &whole[10..]].concat()),
+    ("more bytes than are told", |whole| weights_with(whole, |_| {}, 64)),
+    ("a tensor beyond the end", |whole| {
+        let change = |header: &mut Value| header[NORM]["data_offsets"][1] = json!(1_u64 << 60);
+        weights_with(whole, change, 0)
+    }),
+    ("a tensor that ends before it begins", |whole| {
+        let change = |header: &mut Value| header[NORM]["data_offsets"].as_array_mut().expect("two").reverse();
+        weights_with(whole, change, 0)
+    }),
+    ("a shape of more elements than bytes", |whole| {
+        let change = |header: &mut Value| header[NORM]["shape"] = json!([1_u64 << 40, 1_u64 << 40]);
+        weights_with(whole, change, 0)
+    }),
+    ("an unknown type", |whole| {
+        weights_with(whole, |header: &mut Value| header[NORM]["dtype"] = json!("F99"), 0)
+    }),
+];
+
+#[test]
+fn weights_that_lie_are_refused_in_every_way() {
+    for (lie, change) in LIES {
+        let world = World::new();
+        let path = world.path("base").join("model.safetensors");
+        fs::write(&path, change(&fs::read(&path).expect("weights"))).expect("weights");
+        for ended in [inspect(&world, "base"), world.train(world.train_task())] {
+            let Some(Outcome::Failed(failure)) = ended.outcome else { panic!("{lie}: {}", ended.log) };
+            let malformed = ["Malformed", "MalformedModel"].contains(&failure.reason.as_str());
+            assert!(malformed && failure.user_error && ended.code == Some(64), "{lie}: {failure:?}");
+            let says = ["model.safetensors", ". Next: "].iter().all(|words| failure.message.contains(words));
+            assert!(says, "{lie}: {}", failure.message);
+        }
+    }
 }
 
 #[test]

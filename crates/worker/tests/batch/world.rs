@@ -118,6 +118,10 @@ impl World {
 
     /// Starts the worker with these variables in its environment.
     pub fn start_in(&self, task: Task, environment: &[(&str, &str)]) -> Running {
+        self.start_under(&[], task, environment)
+    }
+
+    fn start_under(&self, before: &[&str], task: Task, environment: &[(&str, &str)]) -> Running {
         let name = match &task {
             Task::Train(_) => "train",
             Task::Serve(_) => "serve",
@@ -138,24 +142,35 @@ impl World {
             mounts: Mounts {
                 claims: [("data".to_owned(), volume)].into(),
                 cache: self.dir.path().join("cache").display().to_string(),
+                cache_bytes: None,
             },
             task,
         };
         let path = self.dir.path().join("contract.json");
         fs::write(&path, serde_json::to_vec(&contract).expect("json")).expect("contract");
-        self.launch(name, &path, environment)
+        self.launch(before, name, &path, environment)
+    }
+
+    /// Runs a task as a user whom the modes of files bind, as in a pod; a superuser gives up what he has beyond that.
+    pub fn run_bound_by_modes(&self, task: Task) -> Ended {
+        let root = fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+        let without = "-dac_override,-dac_read_search";
+        let (bounding, inherited) = (format!("--bounding-set={without}"), format!("--inh-caps={without}"));
+        let before: &[&str] = if root { &["setpriv", &bounding, &inherited] } else { &[] };
+        self.start_under(before, task, &[]).end()
     }
 
     pub fn start_with(&self, name: &str, contract: &Path) -> Running {
-        self.launch(name, contract, &[])
+        self.launch(&[], name, contract, &[])
     }
 
-    fn launch(&self, name: &str, contract: &Path, environment: &[(&str, &str)]) -> Running {
+    fn launch(&self, before: &[&str], name: &str, contract: &Path, environment: &[(&str, &str)]) -> Running {
         // Two may run at a time.
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let summary = self.dir.path().join(format!("summary-{number}.json"));
-        let mut child = Command::new(env!("CARGO_BIN_EXE_lathe-worker"))
-            .arg(name)
+        let words = [before, &[env!("CARGO_BIN_EXE_lathe-worker"), name]].concat();
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
             .args(["--control-port", "0", "--contract"])
             .arg(contract)
             .arg("--summary")
