@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|error| Problem::transient("Internal", format!("no threads: {error}")))
+        .map_err(|error| Problem::transient("InternalError", format!("no threads: {error}")))
         .and_then(|runtime| {
             let ended = runtime.block_on(carry_out(cli.command));
             // A thread that reads from the terminal must not hold up the exit.

@@ -36,7 +36,7 @@ impl Endpoint {
             return Err(Problem::user("InvalidArgument", message));
         }
         let http = reqwest::Client::builder().connect_timeout(std::time::Duration::from_secs(10)).build();
-        let http = http.map_err(|error| Problem::transient("Internal", error.to_string()))?;
+        let http = http.map_err(|error| Problem::transient("InternalError", error.to_string()))?;
         Ok(Self { http, url, key })
     }
 

@@ -134,8 +134,9 @@ fn does_not_fit(
     } else {
         format!("the largest allowed is {devices} x {name} with {} to use", quantity(held))
     };
+    let process = if by_pod { ", and the process itself" } else { "" };
     let message = format!(
-        "{} of {} parameters with rows of {} tokens needs {} ({totals}); {held}. Next: {}.",
+        "{} of {} parameters with rows of {} tokens needs at least {} ({totals}{process}); {held}. Next: {}.",
         method_name(spec),
         count(shape.parameters()),
         spec.training.sequence_length,
