@@ -20,9 +20,9 @@ const OTHERS: &[&str] = &[
     // Values of Kubernetes' objects, and what its status says.
     "Always AlwaysAllow Complete DisruptionTarget DoesNotExist Equal Exists FailJob Failed False",
     "FieldManagerConflict File Gt Ignore In Lt NamespaceTerminating Never NoSchedule NotIn OnRootMismatch Opaque Pending",
-    "PodScheduled ReadWriteOnce RollingUpdate Running RuntimeDefault True Unknown",
+    "PodScheduled ReadWriteOnce ReplicaFailure RollingUpdate Running RuntimeDefault True Unknown",
     "ContainerCreating CreateContainerConfigError CreateContainerError ErrImageNeverPull ErrImagePull",
-    "FailedAttachVolume FailedCreatePodSandBox FailedMount ImagePullBackOff InvalidImageName OOMKilled Pulling",
+    "FailedAttachVolume FailedCreate FailedCreatePodSandBox FailedMount ImagePullBackOff InvalidImageName OOMKilled Pulling",
     "RunContainerError",
     // Values of manifests and files, and other programs' words.
     "AdamW AllLinear Bearer GatedRepo Parquet PromptCompletion",
