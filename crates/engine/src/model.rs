@@ -7,7 +7,7 @@ use lathe_plan::{Element, ModelShape, Precision, Target};
 use crate::decoder::{LayerWeights, Linear, Weights};
 use crate::device::cpu::{Cpu, Level};
 use crate::device::{Buf, Device};
-use crate::{Dtype, Error, NamedTensor, Result, WeightSource, pack};
+use crate::{Dtype, Error, NamedTensor, Result, WeightSource, host};
 
 /// A model on a device, ready for a [`crate::Trainer`] or a [`crate::Generator`], which take it and give it back.
 pub struct Model {
@@ -21,7 +21,8 @@ pub struct Model {
 
 impl Model {
     /// Loads every tensor of `shape` from `source` to the CPU, holds the matrices in `precision`, and works with
-    /// `threads` threads (see [`Model::default_threads`]).
+    /// `threads` threads (see [`Model::default_threads`]). What a file has in that precision is used where it lies, without
+    /// a copy.
     ///
     /// # Errors
     /// The shape is absurd, a tensor is missing or has another shape, the source cannot be read, no memory.
@@ -50,11 +51,17 @@ impl Model {
             let view = source.tensor(&tensor.name)?;
             view.check(&tensor.name, &tensor.shape)?;
             let element = if tensor.is_matrix() { precision.element() } else { Element::F32 };
-            let buf = device.alloc(&tensor.name, element, tensor.stored_len()?)?;
-            match tensor.shape[..] {
-                [rows, columns] => pack::write_matrix(&mut *device, buf, &view, [rows, columns]),
-                _ => pack::write_f32(&mut *device, buf, &view.to_f32(&tensor.name, &tensor.shape)?),
-            }
+            let as_it_lies = view.dtype.element() == Some(element);
+            let adopted =
+                view.in_place.as_ref().filter(|_| as_it_lies).and_then(|b| device.adopt(element, b));
+            let buf = match adopted {
+                Some(buf) => buf,
+                None => {
+                    let buf = device.alloc(&tensor.name, element, tensor.elements()?)?;
+                    host::write_tensor(&mut *device, buf, &view);
+                    buf
+                }
+            };
             tensors.insert(tensor.name, buf);
         }
         let weights = find_weights(shape, &tensors)?;
@@ -99,10 +106,7 @@ impl Model {
         let missing = || Error::MissingTensor { name: name.to_owned() };
         let tensor = self.shape.tensors().into_iter().find(|t| t.name == name).ok_or_else(missing)?;
         let buf = *self.tensors.get(name).ok_or_else(missing)?;
-        let values = match tensor.shape[..] {
-            [rows, columns] => pack::read_matrix(&mut *self.device, buf, [rows, columns]),
-            _ => pack::read_f32(&mut *self.device, buf),
-        };
+        let values = host::read_f32(&mut *self.device, buf);
         Ok(NamedTensor::of(name, dtype, &tensor.shape, &values))
     }
 }

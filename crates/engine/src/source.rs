@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use half::{bf16, f16};
-use lathe_plan::{ModelShape, Tensor, TensorKind};
+use lathe_plan::{Element, ModelShape, Tensor, TensorKind};
 
+use crate::files::Mapped;
 use crate::{Error, Result, random};
 
 /// Gives tensors by their Hugging Face names.
@@ -29,6 +30,15 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// As a device holds it; none for IEEE halves.
+    pub(crate) fn element(self) -> Option<Element> {
+        match self {
+            Dtype::F32 => Some(Element::F32),
+            Dtype::BF16 => Some(Element::BF16),
+            Dtype::F16 => None,
+        }
+    }
+
     /// Bytes of one element.
     pub fn bytes(self) -> usize {
         match self {
@@ -47,6 +57,8 @@ pub struct TensorView<'a> {
     pub shape: Vec<usize>,
     /// The elements' bytes.
     pub data: Cow<'a, [u8]>,
+    /// The same bytes, where a device may use them where they lie.
+    pub in_place: Option<Mapped>,
 }
 
 /// A tensor to be written: row-major, little-endian.
@@ -144,6 +156,11 @@ impl WeightSource for RandomWeights {
             _ => (0.02 * random::normal(key, i as u64)) as f32,
         };
         let data = (0..tensor.shape.iter().product()).flat_map(|i| value(i).to_le_bytes()).collect();
-        Ok(TensorView { dtype: Dtype::F32, shape: tensor.shape.clone(), data: Cow::Owned(data) })
+        Ok(TensorView {
+            dtype: Dtype::F32,
+            shape: tensor.shape.clone(),
+            data: Cow::Owned(data),
+            in_place: None,
+        })
     }
 }

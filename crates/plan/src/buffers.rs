@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::PlanError;
+use crate::tensors::elements;
 
 /// One buffer that a run holds from its start to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,11 +163,7 @@ impl List {
         dims: &[usize],
     ) -> Result<(), PlanError> {
         let name = name.into();
-        let len = dims
-            .iter()
-            .try_fold(1usize, |product, &d| product.checked_mul(d))
-            .filter(|&len| len < 1 << 58)
-            .ok_or_else(|| PlanError::TooLarge { what: name.clone() })?;
+        let len = elements(dims).ok_or_else(|| PlanError::TooLarge { what: name.clone() })?;
         self.buffers.push(Buffer { name, category, element, len });
         Ok(())
     }

@@ -22,7 +22,7 @@ pub use serving::{
     plan_serving,
 };
 pub use shape::{ModelShape, RopeScaling};
-pub use tensors::{PANEL, Tensor, TensorKind, packed_len};
+pub use tensors::{Tensor, TensorKind};
 pub use training::{NORM_CHUNK, TrainPlan, TrainRequest, loss_chunk, plan_training};
 
 /// Why a plan cannot be made.

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::shape::wrong;
-use crate::{Element, ModelShape, PlanError, packed_len};
+use crate::tensors::elements;
+use crate::{Element, ModelShape, PlanError};
 
 /// How a model's matrices are held. Norms and biases are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -118,19 +119,18 @@ impl LoraSpec {
         Ok(())
     }
 
-    /// Elements of one adapter as the engine holds it: `A` and `B` of every target of every block.
+    /// Elements of one adapter: `A` and `B` of every target of every block.
     ///
     /// # Errors
     /// [`PlanError::TooLarge`].
-    pub fn stored_len(&self, shape: &ModelShape) -> Result<usize, PlanError> {
-        let mut per_layer = 0;
-        for &target in &self.targets {
-            let (rows, columns) = shape.linear(target);
-            per_layer += packed_len(self.rank, columns)? + packed_len(rows, self.rank)?;
-        }
-        per_layer
-            .checked_mul(shape.layers)
-            .ok_or_else(|| PlanError::TooLarge { what: "the adapter".to_owned() })
+    pub fn elements(&self, shape: &ModelShape) -> Result<usize, PlanError> {
+        let too_large = || PlanError::TooLarge { what: "the adapter".to_owned() };
+        let per_layer = self
+            .targets
+            .iter()
+            .map(|&t| shape.linear(t))
+            .try_fold(0usize, |sum, (o, i)| o.checked_add(i)?.checked_mul(self.rank)?.checked_add(sum));
+        per_layer.and_then(|len| elements(&[len, shape.layers])).ok_or_else(too_large)
     }
 
     /// Number of trained weights.

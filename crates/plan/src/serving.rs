@@ -159,7 +159,7 @@ fn arrange(shape: &ModelShape, request: &ServeRequest, blocks: usize) -> Result<
     let AdapterBudget { slots, max_rank, targets } = &request.adapters;
     if *slots > 0 {
         let largest = LoraSpec { rank: *max_rank, alpha: 1.0, dropout: 0.0, targets: targets.clone() };
-        let stored = largest.stored_len(shape)?;
+        let stored = largest.elements(shape)?;
         for slot in 0..*slots {
             list.add(format!("adapter.{slot}"), Weights, F32, &[stored])?;
         }

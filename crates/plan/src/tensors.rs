@@ -1,9 +1,6 @@
-//! The tensors of a model under their Hugging Face names, and how the engine lays them out.
+//! The tensors of a model under their Hugging Face names. The engine holds them as files do: row-major.
 
 use crate::{ModelShape, PlanError, Target};
-
-/// Matrices are held as panels of this many output rows: `[ceil(rows / PANEL)][columns][PANEL]`.
-pub const PANEL: usize = 16;
 
 /// One weight of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,32 +33,23 @@ pub enum TensorKind {
 }
 
 impl Tensor {
-    /// Whether this is a matrix (held in panels, in the weights' precision) and not a vector (always f32).
+    /// Whether this is a matrix (held in the weights' precision) and not a vector (always f32).
     pub fn is_matrix(&self) -> bool {
         self.shape.len() == 2
     }
 
-    /// Elements as the engine holds them, with the padding of panels.
+    /// Number of elements.
     ///
     /// # Errors
     /// [`PlanError::TooLarge`].
-    pub fn stored_len(&self) -> Result<usize, PlanError> {
-        match self.shape[..] {
-            [rows, columns] => packed_len(rows, columns),
-            _ => Ok(self.shape[0]),
-        }
+    pub fn elements(&self) -> Result<usize, PlanError> {
+        elements(&self.shape).ok_or_else(|| PlanError::TooLarge { what: self.name.clone() })
     }
 }
 
-/// Elements of a `rows x columns` matrix in panels.
-///
-/// # Errors
-/// [`PlanError::TooLarge`].
-pub fn packed_len(rows: usize, columns: usize) -> Result<usize, PlanError> {
-    rows.checked_next_multiple_of(PANEL)
-        .and_then(|rows| rows.checked_mul(columns))
-        .filter(|&len| len < 1 << 60)
-        .ok_or_else(|| PlanError::TooLarge { what: format!("a {rows} x {columns} matrix") })
+/// The product of `dims`, where it is a number that any memory could hold.
+pub(crate) fn elements(dims: &[usize]) -> Option<usize> {
+    dims.iter().try_fold(1usize, |product, &d| product.checked_mul(d)).filter(|&len| len < 1 << 58)
 }
 
 impl ModelShape {

@@ -4,9 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::buffers::List;
 use crate::shape::wrong;
-use crate::{
-    BLOCK, Buffer, Category, Element, ModelShape, PlanError, Precision, Totals, TrainMethod, packed_len,
-};
+use crate::{BLOCK, Buffer, Category, Element, ModelShape, PlanError, Precision, Totals, TrainMethod};
 use Category::{Activations, Gradients, Optimizer, Weights, Workspace};
 use Element::{F32, F64, U32, U64};
 
@@ -199,12 +197,12 @@ fn optimizer_buffers(list: &mut List, shape: &ModelShape, request: &TrainRequest
         TrainMethod::Full => {
             let mut sum = 0usize;
             for tensor in shape.tensors() {
-                let len = tensor.stored_len()?;
+                let len = tensor.elements()?;
                 sum = sum.checked_add(len).ok_or(PlanError::TooLarge { what: tensor.name })?;
             }
             sum
         }
-        TrainMethod::Lora(lora) => lora.stored_len(shape)?,
+        TrainMethod::Lora(lora) => lora.elements(shape)?,
     };
     match request.method {
         TrainMethod::Lora(_) => list.add("trained", Optimizer, F32, &[trained])?,
@@ -217,7 +215,7 @@ fn optimizer_buffers(list: &mut List, shape: &ModelShape, request: &TrainRequest
     if shape.tie_embeddings && request.method == TrainMethod::Full {
         // A tied table has a sum over lookups and one over logits. Apart, each runs in the order of rows, so that
         // micro-batches add up to the bits of one large batch.
-        list.add("gradients.lookup", Gradients, F32, &[packed_len(shape.vocab, shape.hidden)?])?;
+        list.add("gradients.lookup", Gradients, F32, &[shape.vocab, shape.hidden])?;
     }
     list.add("step.partials", Workspace, F64, &[trained.div_ceil(NORM_CHUNK)])?;
     list.add("moment1", Optimizer, F32, &[trained])?;
@@ -232,7 +230,7 @@ pub(crate) fn weight_buffers(
 ) -> Result<(), PlanError> {
     for tensor in shape.tensors() {
         let element = if tensor.is_matrix() { precision.element() } else { F32 };
-        let len = tensor.stored_len()?;
+        let len = tensor.elements()?;
         list.add(tensor.name, Weights, element, &[len])?;
     }
     Ok(())

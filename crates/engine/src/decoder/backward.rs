@@ -5,7 +5,7 @@ use lathe_plan::{ModelShape, Target};
 
 use super::{Batch, Block, Kept, Planned};
 use crate::Result;
-use crate::device::{Buf, Device, Op};
+use crate::device::{Buf, Device, Op, Start};
 
 /// Where a linear layer's gradients go; `None` for what is frozen.
 #[derive(Debug, Clone, Copy, Default)]
@@ -174,17 +174,11 @@ impl Block<'_> {
         let rank = slot.rank;
         let (mid, dmid) = (mid.first(rows * rank), dmid.first(rows * rank));
         if let Some(dw) = to.b {
-            dev.enqueue(Op::LinearWeightGrad { x: mid, dy, dw, rows, outputs, inputs: rank });
+            dev.enqueue(Op::LinearWeightGrad { x: dy, dy: mid, dw, rows, outputs: rank, inputs: outputs });
         }
-        dev.enqueue(Op::LinearInputGrad {
-            dy,
-            w: slot.b,
-            dx: dmid,
-            rows,
-            outputs,
-            inputs: rank,
-            keep: false,
-        });
+        // The slot holds B^T [rank, outputs].
+        let (w, start) = (slot.b, Start::Zero);
+        dev.enqueue(Op::Linear { x: dy, w, y: dmid, rows, outputs: rank, inputs: outputs, start });
         dev.enqueue(Op::Scale { x: dmid, by: slot.scale });
         if let Some(dw) = to.a {
             let x = self.dropped(dev, target, x);

@@ -25,7 +25,7 @@ use crate::{Error, Result};
 /// One linear layer's weights.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Linear {
-    /// `[outputs, inputs]`, in panels.
+    /// `[outputs, inputs]`
     pub w: Buf,
     /// `[outputs]`, f32.
     pub bias: Option<Buf>,

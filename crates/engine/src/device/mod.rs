@@ -14,6 +14,7 @@ pub use op::{Attention, LoraSlot, NO_ADAPTER, NORM_CHUNK, Op, Start};
 pub use record::{Event, Recorder};
 
 use crate::Result;
+use crate::files::Mapped;
 
 /// A handle to a range of a buffer on a device. It says nothing about where the bytes lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -101,6 +102,10 @@ pub trait Device: Send {
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
     fn alloc(&mut self, name: &str, element: Element, len: usize) -> Result<Buf>;
+
+    /// A buffer of the bytes of a file where they lie, little-endian elements, if the device can use them so. Writing to
+    /// it does not change the file.
+    fn adopt(&mut self, element: Element, bytes: &Mapped) -> Option<Buf>;
 
     /// Gives a buffer back. Its handles must not be used again.
     fn free(&mut self, buf: Buf);

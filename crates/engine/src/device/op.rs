@@ -23,9 +23,9 @@ pub const NO_ADAPTER: u32 = u32::MAX;
 /// One resident adapter's part for one linear layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoraSlot {
-    /// `A [rank, inputs]`, in panels, f32.
+    /// `A [rank, inputs]`, f32.
     pub a: Buf,
-    /// `B [outputs, rank]`, in panels, f32.
+    /// `B^T [rank, outputs]`, f32: so that both products with it, and their gradients, read rows.
     pub b: Buf,
     /// Inner width; 0 where the adapter does not change this layer.
     pub rank: usize,
@@ -33,8 +33,7 @@ pub struct LoraSlot {
     pub scale: f32,
 }
 
-/// One operation. Matrices of activations are row-major; weights `[outputs, inputs]` lie in panels of
-/// [`lathe_plan::PANEL`] outputs: element `(o, i)` at `(o / 16) * inputs * 16 + i * 16 + o % 16`.
+/// One operation. All matrices are row-major, weights `[outputs, inputs]` as files hold them.
 ///
 /// Buffers of one operation do not overlap, except where one is said to be changed in place.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +52,7 @@ pub enum Op {
     Linear { x: Buf, w: Buf, y: Buf, rows: usize, outputs: usize, inputs: usize, start: Start },
     /// `dx[rows, inputs] = (dx or 0) + dy[rows, outputs] w`.
     LinearInputGrad { dy: Buf, w: Buf, dx: Buf, rows: usize, outputs: usize, inputs: usize, keep: bool },
-    /// `dw[outputs, inputs] += dy[rows, outputs]^T x[rows, inputs]`, `dw` in panels, f32.
+    /// `dw[outputs, inputs] += dy[rows, outputs]^T x[rows, inputs]`, f32.
     LinearWeightGrad { x: Buf, dy: Buf, dw: Buf, rows: usize, outputs: usize, inputs: usize },
     /// `sum[width] += sum over rows of x[rows, width]`, the gradient of a bias.
     ColumnSum { x: Buf, sum: Buf, rows: usize, width: usize },
@@ -68,7 +67,7 @@ pub enum Op {
         inputs: usize,
         stride: usize,
     },
-    /// `y[rows, outputs] += mid[rows, rank] b^T` with each row's adapter.
+    /// `y[rows, outputs] += mid[rows, rank] b` (`b` is `B^T`) with each row's adapter.
     LoraUp {
         mid: Buf,
         y: Buf,

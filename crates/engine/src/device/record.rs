@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Buf, Data, DataMut, Device, Element, Op, cpu::Level};
 use crate::Result;
+use crate::files::Mapped;
 
 /// Something that was asked of a device.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +45,12 @@ impl<D: Device> Device for Recorder<D> {
         let buf = self.inner.alloc(name, element, len)?;
         self.note(Event::Alloc(buf));
         Ok(buf)
+    }
+
+    fn adopt(&mut self, element: Element, bytes: &Mapped) -> Option<Buf> {
+        let buf = self.inner.adopt(element, bytes)?;
+        self.note(Event::Alloc(buf));
+        Some(buf)
     }
 
     fn free(&mut self, buf: Buf) {

@@ -1,15 +1,12 @@
 //! Safetensors files, mapped into memory.
 
-#![allow(unsafe_code)] // one memory mapping, see `SafetensorsFile::open`
-
 use std::borrow::Cow;
 use std::fs::File;
 use std::path::Path;
 
-use memmap2::Mmap;
-
 use super::error::{FileError, file_name};
 use super::header::{Header, StoredDtype};
+use super::mapped::Mapped;
 use super::weights::refuse_pickle_content;
 use crate::{TensorView, WeightSource};
 
@@ -17,7 +14,7 @@ use crate::{TensorView, WeightSource};
 #[derive(Debug)]
 pub struct SafetensorsFile {
     file: String,
-    map: Mmap,
+    map: Mapped,
     header: Header,
 }
 
@@ -30,6 +27,8 @@ pub struct StoredTensor<'a> {
     pub shape: &'a [usize],
     /// Elements in row-major order, little-endian; not necessarily aligned.
     pub bytes: &'a [u8],
+    /// Where they lie.
+    map: &'a Mapped,
 }
 
 impl SafetensorsFile {
@@ -47,11 +46,10 @@ impl SafetensorsFile {
         if !metadata.is_file() || metadata.len() < 8 {
             return Err(FileError::malformed(&name, "is too short for a safetensors file"));
         }
-        // SAFETY: the map is read-only and private to this value; files of a model are replaced by rename, so the
-        // bytes behind the map do not change. See the caveat above.
-        let map = unsafe { Mmap::map(&handle) }.map_err(FileError::io("map", path))?;
-        refuse_pickle_content(&name, &map)?;
-        let header = Header::parse(&name, &map, map.len() as u64)?;
+        let map = Mapped::open(&handle).map_err(FileError::io("map", path))?;
+        let bytes = map.bytes();
+        refuse_pickle_content(&name, bytes)?;
+        let header = Header::parse(&name, bytes, bytes.len() as u64)?;
         Ok(SafetensorsFile { file: name, map, header })
     }
 
@@ -68,8 +66,8 @@ impl SafetensorsFile {
     /// A tensor by name.
     pub fn get(&self, name: &str) -> Option<StoredTensor<'_>> {
         let info = self.header.tensors.get(name)?;
-        let bytes = &self.map[self.header.data_start..][info.range.clone()];
-        Some(StoredTensor { dtype: info.dtype, shape: &info.shape, bytes })
+        let bytes = &self.map.bytes()[self.header.data_start..][info.range.clone()];
+        Some(StoredTensor { dtype: info.dtype, shape: &info.shape, bytes, map: &self.map })
     }
 }
 
@@ -80,7 +78,12 @@ impl<'a> StoredTensor<'a> {
             name: name.to_owned(),
             source: format!("its type must be F32, F16 or BF16 (found {})", self.dtype.name()).into(),
         })?;
-        Ok(TensorView { dtype, shape: self.shape.to_vec(), data: Cow::Borrowed(self.bytes) })
+        Ok(TensorView {
+            dtype,
+            shape: self.shape.to_vec(),
+            data: Cow::Borrowed(self.bytes),
+            in_place: self.map.part(self.bytes),
+        })
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use lathe_plan::{AdapterBudget, ModelShape, Target, packed_len};
+use lathe_plan::{AdapterBudget, ModelShape, Target};
 
 use crate::adapter::extents;
 use crate::decoder::{LayerLora, Planned};
 use crate::device::{Buf, Data, Device, LoraSlot};
-use crate::{Adapter, Error, Result, pack};
+use crate::{Adapter, Error, Result, host};
 
 /// The inner activations of each target that an adapter may change; all share one buffer.
 pub(super) fn mids(budget: &AdapterBudget, mid: Option<Buf>) -> [Option<Buf>; 7] {
@@ -62,14 +62,14 @@ pub(super) fn write(
     let mut entries = vec![[none; 7]; lora.len()];
     let mut next = 0;
     for (layer, target, a, b) in adapter.pairs() {
-        let (a_shape, b_shape) = extents(shape, spec, target);
-        let mut put = |matrix: &[f32], extent: [usize; 2]| {
-            let part = buffer.part(next, packed_len(extent[0], extent[1])?);
+        let (_, b_shape) = extents(shape, spec, target);
+        let mut put = |matrix: &[f32]| {
+            let part = buffer.part(next, matrix.len());
             next += part.len();
-            dev.write(part, Data::F32(&pack::panels(matrix, extent)?));
-            Ok::<Buf, Error>(part)
+            dev.write(part, Data::F32(matrix));
+            part
         };
-        let (a, b) = (put(a, a_shape)?, put(b, b_shape)?);
+        let (a, b) = (put(a), put(&host::transposed(b, b_shape)));
         entries[layer][target as usize] = LoraSlot { a, b, rank: spec.rank, scale: spec.scale() };
     }
     for (layer, entries) in lora.iter_mut().zip(entries) {

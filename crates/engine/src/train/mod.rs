@@ -13,8 +13,8 @@ use crate::decoder::{
     Batch, Block, Dropout, Gradients, Kept, LayerLora, LossHead, Planned, Work, embedding_gradient,
     write_rope,
 };
-use crate::device::{Buf, Data, DataMut, Op};
-use crate::{Adapter, Dtype, Error, Model, NamedTensor, Result, pack};
+use crate::device::{Buf, Data, DataMut, Device, Op};
+use crate::{Adapter, Dtype, Error, Model, NamedTensor, Result, host};
 use batch::{Device as BatchBuffers, Host};
 use optimizer::Parameters;
 pub use settings::{Hyper, Row, Schedule, StepStats};
@@ -205,9 +205,10 @@ impl Trainer {
     pub fn adapter(&mut self) -> Result<Option<Adapter>> {
         let TrainMethod::Lora(lora) = &self.plan.method else { return Ok(None) };
         let (dev, shape) = (&mut *self.model.device, &self.model.shape);
-        let pairs = self.parameters.pairs(shape, lora).map(|(a, a_shape, b, b_shape)| {
-            (pack::read_matrix(dev, a, a_shape), pack::read_matrix(dev, b, b_shape))
-        });
+        let pairs = self
+            .parameters
+            .pairs(shape, lora)
+            .map(|(a, b, b_shape)| (host::read_f32(dev, a), read_b(dev, b, b_shape)));
         Ok(Some(Adapter::of(shape, lora, pairs.collect())))
     }
 
@@ -220,18 +221,16 @@ impl Trainer {
         let (dev, shape) = (&mut *self.model.device, &self.model.shape);
         match &self.plan.method {
             TrainMethod::Lora(lora) => {
-                let pairs = self.parameters.gradient_pairs(shape, lora).map(|(a, a_shape, b, b_shape)| {
-                    (pack::read_matrix(dev, a, a_shape), pack::read_matrix(dev, b, b_shape))
-                });
+                let pairs = self
+                    .parameters
+                    .gradient_pairs(shape, lora)
+                    .map(|(a, b, b_shape)| (host::read_f32(dev, a), read_b(dev, b, b_shape)));
                 Ok(Adapter::of(shape, lora, pairs.collect()).tensors())
             }
             TrainMethod::Full => {
                 let all = shape.tensors().into_iter().zip(self.parameters.gradients_of_all());
                 let named = all.map(|(tensor, buf)| {
-                    let values = match tensor.shape[..] {
-                        [rows, columns] => pack::read_matrix(dev, buf, [rows, columns]),
-                        _ => pack::read_f32(dev, buf),
-                    };
+                    let values = host::read_f32(dev, buf);
                     NamedTensor::of(&tensor.name, Dtype::F32, &tensor.shape, &values)
                 });
                 Ok(named.collect())
@@ -254,9 +253,9 @@ impl Trainer {
         }
         adapter.check_base(&self.model.shape)?;
         let places: Vec<_> = self.parameters.pairs(&self.model.shape, lora).collect();
-        for ((a_buf, a_shape, b_buf, b_shape), (_, _, a, b)) in places.into_iter().zip(adapter.pairs()) {
-            self.model.device.write(a_buf, Data::F32(&pack::panels(a, a_shape)?));
-            self.model.device.write(b_buf, Data::F32(&pack::panels(b, b_shape)?));
+        for ((a_buf, b_buf, b_shape), (_, _, a, b)) in places.into_iter().zip(adapter.pairs()) {
+            self.model.device.write(a_buf, Data::F32(a));
+            self.model.device.write(b_buf, Data::F32(&host::transposed(b, b_shape)));
         }
         Ok(())
     }
@@ -330,4 +329,9 @@ impl Trainer {
         let level = self.model.device.level().name();
         format!("{shape:?} {method:?} {weights:?} {level} seed {}", self.hyper.seed)
     }
+}
+
+/// `B [outputs, rank]`, which the device holds the other way round.
+fn read_b(dev: &mut dyn Device, buf: Buf, [outputs, rank]: [usize; 2]) -> Vec<f32> {
+    host::transposed(&host::read_f32(dev, buf), [rank, outputs])
 }

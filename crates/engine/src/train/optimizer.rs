@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lathe_plan::{Element, LoraSpec, ModelShape, Target, TensorKind, TrainMethod, TrainPlan, packed_len};
+use lathe_plan::{Element, LoraSpec, ModelShape, Target, TensorKind, TrainMethod, TrainPlan};
 
 use super::Hyper;
 use crate::adapter::{extents, modules};
 use crate::decoder::{LayerGradients, LayerLora, Planned};
 use crate::device::{Buf, Data, Device, LoraSlot, Op};
-use crate::{Error, Model, Result, pack};
+use crate::{Error, Model, Result, host};
 
 /// A trained tensor: its place in the flat ranges, and its weights.
 #[derive(Debug, Clone)]
@@ -83,7 +83,7 @@ impl Parameters {
     fn add_model(&mut self, model: &Model, planned: &Planned) -> Result<()> {
         let masters = planned.find("trained");
         for tensor in model.shape.tensors() {
-            let range = self.next(tensor.stored_len()?);
+            let range = self.next(tensor.elements()?);
             let missing = || Error::MissingTensor { name: tensor.name.clone() };
             let working = *model.tensors.get(&tensor.name).ok_or_else(missing)?;
             let (weights, copy) = match masters {
@@ -113,7 +113,7 @@ impl Parameters {
         for (layer, target) in modules(shape, lora) {
             let (a, b) = extents(shape, lora, target);
             for (extent, is_a) in [(a, true), (b, false)] {
-                let range = self.next(packed_len(extent[0], extent[1])?);
+                let range = self.next(extent[0] * extent[1]);
                 let gradient = self.gradient(&range);
                 let to = &mut self.gradients.layers[layer].linears[target as usize];
                 *(if is_a { &mut to.a } else { &mut to.b }) = Some(gradient);
@@ -124,15 +124,15 @@ impl Parameters {
         Ok(())
     }
 
-    /// `A` and `B` of every pair with their extents, in the order of [`modules`].
+    /// `A`, `B` and the extent of `B` of every pair, in the order of [`modules`].
     pub(super) fn pairs<'a>(
         &'a self,
         shape: &'a ModelShape,
         lora: &'a LoraSpec,
-    ) -> impl Iterator<Item = (Buf, [usize; 2], Buf, [usize; 2])> + 'a {
+    ) -> impl Iterator<Item = (Buf, Buf, [usize; 2])> + 'a {
         modules(shape, lora).zip(self.all.chunks_exact(2)).map(|((_, target), pair)| {
-            let (a, b) = extents(shape, lora, target);
-            (pair[0].weights, a, pair[1].weights, b)
+            let (_, b) = extents(shape, lora, target);
+            (pair[0].weights, pair[1].weights, b)
         })
     }
 
@@ -141,10 +141,10 @@ impl Parameters {
         &'a self,
         shape: &'a ModelShape,
         lora: &'a LoraSpec,
-    ) -> impl Iterator<Item = (Buf, [usize; 2], Buf, [usize; 2])> + 'a {
+    ) -> impl Iterator<Item = (Buf, Buf, [usize; 2])> + 'a {
         self.pairs(shape, lora)
             .zip(self.all.chunks_exact(2))
-            .map(|((_, a, _, b), pair)| (self.gradient(&pair[0].range), a, self.gradient(&pair[1].range), b))
+            .map(|((_, _, b), pair)| (self.gradient(&pair[0].range), self.gradient(&pair[1].range), b))
     }
 
     /// The gradients of all parameters, in their order.
@@ -156,7 +156,7 @@ impl Parameters {
     pub(super) fn lora(&self, shape: &ModelShape, method: &TrainMethod) -> Vec<LayerLora> {
         let mut layers = vec![LayerLora::default(); shape.layers];
         let TrainMethod::Lora(lora) = method else { return layers };
-        for ((layer, target), (a, _, b, _)) in modules(shape, lora).zip(self.pairs(shape, lora)) {
+        for ((layer, target), (a, b, _)) in modules(shape, lora).zip(self.pairs(shape, lora)) {
             let slot = LoraSlot { a, b, rank: lora.rank, scale: lora.scale() };
             layers[layer].slots[target as usize] = Some(Arc::from([slot]));
             layers[layer].stride = lora.rank;
@@ -168,7 +168,7 @@ impl Parameters {
     pub(super) fn fill_masters(&self, model: &mut Model) {
         for parameter in &self.all {
             if let Some(copy) = parameter.copy {
-                let values = pack::read_f32(&mut *model.device, copy);
+                let values = host::read_f32(&mut *model.device, copy);
                 model.device.write(parameter.weights, Data::F32(&values));
             }
         }

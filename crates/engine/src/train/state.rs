@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use super::optimizer::Parameters;
 use crate::device::{Data, Device};
 use crate::random::mix;
-use crate::{Error, Result, pack};
+use crate::{Error, Result, host};
 
-const MAGIC: &[u8; 16] = b"lathe training 1";
+const MAGIC: &[u8; 16] = b"lathe training 2";
 
 /// A running checksum: finds truncation and damage, not malice (a manifest's digest does that).
 struct Sum(u64);
@@ -41,7 +41,7 @@ pub(super) fn save(
     put(&steps.to_le_bytes())?;
     for (buffers, _) in parameters.states() {
         for buf in buffers {
-            let bytes: Vec<u8> = pack::read_f32(dev, buf).into_iter().flat_map(f32::to_le_bytes).collect();
+            let bytes: Vec<u8> = host::read_f32(dev, buf).into_iter().flat_map(f32::to_le_bytes).collect();
             put(&bytes)?;
         }
     }
@@ -105,7 +105,7 @@ pub(super) fn load(
             let values = values.next().unwrap_or_default();
             dev.write(buf, Data::F32(&values));
             if let (0, Some(copy)) = (i, copy) {
-                pack::write_f32(dev, copy, &values);
+                host::write_f32(dev, copy, &values);
             }
         }
     }

@@ -83,7 +83,7 @@ impl WeightSource for Noise {
         let missing = || lathe_engine::Error::MissingTensor { name: name.to_owned() };
         let (shape, values) = self.values(name).ok_or_else(missing)?;
         let data = values.into_iter().flat_map(f32::to_le_bytes).collect();
-        Ok(TensorView { dtype: Dtype::F32, shape, data: Cow::Owned(data) })
+        Ok(TensorView { dtype: Dtype::F32, shape, data: Cow::Owned(data), in_place: None })
     }
 }
 
@@ -152,6 +152,6 @@ impl WeightSource for Tensors {
         let missing = || lathe_engine::Error::MissingTensor { name: name.to_owned() };
         let tensor = self.0.get(name).ok_or_else(missing)?;
         let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
-        Ok(TensorView { dtype, shape, data: Cow::Borrowed(&tensor.data) })
+        Ok(TensorView { dtype, shape, data: Cow::Borrowed(&tensor.data), in_place: None })
     }
 }

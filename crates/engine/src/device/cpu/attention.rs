@@ -11,7 +11,7 @@ use lathe_plan::BLOCK;
 use super::Cpu;
 use super::cells::Cells;
 use super::pointwise::{load, store};
-use super::simd::{LANES, Simd, kernel};
+use super::simd::{MOST_LANES, Simd, kernel};
 use crate::device::Attention;
 
 /// The keys or values of one head: rows `stride` apart, `width` wide.
@@ -80,7 +80,7 @@ pub(super) fn forward(cpu: &Cpu, a: &Attention) {
         let table = &tables[first..first + count.div_ceil(BLOCK)];
         let pages = Pages { table: table.as_ptr(), count };
         assert!(pages.runs().all(|run| run.end <= slots), "a page outside the cache");
-        let scores = scratch.part(0..count.next_multiple_of(LANES));
+        let scores = scratch.part(0..count.next_multiple_of(MOST_LANES));
         for head in kv_head * group..(kv_head + 1) * group {
             let at = |x: Cells<f32>| x.rows(row * a.heads + head..row * a.heads + head + 1, width);
             // SAFETY: this task owns these heads of this row of `out` and `lse`; the pages were checked.
@@ -132,14 +132,14 @@ unsafe fn attend_row<S: Simd>(
     }
 }
 
-/// The product of two rows: eight partial sums, then what is left.
+/// The product of two rows: a sum for each lane, then what is left.
 #[inline(always)]
 unsafe fn dot<S: Simd>(a: *const f32, b: *const f32, len: usize) -> f32 {
     // SAFETY: the caller gives `len` elements each.
     unsafe {
-        let whole = len / LANES * LANES;
+        let whole = len / S::LANES * S::LANES;
         let mut sum = S::splat(0.0);
-        for i in (0..whole).step_by(LANES) {
+        for i in (0..whole).step_by(S::LANES) {
             sum = S::fma(S::load(a.add(i)), S::load(b.add(i)), sum);
         }
         let mut total = S::sum(sum);
@@ -150,17 +150,17 @@ unsafe fn dot<S: Simd>(a: *const f32, b: *const f32, len: usize) -> f32 {
     }
 }
 
-/// `x = exp(x - max)` for the first `len` elements, 0 up to the next eight; returns the sum.
+/// `x = exp(x - max)` for the first `len` elements, 0 up to the next whole vector; returns the sum.
 #[inline(always)]
 unsafe fn exp_in_place<S: Simd>(x: Cells<f32>, len: usize, max: f32) -> f32 {
-    // SAFETY: `x` is as long as `len` rounded up to eight.
+    // SAFETY: `x` is as long as `len` rounded up to whole vectors.
     unsafe {
         let mut sum = S::splat(0.0);
-        for i in (0..len).step_by(LANES) {
+        for i in (0..len).step_by(S::LANES) {
             let at = x.ptr_mut().add(i);
             let e = S::exp(S::sub(load::<S>(x, i, len), S::splat(max)));
             S::store(at, e);
-            for rest in len.min(i + LANES)..i + LANES {
+            for rest in len.min(i + S::LANES)..i + S::LANES {
                 *x.ptr_mut().add(rest) = 0.0;
             }
             sum = S::add(sum, S::load(at));
@@ -181,13 +181,13 @@ unsafe fn weighted_sum<S: Simd>(
     // SAFETY: the caller's.
     unsafe {
         let mut column = 0;
-        while column + 4 * LANES <= x.width {
+        while column + 4 * S::LANES <= x.width {
             columns::<S, 4>(weights, x, runs.clone(), by, out, column);
-            column += 4 * LANES;
+            column += 4 * S::LANES;
         }
-        while column + LANES <= x.width {
+        while column + S::LANES <= x.width {
             columns::<S, 1>(weights, x, runs.clone(), by, out, column);
-            column += LANES;
+            column += S::LANES;
         }
         for column in column..x.width {
             let (mut sum, mut at) = (0.0, 0);
@@ -218,13 +218,13 @@ unsafe fn columns<S: Simd, const N: usize>(
                 let weight = S::splat(*weights.add(at));
                 let from = x.row(row).add(column);
                 for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::fma(weight, S::load(from.add(i * LANES)), *sum);
+                    *sum = S::fma(weight, S::load(from.add(i * S::LANES)), *sum);
                 }
                 at += 1;
             }
         }
         for (i, sum) in sums.into_iter().enumerate() {
-            S::store(out.add(column + i * LANES), S::mul(sum, S::splat(by)));
+            S::store(out.add(column + i * S::LANES), S::mul(sum, S::splat(by)));
         }
     }
 }
@@ -250,7 +250,7 @@ pub(super) fn backward(
     cpu.run(a.sequences * a.kv_heads, |level, task, scratch| {
         let (sequence, kv_head) = (task / a.kv_heads, task % a.kv_heads);
         let rows = starts[sequence] as usize..starts[sequence + 1] as usize;
-        let len = rows.len().next_multiple_of(LANES);
+        let len = rows.len().next_multiple_of(MOST_LANES);
         let room = Room { p: scratch.part(0..len), ds: scratch.part(len..2 * len) };
         let kv = |x: Cells<f32>| Head::of(x.rows(rows.clone(), kv_dim), a.kv_heads, kv_head, width);
         for i in 0..rows.len() {
@@ -327,7 +327,7 @@ unsafe fn add_times<S: Simd>(to: *mut f32, x: *const f32, by: f32, len: usize) {
     // SAFETY: the caller gives `len` elements each and owns `to`.
     unsafe {
         let (to, x) = (Cells::new(to, len), Cells::new(x.cast_mut(), len));
-        for i in (0..len).step_by(LANES) {
+        for i in (0..len).step_by(S::LANES) {
             let sum = S::fma(S::splat(by), load::<S>(x, i, len), load::<S>(to, i, len));
             store::<S>(to, i, len, sum);
         }

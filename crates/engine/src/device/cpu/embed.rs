@@ -3,11 +3,9 @@
 
 use std::ops::Range;
 
-use lathe_plan::PANEL;
-
 use super::Cpu;
 use super::cells::Cells;
-use super::gemm::Panels;
+use super::gemm::Matrix;
 use crate::device::{LoraSlot, NO_ADAPTER};
 
 /// Calls `f` for each run of rows with one adapter that changes this layer.
@@ -29,37 +27,21 @@ pub(super) fn each_adapter(
     }
 }
 
-/// `out[i] = table[tokens[i]]`, from panels.
+/// `out[i] = table[tokens[i]]`.
 pub(super) fn embed(
     cpu: &Cpu,
-    table: Panels,
+    table: Matrix,
     tokens: Cells<u32>,
     out: Cells<f32>,
     vocab: usize,
     width: usize,
 ) {
-    cpu.run_ranges(tokens.len(), 8, |_, rows, _| {
+    cpu.run_ranges(tokens.len(), 8, |level, rows, _| {
         for row in rows {
-            // SAFETY: this task owns these rows of `out`; the rest is only read.
-            let (token, out) =
-                unsafe { (tokens.read()[row] as usize, out.rows(row..row + 1, width).write()) };
+            // SAFETY: nobody writes the numbers while an operation runs.
+            let token = unsafe { tokens.read()[row] as usize };
             assert!(token < vocab, "token {token} of {vocab}");
-            let at = token / PANEL * width * PANEL + token % PANEL;
-            let elements = at..at + (width - 1) * PANEL + 1;
-            // SAFETY: as above.
-            unsafe {
-                match table {
-                    Panels::F32(t) => {
-                        let from = t.part(elements).read();
-                        out.iter_mut().zip(from.iter().step_by(PANEL)).for_each(|(o, &x)| *o = x);
-                    }
-                    Panels::BF16(t) => {
-                        let from = t.part(elements).read();
-                        let wide = from.iter().step_by(PANEL).map(|&x| f32::from_bits(u32::from(x) << 16));
-                        out.iter_mut().zip(wide).for_each(|(o, x)| *o = x);
-                    }
-                }
-            }
+            table.copy(level, token * width, out.rows(row..row + 1, width));
         }
     });
 }
@@ -73,7 +55,7 @@ pub(super) fn embed_grad(
     vocab: usize,
     width: usize,
 ) {
-    assert!(vocab.next_multiple_of(PANEL) * width <= dtable.len());
+    assert!(vocab * width <= dtable.len());
     cpu.run_ranges(width, 32, |_, columns, _| {
         // SAFETY: tokens and d are only read; this task owns its columns of the table.
         unsafe {
@@ -81,10 +63,8 @@ pub(super) fn embed_grad(
                 let token = token as usize;
                 assert!(token < vocab, "token {token} of {vocab}");
                 let from = d.part(row * width + columns.start..row * width + columns.end).read();
-                for (x, column) in from.iter().zip(columns.clone()) {
-                    let at = token / PANEL * width * PANEL + column * PANEL + token % PANEL;
-                    *dtable.ptr_mut().add(at) += x;
-                }
+                let to = dtable.part(token * width + columns.start..token * width + columns.end);
+                to.write().iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
             }
         }
     });

@@ -4,7 +4,7 @@
 use super::Cpu;
 use super::cells::Cells;
 use super::pointwise::{load, store};
-use super::simd::{LANES, Simd, kernel};
+use super::simd::{MOST_LANES, Simd, kernel};
 
 /// `stats = (max, sum of exp(x - max), the target's logit)` for each row.
 pub(super) fn logit_stats(
@@ -38,14 +38,16 @@ unsafe fn max_and_sum_of<S: Simd>(x: Cells<f32>) -> (f32, f32) {
     unsafe {
         let max = x.read().iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
         let mut sum = S::splat(0.0);
-        let whole = len / LANES * LANES;
-        for i in (0..whole).step_by(LANES) {
+        let whole = len / S::LANES * S::LANES;
+        for i in (0..whole).step_by(S::LANES) {
             sum = S::add(sum, S::exp(S::sub(S::load(x.ptr().add(i)), S::splat(max))));
         }
         let mut total = S::sum(sum);
         if whole < len {
-            let rest = S::lanes(S::exp(S::sub(load::<S>(x, whole, len), S::splat(max))));
-            total += rest[..len - whole].iter().sum::<f32>();
+            let mut rest = [0.0; MOST_LANES];
+            let e = S::exp(S::sub(load::<S>(x, whole, len), S::splat(max)));
+            S::store_first(rest.as_mut_ptr(), len - whole, e);
+            total += rest.iter().sum::<f32>();
         }
         (max, total)
     }
@@ -92,7 +94,7 @@ kernel! { softmax_times = softmax_times_of(x: Cells<f32>, max: f32, by: f32) }
 #[inline(always)]
 unsafe fn softmax_times_of<S: Simd>(x: Cells<f32>, max: f32, by: f32) {
     let len = x.len();
-    for i in (0..len).step_by(LANES) {
+    for i in (0..len).step_by(S::LANES) {
         // SAFETY: `load` and `store` stay inside.
         unsafe {
             let e = S::exp(S::sub(load::<S>(x, i, len), S::splat(max)));

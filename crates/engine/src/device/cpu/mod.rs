@@ -16,15 +16,15 @@ mod optimizer;
 mod pointwise;
 mod pool;
 mod simd;
-mod tile;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::RefCell;
 
 use super::{Buf, Data, DataMut, Device, Element, Op};
+use crate::files::Mapped;
 use crate::{Error, Result};
 use cells::Cells;
-use gemm::Panels;
+use gemm::Matrix;
 use pool::Pool;
 
 /// Which instructions the kernels use. A level is part of a result's identity: bits are equal within a level.
@@ -34,11 +34,13 @@ pub enum Level {
     Portable,
     /// 8-wide AVX2 with fused multiply-add.
     Avx2,
+    /// 16-wide AVX-512 (F, BW, DQ, VL).
+    Avx512,
 }
 
 impl Level {
     /// All of them, the simplest first.
-    pub const ALL: [Level; 2] = [Level::Portable, Level::Avx2];
+    pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
 
     /// The best that this machine has, or the one that the environment variable `LATHE_CPU` names.
     ///
@@ -54,7 +56,7 @@ impl Level {
         if asked.is_empty() {
             return Ok(best);
         }
-        let here = || Level::ALL.into_iter().filter(|level| *level <= best);
+        let here = || Level::up_to(best);
         here().find(|level| level.name() == asked).ok_or_else(|| {
             let names = |levels: &mut dyn Iterator<Item = Level>| {
                 levels.map(Level::name).collect::<Vec<_>>().join(", ")
@@ -67,10 +69,25 @@ impl Level {
         })
     }
 
+    /// Those that this machine has, the simplest first.
+    pub fn here() -> impl Iterator<Item = Level> {
+        Level::up_to(Level::best())
+    }
+
+    fn up_to(best: Level) -> impl Iterator<Item = Level> {
+        Level::ALL.into_iter().filter(move |level| *level <= best)
+    }
+
     fn best() -> Level {
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            return Level::Avx2;
+        {
+            macro_rules! has {
+                ($($feature:tt),*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
+            }
+            if has!("avx2", "fma") {
+                let wide = has!("avx512f", "avx512bw", "avx512dq", "avx512vl");
+                return if wide { Level::Avx512 } else { Level::Avx2 };
+            }
         }
         Level::Portable
     }
@@ -80,23 +97,44 @@ impl Level {
         match self {
             Level::Portable => "portable",
             Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
         }
     }
 }
 
-/// A buffer's memory, aligned to cache lines.
-struct Storage {
-    start: *mut u8,
-    layout: Layout,
+/// A buffer's memory.
+enum Storage {
+    /// Aligned to cache lines.
+    Own { start: *mut u8, layout: Layout },
+    /// Part of a file, aligned to its elements.
+    File(Mapped),
 }
 
-// SAFETY: the memory belongs to the storage alone.
+// SAFETY: own memory belongs to the storage alone, and so do the pages of a file that it writes to.
 unsafe impl Send for Storage {}
+
+impl Storage {
+    fn start(&self) -> *mut u8 {
+        match self {
+            Storage::Own { start, .. } => *start,
+            Storage::File(bytes) => bytes.start(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Storage::Own { layout, .. } => layout.size(),
+            Storage::File(bytes) => bytes.len(),
+        }
+    }
+}
 
 impl Drop for Storage {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.start, self.layout) };
+        if let Storage::Own { start, layout } = self {
+            // SAFETY: allocated with this layout.
+            unsafe { dealloc(*start, *layout) };
+        }
     }
 }
 
@@ -123,6 +161,20 @@ impl Cpu {
         }
     }
 
+    fn keep(&mut self, storage: Storage, element: Element, len: usize) -> Buf {
+        let id = match self.buffers.iter().position(Option::is_none) {
+            Some(free) => {
+                self.buffers[free] = Some(storage);
+                free
+            }
+            None => {
+                self.buffers.push(Some(storage));
+                self.buffers.len() - 1
+            }
+        };
+        Buf::whole(id as u32, element, len)
+    }
+
     fn pool_threads(&self) -> usize {
         self.threads
     }
@@ -133,9 +185,9 @@ impl Cpu {
         assert_eq!(size_of::<T>(), element.bytes());
         let storage = self.buffers[buf.id()].as_ref();
         let Some(storage) = storage else { panic!("{buf:?} was freed") };
-        assert!((buf.start() + buf.len()) * size_of::<T>() <= storage.layout.size());
+        assert!((buf.start() + buf.len()) * size_of::<T>() <= storage.len());
         // SAFETY: the range is inside the storage, which outlives the operation (`&self`).
-        unsafe { Cells::new(storage.start.cast::<T>().add(buf.start()), buf.len()) }
+        unsafe { Cells::new(storage.start().cast::<T>().add(buf.start()), buf.len()) }
     }
 
     fn f32(&self, buf: Buf) -> Cells<f32> {
@@ -150,10 +202,10 @@ impl Cpu {
         self.cells(buf, Element::F64)
     }
 
-    fn panels(&self, buf: Buf) -> Panels {
+    fn matrix(&self, buf: Buf) -> Matrix {
         match buf.element() {
-            Element::BF16 => Panels::BF16(self.cells(buf, Element::BF16)),
-            _ => Panels::F32(self.f32(buf)),
+            Element::BF16 => Matrix::BF16(self.cells(buf, Element::BF16)),
+            _ => Matrix::F32(self.f32(buf)),
         }
     }
 
@@ -193,18 +245,18 @@ impl Device for Cpu {
         if start.is_null() {
             return Err(refused());
         }
-        let storage = Some(Storage { start, layout });
-        let id = match self.buffers.iter().position(Option::is_none) {
-            Some(free) => {
-                self.buffers[free] = storage;
-                free
-            }
-            None => {
-                self.buffers.push(storage);
-                self.buffers.len() - 1
-            }
-        };
-        Ok(Buf::whole(id as u32, element, len))
+        Ok(self.keep(Storage::Own { start, layout }, element, len))
+    }
+
+    fn adopt(&mut self, element: Element, bytes: &Mapped) -> Option<Buf> {
+        let len = bytes.len() / element.bytes();
+        let usable = cfg!(target_endian = "little")
+            && bytes.start().addr().is_multiple_of(element.bytes())
+            && len * element.bytes() == bytes.len();
+        usable.then(|| {
+            bytes.read_ahead();
+            self.keep(Storage::File(bytes.clone()), element, len)
+        })
     }
 
     fn free(&mut self, buf: Buf) {
@@ -264,16 +316,16 @@ mod tests {
     #[rstest]
     #[case::nothing("", Level::Avx2, Some(Level::Avx2))]
     #[case::less("portable", Level::Avx2, Some(Level::Portable))]
-    #[case::the_best("avx2", Level::Avx2, Some(Level::Avx2))]
-    #[case::more_than_there_is("avx2", Level::Portable, None)]
-    #[case::unknown("avx512", Level::Avx2, None)]
+    #[case::the_best("avx512", Level::Avx512, Some(Level::Avx512))]
+    #[case::more_than_there_is("avx512", Level::Avx2, None)]
+    #[case::unknown("sse", Level::Avx2, None)]
     #[case::another_case("AVX2", Level::Avx2, None)]
     fn a_level_is_asked_for_by_name(#[case] asked: &str, #[case] best: Level, #[case] chosen: Option<Level>) {
         let found = Level::choose(asked, best);
         if let Err(error) = &found {
-            let here = if best == Level::Avx2 { "portable, avx2" } else { "portable" };
-            let text =
-                format!("must be one of portable, avx2, of which this machine has {here} (found `{asked}`)");
+            let text = format!(
+                "must be one of portable, avx2, avx512, of which this machine has portable, avx2 (found `{asked}`)"
+            );
             assert!(error.to_string().contains(&text), "{error}");
         }
         assert_eq!(found.ok(), chosen);

@@ -4,7 +4,7 @@
 use super::Cpu;
 use super::cells::Cells;
 use super::pointwise::{load, store};
-use super::simd::{LANES, Simd, kernel};
+use super::simd::{Simd, kernel};
 
 const ROWS: usize = 16;
 const COLUMNS: usize = 64;
@@ -39,12 +39,12 @@ unsafe fn norm_row_of<S: Simd>(x: Cells<f32>, weight: Cells<f32>, out: Cells<f32
     // SAFETY: all three are `len` long; `load` and `store` stay inside.
     unsafe {
         let mut sum = S::splat(0.0);
-        for i in (0..len).step_by(LANES) {
+        for i in (0..len).step_by(S::LANES) {
             let x = load::<S>(x, i, len);
             sum = S::fma(x, x, sum);
         }
         let inv = 1.0 / (S::sum(sum) / len as f32 + eps).sqrt();
-        for i in (0..len).step_by(LANES) {
+        for i in (0..len).step_by(S::LANES) {
             let y = S::mul(S::mul(load::<S>(x, i, len), S::splat(inv)), load::<S>(weight, i, len));
             store::<S>(out, i, len, y);
         }
@@ -92,12 +92,12 @@ unsafe fn norm_grad_row_of<S: Simd>(
     // SAFETY: all four are `len` long; `load` and `store` stay inside.
     unsafe {
         let mut dot = S::splat(0.0);
-        for i in (0..len).step_by(LANES) {
+        for i in (0..len).step_by(S::LANES) {
             let g = S::mul(load::<S>(dout, i, len), load::<S>(weight, i, len));
             dot = S::fma(g, load::<S>(x, i, len), dot);
         }
         let along = S::splat(-inv * inv * inv * S::sum(dot) / len as f32);
-        for i in (0..len).step_by(LANES) {
+        for i in (0..len).step_by(S::LANES) {
             let g = S::mul(load::<S>(dout, i, len), load::<S>(weight, i, len));
             let sum = S::fma(g, S::splat(inv), load::<S>(dx, i, len));
             store::<S>(dx, i, len, S::fma(along, load::<S>(x, i, len), sum));

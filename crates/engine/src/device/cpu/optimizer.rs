@@ -5,8 +5,8 @@ use half::bf16;
 
 use super::Cpu;
 use super::cells::Cells;
+use super::simd::Simd;
 use super::simd::kernel;
-use super::simd::{LANES, Simd};
 use crate::device::NORM_CHUNK;
 
 /// `norm = sum of gradients^2`: one f64 sum per chunk, then over chunks in order.
@@ -17,8 +17,8 @@ pub(super) fn squared_norm(cpu: &Cpu, gradients: Cells<f32>, partials: Cells<f64
         let range = chunk * NORM_CHUNK..((chunk + 1) * NORM_CHUNK).min(gradients.len());
         // SAFETY: this task owns its partial sum; gradients are only read.
         unsafe {
-            let mut lanes = [0.0f64; LANES];
-            for eight in gradients.part(range).read().chunks(LANES) {
+            let mut lanes = [0.0f64; 8];
+            for eight in gradients.part(range).read().chunks(8) {
                 for (sum, &g) in lanes.iter_mut().zip(eight) {
                     *sum += f64::from(g) * f64::from(g);
                 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // Threads write disjoint ranges.
 
 use super::cells::Cells;
-use super::simd::{LANES, Simd, kernel};
+use super::simd::{Simd, kernel};
 use super::{Buf, Cpu, Element};
 use crate::random::mix;
 
@@ -117,7 +117,7 @@ kernel! { silu_range = silu_range_of(gate: Cells<f32>, up: Cells<f32>, out: Cell
 #[inline(always)]
 unsafe fn silu_range_of<S: Simd>(gate: Cells<f32>, up: Cells<f32>, out: Cells<f32>) {
     let len = out.len();
-    for i in (0..len).step_by(LANES) {
+    for i in (0..len).step_by(S::LANES) {
         // SAFETY: all three are `len` long; `load` and `store` stay inside.
         unsafe {
             let g = load::<S>(gate, i, len);
@@ -143,7 +143,7 @@ unsafe fn silu_grad_range_of<S: Simd>(
 ) {
     let len = gate.len();
     let one = S::splat(1.0);
-    for i in (0..len).step_by(LANES) {
+    for i in (0..len).step_by(S::LANES) {
         // SAFETY: all five are `len` long; `load` and `store` stay inside.
         unsafe {
             let (g, u, d) = (load::<S>(gate, i, len), load::<S>(up, i, len), load::<S>(dout, i, len));
@@ -161,30 +161,23 @@ fn sigmoid<S: Simd>(x: S::V) -> S::V {
     S::div(one, S::add(one, S::exp(S::sub(S::splat(0.0), x))))
 }
 
-/// Eight elements from `i`, zeros beyond `len`.
+/// A vector from `i`, zeros beyond `len`.
 #[inline(always)]
 pub(super) unsafe fn load<S: Simd>(x: Cells<f32>, i: usize, len: usize) -> S::V {
-    // SAFETY: the caller's elements are `len` long; a shorter rest goes through a copy.
+    // SAFETY: the caller's elements are `len` long.
     unsafe {
-        if i + LANES <= len {
-            return S::load(x.ptr().add(i));
-        }
-        let mut rest = [0.0; LANES];
-        std::ptr::copy_nonoverlapping(x.ptr().add(i), rest.as_mut_ptr(), len - i);
-        S::load(rest.as_ptr())
+        let at = x.ptr().add(i);
+        if i + S::LANES <= len { S::load(at) } else { S::load_first(at, len - i) }
     }
 }
 
-/// Stores eight elements from `i`, those below `len`.
+/// Stores a vector from `i`, what is below `len`.
 #[inline(always)]
 pub(super) unsafe fn store<S: Simd>(x: Cells<f32>, i: usize, len: usize, v: S::V) {
     // SAFETY: as `load`.
     unsafe {
-        if i + LANES <= len {
-            return S::store(x.ptr_mut().add(i), v);
-        }
-        let rest = S::lanes(v);
-        std::ptr::copy_nonoverlapping(rest.as_ptr(), x.ptr_mut().add(i), len - i);
+        let at = x.ptr_mut().add(i);
+        if i + S::LANES <= len { S::store(at, v) } else { S::store_first(at, len - i, v) }
     }
 }
 
