@@ -7,10 +7,12 @@
 
 pub mod cpu;
 mod op;
+mod profile;
 mod record;
 
 pub use lathe_plan::Element;
 pub use op::{Attention, LoraSlot, NO_ADAPTER, NORM_CHUNK, Op, Start};
+pub use profile::{Profiler, Span};
 pub use record::{Event, Recorder};
 
 use crate::Result;
