@@ -10,7 +10,7 @@ use rstest::rstest;
 
 fn cpu(threads: usize, level: Level) -> Cpu {
     let mut cpu = Cpu::new(threads, level);
-    let scratch = cpu.alloc("scratch", Element::F32, threads << 15).unwrap();
+    let scratch = cpu.alloc("scratch", Element::F32, threads << 16).unwrap();
     cpu.set_scratch(scratch);
     cpu
 }

@@ -274,13 +274,21 @@ pub(crate) fn common_buffers(
     threads: usize,
 ) -> Result<(), PlanError> {
     list.add("rope", Weights, F32, &[context, shape.head_dim])?;
-    list.add("threads", Workspace, F32, &[threads, thread_scratch(shape, context)])
+    list.add("threads", Workspace, F32, &[threads, thread_scratch(shape)])
 }
 
-/// Elements of scratch per thread: tiles of a product, or one query head group's scores.
-fn thread_scratch(shape: &ModelShape, context: usize) -> usize {
-    const TILES: usize = 1 << 15;
-    TILES + (shape.heads / shape.kv_heads) * 2 * context.next_multiple_of(BLOCK)
+/// Keys that attention looks at together.
+pub const ATTENTION_KEYS: usize = 256;
+
+/// Queries of one key head that attention looks at together, where they are at least one row's.
+pub const ATTENTION_QUERIES: usize = 64;
+
+/// Elements of scratch per thread: blocks of a product, or of attention (for each query two chunks of scores, four
+/// vectors, and some numbers).
+fn thread_scratch(shape: &ModelShape) -> usize {
+    const BLOCKS: usize = 1 << 15;
+    let queries = ATTENTION_QUERIES.max(shape.heads / shape.kv_heads);
+    BLOCKS.max(queries * (2 * ATTENTION_KEYS + 4 * shape.head_dim + 4))
 }
 
 /// Rows of logits held at a time: the full matrix of a long batch over a large vocabulary never exists.

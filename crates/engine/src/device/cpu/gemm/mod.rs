@@ -10,8 +10,9 @@ use std::ops::Range;
 use super::cells::Cells;
 use super::{Cpu, Level};
 use crate::device::Start;
-pub(super) use tile::widen;
-use tile::{DOT_COLUMNS, DOT_ROWS, Dots, OUTER_COLUMNS, OUTER_ROWS, Outer};
+use tile::widen;
+use tile::{DOT_COLUMNS, DOT_ROWS, OUTER_COLUMNS, OUTER_ROWS};
+pub(super) use tile::{Dots, Outer, dots, outer};
 
 /// The most terms whose lanes are summed apart: a block of five weights and one of five rows stay in the first-level
 /// cache.
@@ -176,7 +177,7 @@ pub(super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32>, e: Exte
                         for some in chunks(outputs.clone(), DOT_COLUMNS) {
                             let (b, c) = (w.ptr().add(at(some.start)), c(some.start));
                             let t = Dots { k: k.len(), a, a_row, b, b_row: e.inputs, c, c_row };
-                            tile::dots(level, rows.len(), some.len(), t);
+                            dots(level, rows.len(), some.len(), t);
                         }
                     }
                     Matrix::BF16(w) if rows.len() <= FEW => {
@@ -192,7 +193,7 @@ pub(super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32>, e: Exte
                             }
                             let (b, c) = (scratch.ptr(), c(some.start));
                             let t = Dots { k: k.len(), a, a_row, b, b_row: MOST_TERMS, c, c_row };
-                            tile::dots(level, rows.len(), some.len(), t);
+                            dots(level, rows.len(), some.len(), t);
                         }
                     }
                 }
@@ -222,10 +223,11 @@ pub(super) fn input_grad(cpu: &Cpu, dy: Cells<f32>, w: Matrix, dx: Cells<f32>, e
                         a_row: e.y_stride,
                         a_k: 1,
                         b: scratch.ptr(),
+                        b_row: OUTER_COLUMNS,
                         c: dx.ptr_mut().add(rows.start * e.x_stride + some.start),
                         c_row: e.x_stride,
                     };
-                    tile::outer(level, rows.len(), some.len(), t);
+                    outer(level, rows.len(), some.len(), t);
                 }
             }
         }
@@ -258,10 +260,11 @@ pub(super) fn weight_grad(cpu: &Cpu, x: Cells<f32>, dy: Cells<f32>, dw: Cells<f3
                             a_row: 1,
                             a_k: OUTER_ROWS,
                             b: b.ptr(),
+                            b_row: OUTER_COLUMNS,
                             c: dw.ptr_mut().add(first * e.inputs + some.start),
                             c_row: e.inputs,
                         };
-                        tile::outer(level, OUTER_ROWS.min(outputs.end - first), some.len(), t);
+                        outer(level, OUTER_ROWS.min(outputs.end - first), some.len(), t);
                     }
                 }
             }

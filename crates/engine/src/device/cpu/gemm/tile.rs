@@ -59,7 +59,7 @@ impl Weight for u16 {
 
 /// `C[i, j] += sum over k of A[i, k] B[j, k]`; rows of all three are `*_row` apart.
 #[derive(Clone, Copy)]
-pub(super) struct Dots<W> {
+pub(in super::super) struct Dots<W> {
     pub k: usize,
     pub a: *const f32,
     pub a_row: usize,
@@ -163,7 +163,7 @@ kernel! {
     ///
     /// # Safety
     /// All operands exist, `C` is nobody else's.
-    pub(super) dots = dots_f32(rows: usize, columns: usize, t: Dots<f32>)
+    pub(in super::super) dots = dots_f32(rows: usize, columns: usize, t: Dots<f32>)
 }
 
 #[inline(always)]
@@ -187,14 +187,14 @@ unsafe fn dots_narrow<S: Simd>(rows: usize, columns: usize, t: Dots<u16>) {
 }
 
 /// `C[i, j] += sum over k of A[i, k] B[k, j]`, `A[i, k]` at `a + i * a_row + k * a_k`, `B[k, j]` at `b + k * b_row + j`.
-/// `B` has [`OUTER_COLUMNS`] columns, also where `C` has fewer.
 #[derive(Clone, Copy)]
-pub(super) struct Outer {
+pub(in super::super) struct Outer {
     pub k: usize,
     pub a: *const f32,
     pub a_row: usize,
     pub a_k: usize,
     pub b: *const f32,
+    pub b_row: usize,
     pub c: *mut f32,
     pub c_row: usize,
 }
@@ -209,7 +209,7 @@ unsafe fn outer_block<S: Simd, const R: usize>(t: Outer) {
             [S::load(c), S::load(c.add(S::LANES))]
         });
         for k in 0..t.k {
-            let b = t.b.add(k * OUTER_COLUMNS);
+            let b = t.b.add(k * t.b_row);
             let b = [S::load(b), S::load(b.add(S::LANES))];
             for (i, [low, high]) in acc.iter_mut().enumerate() {
                 let a = S::splat(*t.a.add(i * t.a_row + k * t.a_k));
@@ -225,62 +225,74 @@ unsafe fn outer_block<S: Simd, const R: usize>(t: Outer) {
     }
 }
 
-/// A block of two vectors of which `C` has fewer columns: works on a copy, row by row.
+/// One block of `R` rows and one vector of which the first `columns` exist.
 #[inline(always)]
-unsafe fn outer_edge<S: Simd>(rows: usize, columns: usize, t: Outer) {
-    let mut copy = [0.0f32; OUTER_COLUMNS];
-    for i in 0..rows {
-        // SAFETY: only existing columns of C are touched.
-        unsafe {
-            let c = t.c.add(i * t.c_row);
-            std::ptr::copy_nonoverlapping(c, copy.as_mut_ptr(), columns);
-            outer_block::<S, 1>(Outer { a: t.a.add(i * t.a_row), c: copy.as_mut_ptr(), ..t });
-            std::ptr::copy_nonoverlapping(copy.as_ptr(), c, columns);
+unsafe fn outer_edge<S: Simd, const R: usize>(columns: usize, t: Outer) {
+    // SAFETY: the caller's; only existing columns are touched.
+    unsafe {
+        let mut acc: [S::V; R] = std::array::from_fn(|i| S::load_first(t.c.add(i * t.c_row), columns));
+        for k in 0..t.k {
+            let b = S::load_first(t.b.add(k * t.b_row), columns);
+            for (i, sum) in acc.iter_mut().enumerate() {
+                *sum = S::fma(S::splat(*t.a.add(i * t.a_row + k * t.a_k)), b, *sum);
+            }
+        }
+        for (i, sum) in acc.into_iter().enumerate() {
+            S::store_first(t.c.add(i * t.c_row), columns, sum);
         }
     }
 }
 
 kernel! {
-    /// All `rows` of up to [`OUTER_COLUMNS`] columns.
+    /// [`Outer`].
     ///
     /// # Safety
     /// All operands exist, `C` is nobody else's.
-    pub(super) outer = outer_all(rows: usize, columns: usize, t: Outer)
+    pub(in super::super) outer = outer_all(rows: usize, columns: usize, t: Outer)
 }
 
 #[inline(always)]
 unsafe fn outer_all<S: Simd>(rows: usize, columns: usize, t: Outer) {
-    for first in (0..columns).step_by(2 * S::LANES) {
-        let width = (columns - first).min(2 * S::LANES);
+    let mut first = 0;
+    while first < columns {
+        let width =
+            if columns - first >= 2 * S::LANES { 2 * S::LANES } else { S::LANES.min(columns - first) };
         let mut row = 0;
         while row < rows {
             let left = rows - row;
             // SAFETY: the caller's; rows `row..` and columns `first..first + width` exist.
             unsafe {
-                let here = Outer {
-                    a: t.a.add(row * t.a_row),
-                    b: t.b.add(first),
-                    c: t.c.add(row * t.c_row + first),
-                    ..t
+                let (a, b) = (t.a.add(row * t.a_row), t.b.add(first));
+                let here = Outer { a, b, c: t.c.add(row * t.c_row + first), ..t };
+                row += match (width == 2 * S::LANES, left) {
+                    (true, 12..) if S::MANY_REGISTERS => {
+                        outer_block::<S, 12>(here);
+                        12
+                    }
+                    (true, 6..) => {
+                        outer_block::<S, 6>(here);
+                        6
+                    }
+                    (true, 2..) => {
+                        outer_block::<S, 2>(here);
+                        2
+                    }
+                    (true, _) => {
+                        outer_block::<S, 1>(here);
+                        1
+                    }
+                    (false, 6..) => {
+                        outer_edge::<S, 6>(width, here);
+                        6
+                    }
+                    (false, _) => {
+                        outer_edge::<S, 1>(width, here);
+                        1
+                    }
                 };
-                if width < 2 * S::LANES {
-                    outer_edge::<S>(left, width, here);
-                    row = rows;
-                } else if S::MANY_REGISTERS && left >= 12 {
-                    outer_block::<S, 12>(here);
-                    row += 12;
-                } else if left >= 6 {
-                    outer_block::<S, 6>(here);
-                    row += 6;
-                } else if left >= 2 {
-                    outer_block::<S, 2>(here);
-                    row += 2;
-                } else {
-                    outer_block::<S, 1>(here);
-                    row += 1;
-                }
             }
         }
+        first += width;
     }
 }
 

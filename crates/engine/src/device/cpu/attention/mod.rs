@@ -1,0 +1,109 @@
+//! Causal attention of a ragged batch with grouped heads, forward and backward, with the softmax taken chunk by chunk
+//! (Milakov and Gimelshein, "Online normalizer calculation for softmax"; Dao et al., "FlashAttention").
+//!
+//! Chunks of [`KEYS`] keys are counted from position 0, and each score and each output is a sum of its own (see
+//! `gemm::tile`). So a row's bits depend on its position alone: prefill in any pieces, decoding and training agree.
+#![allow(unsafe_code)] // Threads write disjoint rows and heads.
+
+mod backward;
+mod forward;
+mod softmax;
+
+use std::ops::Range;
+
+use lathe_plan::{ATTENTION_KEYS as KEYS, ATTENTION_QUERIES as QUERIES, BLOCK};
+
+use super::cells::Cells;
+pub(super) use backward::backward;
+pub(super) use forward::forward;
+
+/// Heads of a batch's queries and keys.
+#[derive(Clone, Copy)]
+struct Heads {
+    heads: usize,
+    kv_heads: usize,
+    /// Width of each.
+    dim: usize,
+}
+
+impl Heads {
+    /// Query heads that share a key head.
+    fn group(self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Rows whose queries of one key head fit into a block.
+    fn rows(self) -> usize {
+        (QUERIES / self.group()).max(1)
+    }
+
+    fn scale(self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+
+    /// Where a row's query heads of one key head lie, one after the other.
+    fn query(self, row: usize, kv_head: usize) -> Range<usize> {
+        let start = (row * self.heads + kv_head * self.group()) * self.dim;
+        start..start + self.group() * self.dim
+    }
+
+    /// Copies the queries of `rows` (or what has their shape) to `to[query][dim]`, times `by`.
+    fn gather(self, x: Cells<f32>, rows: Range<usize>, kv_head: usize, by: f32, to: Cells<f32>) {
+        let width = self.group() * self.dim;
+        for (i, row) in rows.enumerate() {
+            // SAFETY: x is only read while the operation runs, `to` is the task's scratch.
+            unsafe {
+                let from = x.part(self.query(row, kv_head)).read();
+                let to = to.part(i * width..(i + 1) * width).write();
+                to.iter_mut().zip(from).for_each(|(to, x)| *to = by * x);
+            }
+        }
+    }
+}
+
+/// Takes parts of a thread's scratch one after the other.
+struct Scratch {
+    rest: Cells<f32>,
+}
+
+impl Scratch {
+    fn take(&mut self, len: usize) -> Cells<f32> {
+        let taken = self.rest.part(0..len);
+        self.rest = self.rest.part(len..self.rest.len());
+        taken
+    }
+}
+
+/// Where the positions of a sequence lie: runs of rows that follow each other, for the positions `positions`.
+///
+/// `table` has the first row of each page of [`BLOCK`] positions.
+fn runs(table: &[u32], positions: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut next = positions.start;
+    std::iter::from_fn(move || {
+        if next >= positions.end {
+            return None;
+        }
+        let from = next;
+        let row = |position: usize| table[position / BLOCK] as usize + position % BLOCK;
+        let first = row(from);
+        next = (from / BLOCK + 1) * BLOCK;
+        while next < positions.end && row(next) == first + next - from {
+            next += BLOCK;
+        }
+        next = next.min(positions.end);
+        Some((from, first..first + next - from))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_follow_each_other_are_one_run() {
+        let table = [32, 48, 0, 16, 80];
+        let found: Vec<_> = runs(&table, 3..70).collect();
+        assert_eq!(found, [(3, 35..64), (32, 0..32), (64, 80..86)]);
+        assert_eq!(runs(&table, 16..16).count(), 0);
+    }
+}

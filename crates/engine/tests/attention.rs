@@ -1,0 +1,225 @@
+//! Attention against its formula in f64, over more keys than one chunk of its softmax has, and its bits however the rows
+//! are cut.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::noise;
+use lathe_engine::device::cpu::{Cpu, Level};
+use lathe_engine::device::{Attention, Buf, Data, DataMut, Device, Element, Op};
+use rstest::rstest;
+
+const HEADS: usize = 6;
+const KV_HEADS: usize = 2;
+const GROUP: usize = HEADS / KV_HEADS;
+const PAGE: usize = 16;
+
+fn cpu(threads: usize, level: Level) -> Cpu {
+    let mut cpu = Cpu::new(threads, level);
+    let scratch = cpu.alloc("scratch", Element::F32, threads << 16).unwrap();
+    cpu.set_scratch(scratch);
+    cpu
+}
+
+fn put(cpu: &mut Cpu, values: &[f32]) -> Buf {
+    let buf = cpu.alloc("test", Element::F32, values.len()).unwrap();
+    cpu.write(buf, Data::F32(values));
+    buf
+}
+
+fn numbers(cpu: &mut Cpu, values: &[u32]) -> Buf {
+    let buf = cpu.alloc("test", Element::U32, values.len()).unwrap();
+    cpu.write(buf, Data::U32(values));
+    buf
+}
+
+fn get(cpu: &mut Cpu, buf: Buf) -> Vec<f32> {
+    let mut values = vec![0.0; buf.len()];
+    cpu.read(buf, DataMut::F32(&mut values));
+    values
+}
+
+fn random(key: u64, len: usize) -> Vec<f32> {
+    (0..len).map(|i| noise(key, i as u64) as f32).collect()
+}
+
+/// Softmax of one query over the keys `0..=position`, in f64.
+fn weights(q: &[f32], keys: &dyn Fn(usize) -> Vec<f32>, position: usize) -> Vec<f64> {
+    let dim = q.len();
+    let score = |p: usize| -> f64 {
+        let sum: f64 = q.iter().zip(keys(p)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum();
+        sum / (dim as f64).sqrt()
+    };
+    let scores: Vec<f64> = (0..=position).map(score).collect();
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+    scores.iter().map(|s| (s - max).exp() / sum).collect()
+}
+
+#[rstest]
+fn a_paged_cache_is_read_as_the_formula_says(
+    #[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level,
+    #[values(8, 20, 64)] dim: usize,
+) {
+    if !Level::here().any(|here| here == level) {
+        return eprintln!("skipped: this machine lacks {}", level.name());
+    }
+    // Sequences of 530 and 40 positions; the batch has the last 60 of the first and all of the second.
+    let (counts, news) = ([530usize, 40], [60usize, 40]);
+    let mut cpu = cpu(3, level);
+    let pages: Vec<Vec<u32>> = vec![
+        // Some pages follow each other, most do not.
+        (0..34u32).map(|p| if p < 4 { 40 + p } else { (p * 7) % 34 } * PAGE as u32).collect(),
+        (0..3u32).map(|p| (34 + 2 * p) * PAGE as u32).collect(),
+    ];
+    let slots = 44 * PAGE;
+    let (k, v) = (random(1, slots * KV_HEADS * dim), random(2, slots * KV_HEADS * dim));
+    let k: Vec<f32> = k.into_iter().map(|x| 6.0 * x).collect();
+    let rows: usize = news.iter().sum();
+    let q = random(3, rows * HEADS * dim);
+    let positions: Vec<u32> =
+        (0..2).flat_map(|s| (counts[s] - news[s]..counts[s]).map(|p| p as u32)).collect();
+    let (k_buf, v_buf, q_buf) = (put(&mut cpu, &k), put(&mut cpu, &v), put(&mut cpu, &q));
+    let out = put(&mut cpu, &vec![9.0; q.len()]);
+    let lse = put(&mut cpu, &vec![9.0; rows * HEADS]);
+    let tables: Vec<u32> = pages.concat();
+    let whole = Attention {
+        q: q_buf,
+        k: k_buf,
+        v: v_buf,
+        out,
+        lse: Some(lse),
+        starts: numbers(&mut cpu, &[0, 60, 100]),
+        positions: numbers(&mut cpu, &positions),
+        tables: numbers(&mut cpu, &tables),
+        table_starts: numbers(&mut cpu, &[0, 34]),
+        sequences: 2,
+        rows,
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        head_dim: dim,
+    };
+    cpu.enqueue(Op::Attention(whole));
+    let found = get(&mut cpu, out);
+    for row in (0..rows).step_by(7).chain([rows - 1]) {
+        let sequence = usize::from(row >= 60);
+        for head in 0..HEADS {
+            let at = |x: &[f32], p: usize| {
+                let slot = pages[sequence][p / PAGE] as usize + p % PAGE;
+                let start = (slot * KV_HEADS + head / GROUP) * dim;
+                x[start..start + dim].to_vec()
+            };
+            let query = &q[(row * HEADS + head) * dim..][..dim];
+            let weights = weights(query, &|p| at(&k, p), positions[row] as usize);
+            for i in 0..dim {
+                let expected: f64 =
+                    weights.iter().enumerate().map(|(p, w)| w * f64::from(at(&v, p)[i])).sum();
+                let found = f64::from(found[(row * HEADS + head) * dim + i]);
+                assert!((found - expected).abs() < 2e-5, "row {row} head {head} {i}: {found}, {expected}");
+            }
+        }
+    }
+    // Rows one by one, and in pieces that fall across blocks and sequences, have the same bits.
+    let same = |cpu: &mut Cpu, a: Attention, range: std::ops::Range<usize>| {
+        cpu.enqueue(Op::Attention(a));
+        let part = a.out.part(0, range.len() * HEADS * dim);
+        assert!(get(cpu, part) == found[range.start * HEADS * dim..range.end * HEADS * dim], "{range:?}");
+    };
+    for row in [0, 17, 59, 60, 99] {
+        let sequence = usize::from(row >= 60);
+        let one = Attention {
+            q: q_buf.part(row * HEADS * dim, HEADS * dim),
+            starts: numbers(&mut cpu, &[0, 1]),
+            positions: numbers(&mut cpu, &positions[row..=row]),
+            tables: numbers(&mut cpu, &pages[sequence]),
+            table_starts: numbers(&mut cpu, &[0]),
+            sequences: 1,
+            rows: 1,
+            lse: None,
+            ..whole
+        };
+        same(&mut cpu, one, row..row + 1);
+    }
+    let pieces = Attention {
+        q: q_buf.part(45 * HEADS * dim, 30 * HEADS * dim),
+        starts: numbers(&mut cpu, &[0, 15, 30]),
+        positions: numbers(&mut cpu, &positions[45..75]),
+        rows: 30,
+        lse: None,
+        ..whole
+    };
+    same(&mut cpu, pieces, 45..75);
+}
+
+#[rstest]
+fn the_gradient_is_its_formula(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level) {
+    if !Level::here().any(|here| here == level) {
+        return eprintln!("skipped: this machine lacks {}", level.name());
+    }
+    let (dim, starts) = (12usize, [0usize, 300, 309]);
+    let rows = 309;
+    let mut cpu = cpu(2, level);
+    let of = |key, heads: usize, by: f32| -> Vec<f32> {
+        random(key, rows * heads * dim).into_iter().map(|x| by * x).collect()
+    };
+    let (q, k, v, dout) = (of(1, HEADS, 2.0), of(2, KV_HEADS, 2.0), of(3, KV_HEADS, 1.0), of(4, HEADS, 1.0));
+    let [q_buf, k_buf, v_buf, dout_buf] = [&q, &k, &v, &dout].map(|x| put(&mut cpu, x));
+    let [out, dq] = [(); 2].map(|()| put(&mut cpu, &vec![9.0; rows * HEADS * dim]));
+    let [dk, dv] = [(); 2].map(|()| put(&mut cpu, &vec![9.0; rows * KV_HEADS * dim]));
+    let lse = put(&mut cpu, &vec![9.0; rows * HEADS]);
+    let positions: Vec<u32> = (0..300).chain(0..9).collect();
+    // Keys and values are the batch's own rows, in order.
+    let tables: Vec<u32> = (0..19u32).map(|p| p * PAGE as u32).chain([300]).collect();
+    let forward = Attention {
+        q: q_buf,
+        k: k_buf,
+        v: v_buf,
+        out,
+        lse: Some(lse),
+        starts: numbers(&mut cpu, &starts.map(|s| s as u32)),
+        positions: numbers(&mut cpu, &positions),
+        tables: numbers(&mut cpu, &tables),
+        table_starts: numbers(&mut cpu, &[0, 19]),
+        sequences: 2,
+        rows,
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        head_dim: dim,
+    };
+    cpu.enqueue(Op::Attention(forward));
+    cpu.enqueue(Op::AttentionGrad { forward, dout: dout_buf, dq, dk, dv });
+
+    let scale = 1.0 / (dim as f64).sqrt();
+    let (mut dq64, mut dk64, mut dv64) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+    for sequence in 0..2 {
+        let first = starts[sequence];
+        for row in first..starts[sequence + 1] {
+            for head in 0..HEADS {
+                let kv = |p: usize| ((first + p) * KV_HEADS + head / GROUP) * dim;
+                let at = (row * HEADS + head) * dim;
+                let count = row - first;
+                let p = weights(&q[at..at + dim], &|p| k[kv(p)..kv(p) + dim].to_vec(), count);
+                let dp = |j: usize| -> f64 {
+                    (0..dim).map(|i| f64::from(dout[at + i]) * f64::from(v[kv(j) + i])).sum()
+                };
+                let dp: Vec<f64> = (0..=count).map(dp).collect();
+                let delta: f64 = p.iter().zip(&dp).map(|(p, d)| p * d).sum();
+                for j in 0..=count {
+                    let ds = p[j] * (dp[j] - delta) * scale;
+                    for i in 0..dim {
+                        dv64[kv(j) + i] += p[j] * f64::from(dout[at + i]);
+                        dq64[at + i] += ds * f64::from(k[kv(j) + i]);
+                        dk64[kv(j) + i] += ds * f64::from(q[at + i]);
+                    }
+                }
+            }
+        }
+    }
+    for (name, buf, expected) in [("dq", dq, dq64), ("dk", dk, dk64), ("dv", dv, dv64)] {
+        let found = get(&mut cpu, buf);
+        let square = |x: f64| x * x;
+        let norm: f64 = expected.iter().map(|x| square(*x)).sum();
+        let off: f64 = found.iter().zip(&expected).map(|(a, b)| square(f64::from(*a) - b)).sum();
+        assert!((off / norm).sqrt() < 1e-5, "{name}: off by {}", (off / norm).sqrt());
+    }
+}
