@@ -176,7 +176,7 @@ fn a_full_disk_keeps_the_checkpoint_before_and_training_goes_on_from_it() {
     let disk = world.path("checkpoints");
     fs::create_dir_all(&disk).expect("folder");
     // Room for one checkpoint, not for two.
-    let Some(_mounted) = Mounted::tmpfs(&disk, "80k") else {
+    let Some(_mounted) = Mounted::tmpfs(&disk, "40k") else {
         eprintln!("skipped: mounting a small disk needs root");
         return;
     };

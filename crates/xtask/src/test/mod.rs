@@ -14,7 +14,11 @@ use crate::{command, generate, paths, toolchain, ui};
 use programs::{TestProgram, run_all};
 
 /// Kernel levels of the engine, by the feature that the processor must have.
-const LEVELS: [(&str, &[&str]); 2] = [("portable", &[]), ("avx2", &["avx2", "fma", "f16c"])];
+const LEVELS: [(&str, &[&str]); 3] = [
+    ("portable", &[]),
+    ("avx2", &["avx2", "fma"]),
+    ("avx512", &["avx512f", "avx512bw", "avx512dq", "avx512vl"]),
+];
 
 /// Run the tests, installing what they need.
 #[derive(clap::Args)]
