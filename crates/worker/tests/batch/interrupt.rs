@@ -55,8 +55,10 @@ fn sigterm_in_any_phase_saves_and_the_next_pod_makes_the_same_bytes(#[case] mome
     // A tiny model may be done with a phase before the signal is heard.
     if ended.code != Some(0) {
         ended.stopped();
-        let half: Vec<String> = world.names("artefacts/tuned");
-        assert!(half.iter().all(|name| name.starts_with('.')), "{half:?}");
+        // Nothing that is not whole bears its final name; the signal may come when it is whole already.
+        let names: Vec<String> = world.names("artefacts/tuned");
+        let whole = undisturbed();
+        assert!(names.iter().all(|name| name.starts_with('.') || whole.ends_with(name.as_str())), "{names:?}");
     }
     assert_eq!(world.trained(task).digest, undisturbed());
 }
@@ -176,7 +178,7 @@ fn a_full_disk_keeps_the_checkpoint_before_and_training_goes_on_from_it() {
     let disk = world.path("checkpoints");
     fs::create_dir_all(&disk).expect("folder");
     // Room for one checkpoint, not for two.
-    let Some(_mounted) = Mounted::tmpfs(&disk, "40k") else {
+    let Some(_mounted) = Mounted::tmpfs(&disk, "48k") else {
         eprintln!("skipped: mounting a small disk needs root");
         return;
     };
