@@ -131,6 +131,14 @@ pub struct ModelStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 71))]
     pub digest: Option<String>,
+    /// Digest over the files of weights alone, where they lie on a volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71))]
+    pub weights_digest: Option<String>,
+    /// Digest over names, sizes and samples of files on a volume: while it stays, they need not be hashed again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71))]
+    pub fingerprint: Option<String>,
     /// Licence that the files name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]

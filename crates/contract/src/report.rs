@@ -170,6 +170,12 @@ pub struct InspectReport {
     /// `sha256:<hex>` over all files, where they could be hashed without fetching weights, else empty.
     #[serde(deserialize_with = "text")]
     pub digest: String,
+    /// `sha256:<hex>` over the files of weights alone, where all files were hashed on a volume, else empty.
+    #[serde(deserialize_with = "text")]
+    pub weights_digest: String,
+    /// `sha256:<hex>` over names, sizes and samples of those files.
+    #[serde(deserialize_with = "text")]
+    pub fingerprint: String,
     /// Licence that the files name, as an SPDX-like id.
     #[serde(deserialize_with = "text")]
     pub license: String,

@@ -103,6 +103,19 @@ pub struct ModelInput {
     pub name: String,
     /// Where its files are.
     pub source: SourceRef,
+    /// What its inspection knows of files on a volume: unchanged ones need not be hashed again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inspected: Option<Inspected>,
+}
+
+/// What an inspection that has hashed a model's files knows of them, beside their digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Inspected {
+    /// `sha256:<hex>` over names, sizes and samples.
+    pub fingerprint: String,
+    /// `sha256:<hex>` over the files of weights alone.
+    pub weights_digest: String,
 }
 
 /// A dataset to read.

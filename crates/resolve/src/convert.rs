@@ -34,6 +34,16 @@ pub fn digest_of(model: &Model) -> Option<String> {
     model.spec.source.digest.clone().or(inspected).filter(|d| !d.is_empty())
 }
 
+/// What the inspection knows of files on a volume, beside their digest.
+#[must_use]
+pub fn inspected(model: &Model) -> Option<contract::Inspected> {
+    let status = model.status.as_ref()?;
+    let (fingerprint, weights_digest) = (status.fingerprint.clone()?, status.weights_digest.clone()?);
+    // It was taken of the files that have this digest.
+    let same = status.digest.is_some() && status.digest == digest_of(model);
+    same.then_some(contract::Inspected { fingerprint, weights_digest })
+}
+
 /// A metric of the API as the contract writes it.
 #[must_use]
 pub fn to_metric(metric: Metric) -> contract::Metric {

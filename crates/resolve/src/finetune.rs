@@ -12,6 +12,7 @@ use lathe_contract::{CheckDataTask, ModelInput, TrainTask};
 use crate::{
     Rejection, digest_of,
     inference::Images,
+    inspected,
     pod::{Mounts, Use},
     profiles::least_cpu,
     shape_of,
@@ -189,7 +190,7 @@ fn base(mounts: &mut Mounts, model: &Model) -> Result<ModelInput, Rejection> {
     }
     let mut source = located(mounts, &model.spec.source, "source", Use::Read)?;
     source.digest = digest_of(model);
-    Ok(ModelInput { name, source })
+    Ok(ModelInput { name, source, inspected: inspected(model) })
 }
 
 fn located(

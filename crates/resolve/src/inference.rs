@@ -11,7 +11,7 @@ use lathe_contract::{
 use serde::Serialize;
 
 use crate::{
-    Rejection, digest_of,
+    Rejection, digest_of, inspected,
     pod::{self, Mounts, Use},
     profiles::least_cpu,
     shape_of,
@@ -216,7 +216,7 @@ fn input(mounts: &mut Mounts, model: &Model) -> Result<ModelInput, Rejection> {
         Rejection::new("InvalidLocation", format!("Model {name}: {error}. Next: make a new Model."))
     })?;
     source.digest = digest_of(model);
-    Ok(ModelInput { name, source })
+    Ok(ModelInput { name, source, inspected: inspected(model) })
 }
 
 /// Room for adapters: what running pods have, while that is enough.

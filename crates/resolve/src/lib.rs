@@ -13,7 +13,7 @@ pub mod pod;
 mod profiles;
 
 pub use catalogue::{Entry, catalogue};
-pub use convert::{digest_of, shape_of, to_metric, to_schedule, to_score};
+pub use convert::{digest_of, inspected, shape_of, to_metric, to_schedule, to_score};
 pub use profiles::{count, quantity};
 
 /// Why a manifest cannot be carried out as it stands: a condition's reason, and a message with the next step.

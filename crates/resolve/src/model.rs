@@ -4,6 +4,9 @@ use lathe_contract::InspectReport;
 
 use crate::{Rejection, count, quantity};
 
+/// Bytes of `sha256:` and 64 digits: what is longer or shorter is none.
+const DIGEST: usize = 71;
+
 /// Why a Model cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unready {
@@ -23,7 +26,10 @@ pub fn record(status: &mut ModelStatus, report: &InspectReport) {
     status.parameters = Some(count(positive(report.parameters)));
     status.context_length = Some(report.context_length.clamp(0, 1 << 30)).filter(|_| !adapter);
     status.size = Some(quantity(bytes));
-    status.digest = text(&report.digest);
+    let digest = |found: &str| (found.len() == DIGEST).then(|| found.to_owned());
+    status.digest = digest(&report.digest);
+    status.weights_digest = digest(&report.weights_digest);
+    status.fingerprint = digest(&report.fingerprint);
     status.license = text(&report.license);
     status.license_needs_acceptance = report.license_needs_acceptance;
     let mut weights: Vec<WeightStatus> = Vec::new();

@@ -41,12 +41,12 @@ impl Base {
     /// They cannot be fetched, or are not those of a model that is supported.
     pub fn fetch(context: &Context, model: &ModelInput) -> Done<Self> {
         let what = format!("base model `{}`", model.name);
-        let fetched = context.fetch(&what, &model.source)?;
-        Self::open(what.clone(), fetched).map_err(|halt| halt.of(&what))
+        let (fetched, weights_digest) = context.fetch_model(&what, model)?;
+        Self::open(what.clone(), fetched, weights_digest).map_err(|halt| halt.of(&what))
     }
 
-    fn open(what: String, fetched: Fetched) -> Done<Self> {
-        let (digest, weights_digest) = (fetched.digest.to_string(), weights_digest(&fetched.files));
+    fn open(what: String, fetched: Fetched, weights_digest: String) -> Done<Self> {
+        let digest = fetched.digest.to_string();
         let dir = fetched.dir.clone();
         let config = ModelConfig::read(&dir)?;
         let tokenizer = Tokenizer::read(&dir, config.shape.vocab)?;

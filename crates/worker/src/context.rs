@@ -3,11 +3,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use lathe_contract::{Mounts, ObjectRef, SourceRef};
+use lathe_contract::{Inspected, ModelInput, Mounts, ObjectRef, SourceRef};
 use lathe_source::{CancellationToken, Credentials, Digest, Fetched, Headers, Location, Options, Update};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
+use crate::base::weights_digest;
 use crate::failure::{Done, Halt, io};
 use crate::status::Status;
 
@@ -63,6 +64,38 @@ impl Context {
         };
         let fetched = lathe_source::fetch(&location, &options, &progress, &self.stop);
         self.runtime.block_on(fetched).map_err(|error| Halt::from(error).of(what))
+    }
+
+    /// Brings a model's files here, with the digest of its weights. Files of a volume that have not changed since they were
+    /// inspected are not hashed again: the digests of then hold.
+    ///
+    /// # Errors
+    /// As [`Context::fetch`].
+    pub fn fetch_model(&self, what: &str, model: &ModelInput) -> Done<(Fetched, String)> {
+        if let Some(Inspected { fingerprint, weights_digest }) = &model.inspected {
+            let (location, options) = self.place(&model.source).map_err(|halt| halt.of(what))?;
+            let known = lathe_source::unchanged(&location, fingerprint, &options, &self.stop);
+            match self.runtime.block_on(known) {
+                Ok(Some(fetched)) => return Ok((fetched, weights_digest.clone())),
+                Ok(None) => tracing::info!(what, "its files are not as they were inspected: they are hashed"),
+                // Whoever reads all of it meets the same trouble, and tells it better.
+                Err(error) => tracing::debug!(what, %error, "no fingerprint can be taken"),
+            }
+        }
+        let fetched = self.fetch(what, &model.source)?;
+        let weights = weights_digest(&fetched.files);
+        Ok((fetched, weights))
+    }
+
+    /// What tells later whether files of a volume are the same; empty for all others.
+    ///
+    /// # Errors
+    /// As [`Context::fetch`].
+    pub fn fingerprint(&self, what: &str, source: &SourceRef) -> Done<String> {
+        let (location, options) = self.place(source).map_err(|halt| halt.of(what))?;
+        let mark = lathe_source::fingerprint(&location, &options, &self.stop);
+        let mark = self.runtime.block_on(mark).map_err(|error| Halt::from(error).of(what))?;
+        Ok(mark.map(|mark| mark.to_string()).unwrap_or_default())
     }
 
     /// Reads a location without its weights.

@@ -6,6 +6,7 @@ use lathe_engine::files::{AdapterConfig, ChatTemplate, ModelConfig, Tokenizer};
 use lathe_plan::ModelShape;
 use lathe_source::Headers;
 
+use crate::base::weights_digest;
 use crate::context::Context;
 use crate::failure::{Done, Halt};
 use crate::train::record;
@@ -24,7 +25,23 @@ pub fn run(context: &Context, task: &InspectTask) -> Done<Outcome> {
         return record::of_job(context, &task.source, uid);
     }
     context.status.phase(Phase::Fetching, format!("reading the headers of {}", task.source.uri));
-    inspect(context, &task.source).map(Outcome::Inspected)
+    let mut report = inspect(context, &task.source)?;
+    if report.fingerprint.is_empty() {
+        hash(context, &task.source, &mut report)?;
+    }
+    Ok(Outcome::Inspected(report))
+}
+
+/// Files of a volume are hashed where they are, once: whoever reads them later sees by their fingerprint that they are the same.
+fn hash(context: &Context, source: &SourceRef, report: &mut InspectReport) -> Done<()> {
+    if !source.uri.starts_with("pvc://") {
+        return Ok(());
+    }
+    let fetched = context.fetch("model", source)?;
+    report.digest = fetched.digest.to_string();
+    report.weights_digest = weights_digest(&fetched.files);
+    report.fingerprint = context.fingerprint("model", source)?;
+    Ok(())
 }
 
 /// What lies at a location.
@@ -34,9 +51,8 @@ pub fn run(context: &Context, task: &InspectTask) -> Done<Outcome> {
 pub fn inspect(context: &Context, source: &SourceRef) -> Done<InspectReport> {
     let headers = context.headers("model", source)?;
     let mut report = describe(&headers)?;
-    if report.digest.is_empty() && source.uri.starts_with("pvc://") {
-        // Files of a volume are hashed where they are.
-        report.digest = context.fetch("model", source)?.digest.to_string();
+    if report.digest.is_empty() {
+        hash(context, source, &mut report)?;
     }
     Ok(report)
 }

@@ -215,6 +215,15 @@ fn what_is_served_is_what_was_inspected() {
     let Task::Serve(task) = &found.contract.task else { panic!("serve") };
     assert_eq!(task.model.source.digest, Some(digest("b")));
     assert_eq!(task.adapters[0].model.source.digest, Some(digest("a")));
+    assert_eq!(task.model.inspected, None, "its files were not hashed on a volume");
+    let mut known = inspected("b");
+    let status = known.base.status.as_mut().expect("inspected");
+    (status.fingerprint, status.weights_digest) = (Some(digest("1")), Some(digest("2")));
+    let with = plan(&known);
+    let Task::Serve(task) = &with.contract.task else { panic!("serve") };
+    let marks = task.model.inspected.as_ref().map(|i| (i.fingerprint.clone(), i.weights_digest.clone()));
+    assert_eq!(marks, Some((digest("1"), digest("2"))));
+    assert_eq!(with.checksum, found.checksum, "a short cut, no other model");
     // Made again for other files, it is another model: a roll-out.
     assert_ne!(plan(&inspected("c")).checksum, found.checksum);
     // What its owner pinned counts before what was found.

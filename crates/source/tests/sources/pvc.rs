@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use lathe_source::{
     CancellationToken, Digest, Fetched, LocalCheck, Location, MANIFEST, Options, SourceError, Update,
-    digest_directory, fetch, headers, publish,
+    digest_directory, fetch, fingerprint, headers, publish, unchanged,
 };
 use rstest::rstest;
 
@@ -219,6 +219,28 @@ async fn an_artefact_holds_no_pickle_and_no_link() {
     std::fs::remove_file(artefact.join("optimizer.pt")).unwrap();
     symlink("/etc/passwd", artefact.join("config.json")).unwrap();
     assert_eq!(v.put(&artefact, "pvc://data/a").await.unwrap_err().reason(), "UnsafeName");
+}
+
+/// What was hashed once need not be hashed at every start; what changed is.
+#[tokio::test]
+async fn files_that_did_not_change_are_known_by_samples_of_them() {
+    let v = volume();
+    let mut files = model();
+    files.insert("model.safetensors".into(), safetensors(3 << 20));
+    write(&v.root.path().join("m"), &files);
+    let never = CancellationToken::new();
+    let digest = v.get("pvc://data/m").await.unwrap().digest;
+    let pinned = Location::parse("pvc://data/m", None, Some(&digest.to_string())).unwrap();
+    let mark = fingerprint(&pinned, &v.options, &never).await.unwrap().unwrap().to_string();
+    let known = unchanged(&pinned, &mark, &v.options, &never).await.unwrap().unwrap();
+    assert_eq!((known.digest, known.files.len()), (digest, 0));
+    // Without a digest there is nothing that it could stand for.
+    let free = Location::parse("pvc://data/m", None, None).unwrap();
+    assert!(unchanged(&free, &mark, &v.options, &never).await.unwrap().is_none());
+    let hub = Location::parse("hf://o/n", None, Some(&digest.to_string())).unwrap();
+    assert!(unchanged(&hub, &mark, &v.options, &never).await.unwrap().is_none());
+    std::fs::write(v.root.path().join("m/config.json"), "{}").unwrap();
+    assert!(unchanged(&pinned, &mark, &v.options, &never).await.unwrap().is_none());
 }
 
 #[tokio::test]

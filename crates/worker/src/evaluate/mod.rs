@@ -51,7 +51,7 @@ pub fn run(context: &Context, task: &EvaluateTask) -> Done<Outcome> {
 
 fn fetch_adapter(context: &Context, input: &ModelInput, base: &Base) -> Done<Adapter> {
     let what = format!("adapter `{}`", input.name);
-    let fetched = context.fetch(&what, &input.source)?;
+    let (fetched, _) = context.fetch_model(&what, input)?;
     read_lora(&fetched.dir, &base.config.shape, &base.weights_digest).map_err(|halt| halt.of(&what))
 }
 

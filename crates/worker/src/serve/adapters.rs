@@ -271,7 +271,7 @@ impl Adapters {
 
     fn load(&self, key: u64, adapter: &ServedAdapter) -> Done<Resident> {
         let ServedAdapter { model_id, model } = adapter;
-        let fetched = self.context.fetch(&format!("adapter `{model_id}`"), &model.source)?;
+        let (fetched, _) = self.context.fetch_model(&format!("adapter `{model_id}`"), model)?;
         let on_base = |halt: Halt| halt.of(&format!("adapter `{model_id}` on base model `{}`", self.base));
         let weights = read_lora(&fetched.dir, &self.shape, &self.weights_digest).map_err(on_base)?;
         self.engine.add_adapter(key, model_id.clone(), weights).map_err(on_base)

@@ -13,7 +13,6 @@ use lathe_source::Fetched;
 
 use super::adapters::MAX_ADAPTERS;
 use super::prompt::Prompter;
-use crate::base::weights_digest;
 use crate::context::Context;
 use crate::failure::{Done, Halt};
 
@@ -21,7 +20,7 @@ use crate::failure::{Done, Halt};
 pub struct Opened {
     /// Its files; the cache keeps them as long as this is there.
     pub files: Fetched,
-    /// [`weights_digest`] of them.
+    /// [`crate::base::weights_digest`] of them.
     pub weights_digest: String,
     /// Its dimensions.
     pub shape: ModelShape,
@@ -43,7 +42,7 @@ pub struct Opened {
 /// A file that is missing, malformed or of an unknown architecture; a setting out of bounds; no memory.
 pub fn open(task: &ServeTask, context: &Context) -> Done<Opened> {
     let what = format!("model `{}`", task.model.name);
-    let fetched = context.fetch(&what, &task.model.source)?;
+    let (fetched, weights_digest) = context.fetch_model(&what, &task.model)?;
     let dir = fetched.dir.as_path();
     let read = || -> Result<_, lathe_engine::files::FileError> {
         let config = ModelConfig::read(dir)?;
@@ -59,7 +58,7 @@ pub fn open(task: &ServeTask, context: &Context) -> Done<Opened> {
     let plan = plan_serving(&config.shape, &request).map_err(|error| refused(&error))?;
     let digest: String = fetched.digest.to_string().chars().rev().take(12).collect();
     Ok(Opened {
-        weights_digest: weights_digest(&fetched.files),
+        weights_digest,
         prompter: Prompter {
             tokenizer: Arc::new(tokenizer),
             template,
@@ -121,7 +120,8 @@ fn budget(task: &ServeTask, context: &Context) -> AdapterBudget {
 /// The rank that an adapter's configuration names. What is wrong with one is said when it is loaded: the base and the
 /// other adapters are served all the same.
 fn rank(adapter: &ServedAdapter, context: &Context) -> Option<usize> {
-    let fetched = context.fetch(&format!("adapter `{}`", adapter.model_id), &adapter.model.source).ok()?;
+    let what = format!("adapter `{}`", adapter.model_id);
+    let (fetched, _) = context.fetch_model(&what, &adapter.model).ok()?;
     let path = fetched.dir.join("adapter_config.json");
     let small = std::fs::metadata(&path).ok()?.len() <= 1 << 20;
     let config = small.then(|| std::fs::read(&path).ok()).flatten()?;

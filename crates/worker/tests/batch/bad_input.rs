@@ -1,7 +1,9 @@
 //! What users give by mistake, and what they are told.
 use std::fs;
 
-use lathe_contract::{CheckDataTask, EvaluateTask, InspectTask, Metric, Outcome, Task};
+use lathe_contract::{
+    CheckDataTask, EvaluateTask, InspectReport, InspectTask, Inspected, Metric, Outcome, Task,
+};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -189,6 +191,24 @@ fn another_digest_is_refused() {
     task.base.source.digest = Some(format!("sha256:{}", "0".repeat(64)));
     let message = world.train(task).refused("DigestMismatch");
     assert!(message.contains("base model `tiny`") && message.contains(&"0".repeat(64)), "{message}");
+}
+
+/// Hashing a large model at every start is what the inspection spares; a digest that no file has shows that nothing is hashed.
+#[test]
+fn what_was_inspected_is_hashed_again_only_where_it_changed() {
+    let world = World::new();
+    let ended = inspect(&world, "base");
+    let Some(Outcome::Inspected(report)) = ended.outcome else { panic!("{}", ended.log) };
+    assert!(report.digest.starts_with("sha256:") && report.weights_digest.starts_with("sha256:"));
+    let mut task = world.train_task();
+    task.base.source.digest = Some(format!("sha256:{}", "0".repeat(64)));
+    let InspectReport { fingerprint, weights_digest, .. } = report;
+    task.base.inspected = Some(Inspected { fingerprint, weights_digest });
+    world.trained(task.clone());
+    fs::write(world.path("base").join("generation_config.json"), "{}").expect("another file");
+    (task.attempt, task.output.model_name) = (2, "again".into());
+    let message = world.train(task).refused("DigestMismatch");
+    assert!(message.contains("Next: restore the files, or make the Model again"), "{message}");
 }
 
 #[test]

@@ -297,7 +297,7 @@ pub fn source(path: &str) -> SourceRef {
 }
 
 pub fn input(path: &str) -> ModelInput {
-    ModelInput { name: "tiny".into(), source: source(path) }
+    ModelInput { name: "tiny".into(), source: source(path), inspected: None }
 }
 
 pub fn lora() -> TrainMethod {

@@ -36,7 +36,10 @@ pub fn source(path: &str) -> SourceRef {
 }
 
 pub fn adapter(id: &str, path: &str) -> ServedAdapter {
-    ServedAdapter { model_id: id.into(), model: ModelInput { name: id.into(), source: source(path) } }
+    ServedAdapter {
+        model_id: id.into(),
+        model: ModelInput { name: id.into(), source: source(path), inspected: None },
+    }
 }
 
 /// A contract to serve the model `base`, at most 4 sequences at a time and 4 waiting.
@@ -54,7 +57,7 @@ pub fn contract(folder: &Path) -> Contract {
         mounts: Mounts { claims, cache: folder.join("cache").display().to_string(), cache_bytes: None },
         task: Task::Serve(ServeTask {
             model_id: "base".into(),
-            model: ModelInput { name: "base".into(), source: source("base") },
+            model: ModelInput { name: "base".into(), source: source("base"), inspected: None },
             adapters: vec![],
             // The spare ones alone.
             adapter_room: AdapterRoom { slots: 0, rank: 32 },
