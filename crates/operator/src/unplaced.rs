@@ -10,6 +10,9 @@ use crate::{
 /// Reason of a pod for which no device, or core, is free.
 pub const NO_DEVICE: &str = "AcceleratorUnavailable";
 
+/// The scheduler's words where the cluster has no node at all.
+const NO_NODES: &str = "no nodes available";
+
 /// What a pod asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
@@ -30,7 +33,7 @@ pub fn trouble(said: &str, asked: Asked<'_>, capacity: Option<&Capacity>, since:
         let next = "Next: check the claims (`kubectl get pvc`) and the storage class.";
         return trouble("VolumeNotBound", format!("{said}{since}. {next}"));
     }
-    let lacks = said.contains(&format!("Insufficient {resource}"));
+    let lacks = said.contains(&format!("Insufficient {resource}")) || said.starts_with(NO_NODES);
     if resource == "cpu" {
         let reason = if lacks { NO_DEVICE } else { UNSCHEDULABLE };
         return trouble(reason, format!("no node has room: {said}{since}. {}", next(said, &name)));
@@ -51,7 +54,9 @@ fn next(said: &str, profile: &str, anew: &str) -> String {
     let lacks = |resource: &str| said.contains(&format!("Insufficient {resource}"));
     let tainted =
         said.split("untolerated taint").skip(1).any(|rest| !rest.starts_with(" {node-role.kubernetes.io/"));
-    if lacks("memory") {
+    if said.starts_with(NO_NODES) {
+        "Next: add a node to the cluster.".to_owned()
+    } else if lacks("memory") {
         format!("Next: free memory on a node, or ask for less (`spec.pod.memory`{anew}).")
     } else if lacks("cpu") {
         format!("Next: free a node, or ask for less (`spec.accelerator.count`, `spec.pod.cpu`{anew}).")
@@ -166,6 +171,7 @@ mod tests {
         NO_DEVICE,
         "no node has room: 1 Insufficient cpu. Next: free a node, or ask for less"
     )]
+    #[case::no_node_at_all("cpu", "no nodes available to schedule pods", None, NO_DEVICE, "Next: add a node")]
     #[case::cores_of_tainted_nodes(
         "cpu",
         "1 node(s) had untolerated taint {team: b}",

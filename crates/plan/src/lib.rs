@@ -23,7 +23,9 @@ pub use serving::{
 };
 pub use shape::{ModelShape, RopeScaling};
 pub use tensors::{Tensor, TensorKind};
-pub use training::{ATTENTION_KEYS, ATTENTION_QUERIES, NORM_CHUNK, TrainPlan, TrainRequest, loss_chunk, plan_training};
+pub use training::{
+    ATTENTION_KEYS, ATTENTION_QUERIES, NORM_CHUNK, TrainPlan, TrainRequest, loss_chunk, plan_training,
+};
 
 /// Why a plan cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -149,8 +149,9 @@ async fn a_service_is_made_and_scaled(session: &Session) -> Result<()> {
         "spec": {"modelRef": {"name": "base"}, "adapterRefs": [{"name": "tuned"}], "access": "Direct"},
     });
     session.apply(&service).await?;
-    let waits = session.reason("InferenceService", "shop", "Available", "False", "Unschedulable").await?;
-    ensure!(waits.contains("0 of 0 nodes") && waits.contains("no nodes available"), "{waits}");
+    let waits =
+        session.reason("InferenceService", "shop", "Available", "False", "AcceleratorUnavailable").await?;
+    ensure!(waits.contains("no nodes available") && waits.contains("Next: add a node"), "{waits}");
     for (api_version, kind, name) in [
         ("apps/v1", "Deployment", "shop-serve"),
         ("v1", "Service", "shop"),

@@ -58,7 +58,10 @@ fn sigterm_in_any_phase_saves_and_the_next_pod_makes_the_same_bytes(#[case] mome
         // Nothing that is not whole bears its final name; the signal may come when it is whole already.
         let names: Vec<String> = world.names("artefacts/tuned");
         let whole = undisturbed();
-        assert!(names.iter().all(|name| name.starts_with('.') || whole.ends_with(name.as_str())), "{names:?}");
+        assert!(
+            names.iter().all(|name| name.starts_with('.') || whole.ends_with(name.as_str())),
+            "{names:?}"
+        );
     }
     assert_eq!(world.trained(task).digest, undisturbed());
 }
