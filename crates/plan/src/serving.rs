@@ -168,6 +168,8 @@ fn arrange(shape: &ModelShape, request: &ServeRequest, blocks: usize) -> Result<
     list.add("head.inv", Workspace, F32, &[tokens])?;
     list.add("head.rows", Workspace, F32, &[sequences, shape.hidden])?;
     list.add("head.logits", Workspace, F32, &[sequences, shape.vocab])?;
+    list.add("head.stats", Workspace, F32, &[sequences, 3])?;
+    list.add("head.targets", Workspace, U32, &[sequences])?;
     let table = request.context.div_ceil(BLOCK);
     for (name, len) in [
         ("batch.tokens", tokens),

@@ -4,13 +4,14 @@
 //! ("fuel") that bounds time and memory.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use serde::{Deserialize, Serialize};
 
 use super::contain::with_deep_stack;
@@ -183,12 +184,80 @@ fn environment() -> Environment<'static> {
     }
     environment.set_fuel(Some(FUEL));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(method);
+    environment.set_formatter(print);
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
     environment
+}
+
+/// Python's methods. `format` makes a text as wide as it is told to, so its numbers are paid for beforehand.
+fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
+    if let ("format", Some(text)) = (name, value.as_str()) {
+        let widths = text.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+        let widths = widths.map(|digits| digits.parse::<u64>().unwrap_or(u64::MAX));
+        let given = arguments.iter().flat_map(numbers);
+        let bytes = widths.chain(given).fold(0, u64::saturating_add);
+        state.consume_fuel(bytes / 64)?;
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments)
+}
+
+/// A whole number among the arguments, or among named ones.
+fn numbers(value: &Value) -> Vec<u64> {
+    let number = |value: &Value| i64::try_from(value.clone()).ok().map(i64::unsigned_abs);
+    let named = value.as_object().and_then(|object| object.try_iter_pairs());
+    named.map_or_else(
+        || number(value).into_iter().collect(),
+        |pairs| pairs.filter_map(|(_, value)| number(&value)).collect(),
+    )
+}
+
+/// Prints a value, of which a list that holds itself twice, and that again, has more text than any memory.
+fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    let mut text = Bounded { out: Vec::new(), full: false };
+    match value.as_str() {
+        Some(text) => out.write_str(text)?,
+        None => {
+            let done = fmt::Write::write_fmt(&mut text, format_args!("{value}"));
+            if text.full {
+                return Err(Error::from(ErrorKind::OutOfFuel));
+            }
+            done?;
+            state.consume_fuel(text.out.len() as u64 / 64)?;
+            out.write_str(&String::from_utf8_lossy(&text.out))?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes as much as a prompt may be long.
+struct Bounded {
+    out: Vec<u8>,
+    full: bool,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.full |= self.out.len() + bytes.len() > MAX_OUTPUT;
+        if self.full {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge));
+        }
+        self.out.extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.write_all(text.as_bytes()).map_err(|_| fmt::Error)
+    }
 }
 
 /// `chat_template` is a string, or a list of named ones of which `default` is for plain chats.
@@ -248,7 +317,7 @@ fn to_json(state: &State, value: Value, options: Kwargs) -> Result<String, Error
     let _: (Option<Value>, Option<Value>, Option<Value>) =
         (options.get("ensure_ascii")?, options.get("separators")?, options.get("sort_keys")?);
     options.assert_all_used()?;
-    let mut out = Vec::new();
+    let mut out = Bounded { out: Vec::new(), full: false };
     let done = match indent {
         Some(width) => {
             let spaces = " ".repeat(width.min(16));
@@ -257,9 +326,12 @@ fn to_json(state: &State, value: Value, options: Kwargs) -> Result<String, Error
         }
         None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)),
     };
+    if out.full {
+        return Err(Error::from(ErrorKind::OutOfFuel));
+    }
     done.map_err(|error| Error::new(ErrorKind::BadSerialization, format!("tojson: {error}")))?;
-    state.consume_fuel(out.len() as u64 / 64)?;
-    String::from_utf8(out).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+    state.consume_fuel(out.out.len() as u64 / 64)?;
+    String::from_utf8(out.out).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
 }
 
 /// JSON with Python's separators.
@@ -369,12 +441,30 @@ mod tests {
         "{% set ns = namespace(s='xx') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
         "budget"
     )]
+    #[case::doubled_and_printed(
+        "{% set ns = namespace(l=[1]) %}{% for i in range(40) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
+        "budget"
+    )]
+    #[case::doubled_as_json(
+        "{% set ns = namespace(l=[1]) %}{% for i in range(40) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l|tojson }}",
+        "budget"
+    )]
+    #[case::wide("{{ '{:>3000000000}'.format('a') }}", "budget")]
+    #[case::wide_by_a_number("{{ '{:>{}}'.format('a', 3000000000) }}", "budget")]
+    #[case::wide_by_a_name("{{ '{:>{w}}'.format('a', w=3000000000) }}", "budget")]
     #[case::recursion("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion")]
     #[case::include("{% include '/etc/passwd' %}", "not found")]
     #[case::clock("{{ strftime_now('%') }}", "strftime_now")]
     fn a_bad_template_is_an_error(#[case] source: &str, #[case] says: &str) {
         let error = template(source).render(&say(&[("user", "hi")]), false, now()).unwrap_err().to_string();
         assert!(error.starts_with("chat template: ") && error.contains(says), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_text_prints_as_ever() {
+        let source =
+            "{{ 1 }} {{ true }} {{ [1, 'a'] }} {{ nothing }}{{ '{:>4}'.format(7) }} {{ {'a': 1}|tojson }}";
+        assert_eq!(template(source).render(&[], false, now()).unwrap(), "1 True [1, 'a']    7 {\"a\": 1}");
     }
 
     #[test]

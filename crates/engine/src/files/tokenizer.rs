@@ -40,6 +40,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::read`].
     pub fn parse(json: &[u8], vocab: usize) -> Result<Self, FileError> {
+        refuse_growth(json)?;
         let mut inner = contained(|| tokenizers::Tokenizer::from_bytes(json))?;
         // Cutting and padding belong to the caller; a file that asks for them would hide rows' true lengths.
         inner.with_truncation(None).map_err(failed)?;
@@ -51,7 +52,16 @@ impl Tokenizer {
                 "token `{}` has id {id}, but config.json's `vocab_size` is {vocab}; the files belong to different models",
                 token.escape_debug()
             ))),
-            Some(_) => Ok(Tokenizer { inner }),
+            Some(_) => {
+                let tokenizer = Tokenizer { inner };
+                // What the tokenizer puts around a text has ids of its own.
+                match tokenizer.encode("", true)?.ids.into_iter().find(|&id| id as usize >= vocab) {
+                    None => Ok(tokenizer),
+                    Some(id) => Err(FileError::Tokenizer(format!(
+                        "`post_processor` adds id {id}, but config.json's `vocab_size` is {vocab}; correct tokenizer.json"
+                    ))),
+                }
+            }
         }
     }
 
@@ -142,6 +152,47 @@ impl TextStream {
             None => tokenizer.decode(&self.ids[self.printed..], true),
         }
     }
+}
+
+/// The most that normalizers or decoders may lengthen a text; published ones replace a space by a mark of three bytes.
+const MOST_GROWTH: usize = 64;
+/// The most bytes that they may put before a text, and steps that they may have.
+const MOST_PREPENDED: usize = 4096;
+const MOST_STEPS: usize = 64;
+
+/// Refuses a file whose steps make a short text longer than any memory, each a few times longer.
+fn refuse_growth(json: &[u8]) -> Result<(), FileError> {
+    #[derive(serde::Deserialize)]
+    struct Steps {
+        #[serde(default)]
+        normalizer: serde_json::Value,
+        #[serde(default)]
+        decoder: serde_json::Value,
+    }
+    // A file that is no tokenizer is told so by the library.
+    let Ok(Steps { normalizer, decoder }) = serde_json::from_slice(json) else { return Ok(()) };
+    for (field, steps) in [("normalizer", normalizer), ("decoder", decoder)] {
+        let (mut growth, mut prepended, mut count, mut next) = (1usize, 0usize, 0, vec![&steps]);
+        while let Some(step) = next.pop() {
+            count += 1;
+            next.extend(
+                ["normalizers", "decoders"].iter().filter_map(|list| step[*list].as_array()).flatten(),
+            );
+            let len = |field: &str| step[field].as_str().map_or(0, str::len);
+            match step["type"].as_str() {
+                Some("Replace") => growth = growth.saturating_mul(1.max(len("content"))),
+                Some("Prepend") => prepended += len("prepend"),
+                _ => {}
+            }
+            if growth > MOST_GROWTH || prepended > MOST_PREPENDED || count > MOST_STEPS {
+                return Err(FileError::Tokenizer(format!(
+                    "the steps of `{field}` make a text too long; allowed are {MOST_STEPS} steps that together make it at \
+                     most {MOST_GROWTH} times as long and put {MOST_PREPENDED} bytes before it"
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The library panics on some files that contradict themselves, e.g. merges shorter than the prefix of subwords.

@@ -55,14 +55,18 @@ pub struct Generator {
     /// By arrival.
     sequences: BTreeMap<u64, Sequence>,
     arrivals: u64,
-    /// Logits on the host, used again and again.
+    /// Logits on the host, and of each row the largest, the sum of exponentials and one more; used again and again.
     logits: Vec<f32>,
+    stats: Vec<f32>,
 }
 
 struct Head {
     inv: Buf,
     rows: Buf,
     logits: Buf,
+    stats: Buf,
+    /// Zeros: nobody asks for the logit of a certain token.
+    targets: Buf,
 }
 
 impl Generator {
@@ -100,6 +104,8 @@ impl Generator {
                 inv: planned.get("head.inv")?,
                 rows: planned.get("head.rows")?,
                 logits: planned.get("head.logits")?,
+                stats: planned.get("head.stats")?,
+                targets: planned.get("head.targets")?,
             },
             batch: BatchBuffers::of(&planned)?,
             host: Host::default(),
@@ -108,6 +114,7 @@ impl Generator {
             sequences: BTreeMap::new(),
             arrivals: 0,
             logits: Vec::new(),
+            stats: Vec::new(),
             plan: plan.clone(),
             planned,
             model,
@@ -218,11 +225,20 @@ impl Generator {
             let block = Block { shape, layer, weights, lora, batch: &batch, work: &self.work };
             block.forward(&mut **device, self.x, self.x, &self.kept, Some(cache));
         }
-        let Head { inv, rows, logits } = self.head;
+        let Head { inv, rows, logits, stats, targets } = self.head;
         let (chosen, count) = (self.batch.rows, self.host.chosen());
         if count > 0 {
             let (x, n) = (self.x, self.work.n);
             last_logits(&mut **device, shape, weights, x, chosen, count, rows, inv, n, logits);
+            let logits = logits.first(count * shape.vocab);
+            device.enqueue(Op::LogitStats {
+                logits,
+                targets,
+                stats,
+                rows: count,
+                vocab: shape.vocab,
+                first: 0,
+            });
         }
     }
 
@@ -233,8 +249,10 @@ impl Generator {
         self.logits.resize(count * vocab, 0.0);
         if count > 0 {
             self.model.device.read(self.head.logits.first(count * vocab), DataMut::F32(&mut self.logits));
+            self.stats.resize(3 * count, 0.0);
+            self.model.device.read(self.head.stats.first(3 * count), DataMut::F32(&mut self.stats));
         }
-        let mut logits = self.logits.chunks_exact(vocab);
+        let mut rows_of = self.logits.chunks_exact(vocab).zip(self.stats.chunks_exact(3));
         let mut emitted = Vec::with_capacity(count);
         let mut done = Vec::new();
         for &(at, rows) in run {
@@ -243,9 +261,9 @@ impl Generator {
             if sequence.computed < sequence.tokens.len() {
                 continue;
             }
-            let Some(logits) = logits.next() else { continue };
-            let (token, log_prob) =
-                sampling::sample(logits, &sequence.sampling, sequence.tokens.len() as u64);
+            let Some((logits, stats)) = rows_of.next() else { continue };
+            let place = sequence.tokens.len() as u64;
+            let (token, log_prob) = sampling::sample(logits, [stats[0], stats[1]], &sequence.sampling, place);
             sequence.tokens.push(token);
             let finished = sequence.tokens.len() - sequence.prompt >= sequence.max_new_tokens
                 || sequence.tokens.len() >= self.plan.context;

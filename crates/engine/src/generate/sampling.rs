@@ -3,10 +3,12 @@
 use super::Sampling;
 use crate::random;
 
-/// Chooses a token; returns it with its log-probability under the unchanged distribution.
-pub(super) fn sample(logits: &[f32], sampling: &Sampling, place: u64) -> (u32, f32) {
-    let (best, max) = likeliest(logits);
-    let log_sum = f64::from(max) + logits.iter().map(|&x| f64::from(x - max).exp()).sum::<f64>().ln();
+/// Chooses a token; returns it with its log-probability under the unchanged distribution, which is no number where
+/// logits are none. `max` is the largest logit, `sum` that of `e^(logit - max)`.
+pub(super) fn sample(logits: &[f32], [max, sum]: [f32; 2], sampling: &Sampling, place: u64) -> (u32, f32) {
+    // The first of the largest.
+    let best = logits.iter().position(|&x| x == max).unwrap_or(0) as u32;
+    let log_sum = f64::from(max) + f64::from(sum).ln();
     let log_prob = |token: u32| (f64::from(logits[token as usize]) - log_sum) as f32;
     if sampling.temperature == 0.0 || sampling.top_k == 1 {
         return (best, log_prob(best));
@@ -42,16 +44,17 @@ pub(super) fn sample(logits: &[f32], sampling: &Sampling, place: u64) -> (u32, f
     (best, log_prob(best))
 }
 
-/// The first of the largest logits.
-fn likeliest(logits: &[f32]) -> (u32, f32) {
-    (0..).zip(logits).fold((0, f32::NEG_INFINITY), |best, (i, &x)| if x > best.1 { (i, x) } else { best })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const ALL: Sampling = Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: 3 };
+
+    fn sample(logits: &[f32], sampling: &Sampling, place: u64) -> (u32, f32) {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum = logits.iter().map(|x| (x - max).exp()).sum();
+        super::sample(logits, [max, sum], sampling, place)
+    }
 
     fn shares(logits: &[f32], sampling: Sampling) -> Vec<f64> {
         let mut counts = vec![0.0; logits.len()];

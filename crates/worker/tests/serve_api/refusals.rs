@@ -261,6 +261,25 @@ async fn a_model_that_cannot_be_served_ends_the_worker_with_the_reason(
 }
 
 #[tokio::test]
+async fn weights_that_are_no_numbers_are_found_before_the_first_request() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = volume(folder.path()).join("base");
+    model::write_model(&dir, 1, &[]);
+    let path = dir.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("the weights");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    bytes[8 + header..].fill(0xff);
+    std::fs::write(&path, bytes).expect("the weights");
+    let server = launch_in(folder, |_, _| {}).await;
+    let code = server.ended.await.expect("no panic");
+    let summary = std::fs::read(server.folder.path().join("summary")).expect("a summary");
+    let summary = lathe_contract::Summary::parse(&summary).expect("a summary");
+    let lathe_contract::Outcome::Failed(failure) = summary.outcome else { panic!("{summary:?}") };
+    assert_eq!((failure.reason.as_str(), code), ("MalformedModel", lathe_contract::exit::USER));
+    assert!(failure.message.contains("not a finite number"), "{}", failure.message);
+}
+
+#[tokio::test]
 async fn a_context_longer_than_the_models_is_refused_with_the_numbers() {
     let folder = tempfile::tempdir().expect("a folder");
     model::write_model(&volume(folder.path()).join("base"), 1, &[]);

@@ -17,8 +17,12 @@ const TIME: Duration = Duration::from_secs(1);
 pub fn warm_up(generator: &mut Generator) -> Done<()> {
     generator.add_sequence(0, &[0], None, GREEDY, 1)?;
     while !generator.idle() {
-        if generator.step()?.iter().any(|token| token.sequence == 0) {
-            return Ok(());
+        if let Some(token) = generator.step()?.iter().find(|token| token.sequence == 0) {
+            if token.log_prob.is_finite() {
+                return Ok(());
+            }
+            let what = "`spec.modelRef`: the model's first answer is not a finite number: its weights hold NaN or infinity";
+            return Err(Halt::user("MalformedModel", what, "serve another checkpoint of the model"));
         }
     }
     let next = "report this to Lathe's maintainers";
