@@ -37,7 +37,7 @@ use worker::Workers;
 /// `lathe-artifacts`, so to `volumes/lathe-artifacts/`. Logs, contracts and downloads go to `.lathe/` beside the manifest.
 ///
 /// Ctrl-C while tuning saves a checkpoint: the same command goes on from there. A job whose result is there already, from
-/// the same inputs, is not tuned again.
+/// the same inputs, is not tuned again. `spec.budget` holds for all runs of a job on this machine together.
 #[derive(clap::Args, Debug, Default)]
 #[command(verbatim_doc_comment, after_long_help = HELP)]
 pub struct Args {

@@ -199,6 +199,24 @@ async fn of_two_writers_of_different_things_the_later_one_is_done() {
 }
 
 #[tokio::test]
+async fn half_of_a_copy_that_was_taken_away_never_gets_the_final_name() {
+    let v = volume();
+    let artefact = v.artefact(&model());
+    let location = Location::parse("pvc://data/a", None, None).unwrap();
+    let taken = std::sync::Once::new();
+    let progress = |_: Update<'_>| {
+        taken.call_once(|| {
+            let copy = std::fs::read_dir(v.root.path()).unwrap().next().unwrap().unwrap().path();
+            std::fs::remove_dir_all(copy).unwrap();
+        });
+    };
+    let error =
+        publish(&artefact, &location, &v.options, &progress, &CancellationToken::new()).await.unwrap_err();
+    assert_eq!((error.reason(), error.is_transient()), ("IncompleteUpload", true), "{error}");
+    assert_eq!(std::fs::read_dir(v.root.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn what_stands_at_the_place_is_not_overwritten() {
     let v = volume();
     let artefact = v.artefact(&model());

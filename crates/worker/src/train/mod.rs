@@ -52,11 +52,12 @@ pub fn run(context: &Context, task: &TrainTask) -> Done<Outcome> {
     let encoded = files.read(&task.dataset)?.encode(context, &base.encoder(settings.sequence_length))?;
     let exam = Exam::new(&encoded.held, &task.evaluation.metrics);
     can_be_told(task, &exam)?;
-    let folder = context.folder(&task.checkpoint.destination);
-    let folder = folder.map_err(|halt| halt.of("`checkpoint.destination`"))?;
     let keep = task.checkpoint.keep.max(1) as usize;
     let token = format!("{:016x}", rand::random::<u64>());
-    let store = Store::open(&folder, &identity.run, keep, &token, &context.who())?;
+    let store = context
+        .folder(&task.checkpoint.destination)
+        .and_then(|folder| Store::open(&folder, &identity.run, keep, &token, &context.who()))
+        .map_err(|halt| halt.of("`checkpoint.destination`"))?;
     let weights = base.weights()?;
     let model = base.load(&weights, settings.precision.unwrap_or_else(|| stored_precision(&weights)))?;
     context.go_on()?;

@@ -203,6 +203,16 @@ fn a_full_disk_keeps_the_checkpoint_before_and_training_goes_on_from_it() {
 }
 
 #[test]
+fn a_checkpoint_folder_that_cannot_be_made_is_named_by_its_field() {
+    let world = World::new();
+    // A file where the folder should be.
+    fs::write(world.path("checkpoints"), "").expect("a file");
+    let ended = world.train(world.train_task());
+    let Some(Outcome::Failed(failure)) = ended.outcome else { panic!("{}", ended.log) };
+    assert!(failure.message.starts_with("`checkpoint.destination`: cannot create "), "{}", failure.message);
+}
+
+#[test]
 fn a_second_worker_takes_over_and_the_first_ends_with_the_reason() {
     let world = World::new();
     let mut task = world.train_task();
