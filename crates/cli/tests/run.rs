@@ -100,6 +100,16 @@ impl Running {
         assert!(sent.success());
     }
 
+    /// The process id of the worker that runs now.
+    fn worker(&self) -> String {
+        // Whichever thread has started it.
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let children: String = threads
+            .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok())
+            .collect();
+        children.trim().to_owned()
+    }
+
     /// The exit code and the last event.
     fn end(mut self) -> (Option<i32>, Option<Value>) {
         for line in self.lines.by_ref() {
@@ -256,22 +266,36 @@ fn a_worker_that_is_killed_says_what_may_have_done_it_and_loses_nothing() {
     ]);
     let mut run = world.start(&["--no-serve"]);
     run.until("a step", |event| event["progress"]["step"].as_i64() >= Some(1));
-    let pid = run.child.id();
-    let worker = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let worker = worker.ok().filter(|children| !children.trim().is_empty()).unwrap_or_else(|| {
-        // Whichever thread has started it.
-        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        threads
-            .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("children")).ok())
-            .collect()
-    });
-    let sent = Command::new("kill").arg("-KILL").arg(worker.trim()).status().unwrap();
+    let sent = Command::new("kill").arg("-KILL").arg(run.worker()).status().unwrap();
     assert!(sent.success());
     let (code, last) = run.end();
     let last = last.unwrap();
     assert_eq!((code, &last["reason"]), (Some(1), &"WorkerFailed".into()), "{last:#}");
     let words = last["message"].as_str().unwrap();
     assert!(words.contains("memory") && words.contains("Next: "), "{words}");
+}
+
+#[test]
+fn a_run_that_is_killed_takes_its_worker_with_it() {
+    let world = World::new(&[
+        ("epochs: 6", "steps: 100000"),
+        ("metrics: [Perplexity, BLEU, ROUGEL]", "metrics: [Perplexity]"),
+        ("metric: ROUGEL", "metric: Perplexity"),
+        ("atLeast: \"0.7\"", "atMost: \"1\""),
+    ]);
+    let mut run = world.start(&["--no-serve"]);
+    run.until("a step", |event| event["progress"]["step"].as_i64() >= Some(1));
+    let worker = run.worker();
+    run.child.kill().unwrap();
+    run.child.wait().unwrap();
+    // Nobody is told when a process that is not one's own ends, so it is looked at; a worker that stays fails the test.
+    let there =
+        || std::fs::read_to_string(format!("/proc/{worker}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+    let started = std::time::Instant::now();
+    while there() {
+        assert!(started.elapsed() < std::time::Duration::from_secs(60), "worker {worker} runs on");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
 }
 
 #[test]

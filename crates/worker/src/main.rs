@@ -60,6 +60,9 @@ struct Paths {
     /// Where the last words are written.
     #[arg(long, default_value = TERMINATION_LOG)]
     summary: PathBuf,
+    /// End as after SIGTERM once standard input closes: whoever started this process is gone then.
+    #[arg(long)]
+    stop_with_stdin: bool,
 }
 
 fn main() -> ExitCode {
@@ -96,11 +99,19 @@ fn run(contract: Contract, paths: Paths, serve_addr: Option<SocketAddr>) -> i32 
             return exit::TRANSIENT;
         }
     };
-    let Paths { contract: _, control_port, control_addr, addr_file, summary } = paths;
+    let Paths { contract: _, control_port, control_addr, addr_file, summary, stop_with_stdin } = paths;
     let code = runtime.block_on(async {
         let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
         if let Err(error) = stop_on_signals(&stop, &abort) {
             tracing::warn!(%error, "SIGTERM cannot be heard");
+        }
+        if stop_with_stdin {
+            let stop = stop.clone();
+            // Ends with the process; reading is all that it does.
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+                stop.cancel();
+            });
         }
         if matches!(contract.task, Task::Serve(_)) {
             let settings = serve::Settings { serve_addr, control_addr, control_port, addr_file, summary };

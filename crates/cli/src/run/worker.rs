@@ -11,7 +11,7 @@ use lathe_contract::{
 };
 use lathe_resolve::pod;
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 use super::place::Place;
 use super::show::Show;
@@ -37,6 +37,8 @@ pub struct Workers {
 #[derive(Debug)]
 pub struct Running {
     child: Child,
+    /// The worker's standard input, open as long as somebody waits for the worker.
+    _open: Option<ChildStdin>,
     uid: String,
     addresses: PathBuf,
     summary: PathBuf,
@@ -118,10 +120,23 @@ impl Workers {
             command.args(["--serve-addr", &format!("127.0.0.1:{port}")]);
         }
         // A group of its own: Ctrl-C comes to it through us, once.
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).process_group(0).kill_on_drop(true);
-        let child = command.spawn().map_err(|error| Problem::io("start", &self.program, &error))?;
+        // And the worker ends where we are killed: its standard input closes then.
+        command.arg("--stop-with-stdin").stdin(Stdio::piped());
+        command.stdout(Stdio::null()).stderr(stderr).process_group(0).kill_on_drop(true);
+        let mut child = command.spawn().map_err(|error| Problem::io("start", &self.program, &error))?;
+        let open = child.stdin.take();
         show.begin(&object, task, &log);
-        Ok(Running { child, uid, addresses, summary, log, control: None, asked: false, serve: None })
+        Ok(Running {
+            child,
+            _open: open,
+            uid,
+            addresses,
+            summary,
+            log,
+            control: None,
+            asked: false,
+            serve: None,
+        })
     }
 
     /// What the worker says of itself; `None` while it cannot be asked.
