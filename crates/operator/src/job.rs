@@ -26,6 +26,8 @@ use lathe_contract::{
 use lathe_resolve::pod;
 
 use crate::{
+    beside,
+    drift::stamp,
     error::Error,
     mounting,
     pods::{self, Trouble},
@@ -103,7 +105,8 @@ impl Owner {
         Contract { version: CONTRACT_VERSION, object: self.object_ref(), trust: trust.clone(), mounts, task }
     }
 
-    fn meta(&self, name: String, labels: BTreeMap<String, String>) -> ObjectMeta {
+    /// Metadata of a child.
+    pub fn meta(&self, name: String, labels: BTreeMap<String, String>) -> ObjectMeta {
         ObjectMeta {
             name: Some(name),
             namespace: Some(self.namespace.clone()),
@@ -114,23 +117,36 @@ impl Owner {
     }
 }
 
-/// The ConfigMap with a contract, for the pods of the Job `name`.
-pub fn contract_map(
-    owner: &Owner,
-    name: &str,
-    labels: BTreeMap<String, String>,
-    contract: &Contract,
-) -> Result<ConfigMap, Error> {
-    let data = pod::contract_data(contract).map_err(|source| Error::Build { what: "contract", source })?;
-    Ok(ConfigMap {
-        metadata: owner.meta(names::contract(name), labels),
-        data: Some(data),
-        ..ConfigMap::default()
-    })
+impl Objects {
+    /// A Job with its contract, which the Job keeps too, so that a ConfigMap that is lost is made again as it was.
+    ///
+    /// # Errors
+    /// One of them cannot be written as JSON.
+    pub fn new(
+        mut request: JobRequest,
+        kind: &str,
+        contract: &Contract,
+        policy: NetworkPolicy,
+    ) -> Result<Self, Error> {
+        let text =
+            pod::contract_text(contract).map_err(|source| Error::Build { what: "contract", source })?;
+        let task = Some(pod::task_name(&contract.task));
+        let contract = beside::contract_map(&request.owner, kind, &request.name, task, &text)?;
+        request.annotations.insert(beside::CONTRACT.to_owned(), text);
+        Ok(Self { contract, policy, job: build(request) })
+    }
 }
 
 /// Nobody but the operator may talk to the pods of an object's Jobs, and it to the control port alone.
-pub fn policy(owner: &Owner, name: String, kind: &str, operator_namespace: &str) -> NetworkPolicy {
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub fn policy(
+    owner: &Owner,
+    name: String,
+    kind: &str,
+    operator_namespace: &str,
+) -> Result<NetworkPolicy, Error> {
     let labels = pod::labels(kind, &owner.reference.name, None);
     let mut own = labels.clone();
     own.retain(|key, _| key.starts_with("lathe.dev/"));
@@ -154,7 +170,7 @@ pub fn policy(owner: &Owner, name: String, kind: &str, operator_namespace: &str)
         protocol: Some("TCP".to_owned()),
         end_port: None,
     };
-    NetworkPolicy {
+    stamp(NetworkPolicy {
         metadata: owner.meta(name, labels),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(select(own)),
@@ -165,11 +181,12 @@ pub fn policy(owner: &Owner, name: String, kind: &str, operator_namespace: &str)
             }]),
             egress: None,
         }),
-    }
+    })
+    .map_err(|source| Error::Build { what: "policy", source })
 }
 
 /// The Job.
-pub fn build(request: JobRequest) -> Job {
+fn build(request: JobRequest) -> Job {
     let JobRequest { name, owner, labels, annotations, template, suspended } = request;
     let mut metadata = owner.meta(name, labels);
     metadata.annotations = (!annotations.is_empty()).then_some(annotations);

@@ -1,6 +1,7 @@
 //! The Lathe operator: reconciles Models, FineTuneJobs and InferenceServices, and applies the profile catalogue.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 mod apply;
+mod beside;
 mod channel;
 mod claims;
 mod cleanup;

@@ -4,6 +4,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod, events::v1::Event};
 use kube::{Api, Client, Resource, ResourceExt as _, api::ListParams};
 
+use lathe_resolve::pod::CONTRACT_VOLUME;
+
 use crate::pods::{self, Trouble, condition, shown};
 
 /// Reason of a pod whose image is on its way.
@@ -17,7 +19,7 @@ const LONG: SignedDuration = SignedDuration::from_secs(60);
 /// Why a pod that has its node does not start; `None` while that is nothing to speak of.
 pub async fn trouble(client: &Client, pod: &Pod, now: Timestamp) -> Option<Trouble> {
     let waited = waits(pod, now).filter(|waited| *waited > USUAL)?;
-    diagnose(events(client, pod).await).or_else(|| (waited > LONG).then(|| silent(pod)))
+    diagnose(pod, events(client, pod).await).or_else(|| (waited > LONG).then(|| silent(pod)))
 }
 
 /// Why a Job has no pod; `None` while that is nothing to speak of.
@@ -65,14 +67,14 @@ fn waits(pod: &Pod, now: Timestamp) -> Option<SignedDuration> {
 }
 
 /// The node's last word.
-fn diagnose(mut events: Vec<Event>) -> Option<Trouble> {
+fn diagnose(pod: &Pod, mut events: Vec<Event>) -> Option<Trouble> {
     events.retain(|event| event.reason.as_deref() != Some("Scheduled"));
     let last = events.into_iter().max_by_key(time)?;
     let said = shown(last.note.as_deref().unwrap_or_default());
     let trouble =
         |reason: &str, message: String| Trouble { reason: reason.to_owned(), message, stalled: false };
     match last.reason.as_deref()? {
-        "FailedMount" | "FailedAttachVolume" => Some(volume(&said)),
+        "FailedMount" | "FailedAttachVolume" => Some(volume(pod, &said)),
         "FailedCreatePodSandBox" => {
             let next = "Next: ask who looks after the nodes.";
             Some(trouble("PodNotStarting", format!("the node cannot start the pod: {said}. {next}")))
@@ -83,7 +85,11 @@ fn diagnose(mut events: Vec<Event>) -> Option<Trouble> {
 }
 
 /// The kubelet's and the attach controller's words on a volume.
-fn volume(said: &str) -> Trouble {
+fn volume(pod: &Pod, said: &str) -> Trouble {
+    if missing(said, "configmap").is_some_and(|name| is_contract(pod, name)) {
+        let message = "the pod waits for its contract, whose ConfigMap was lost. Next: nothing, the operator makes it again.";
+        return Trouble { reason: "ContractLost".to_owned(), message: message.to_owned(), stalled: false };
+    }
     let (reason, next) = if let Some(name) = missing(said, "secret") {
         ("SecretNotFound", format!("make Secret {name} in this namespace, or correct `secretRef`"))
     } else if let Some(name) = missing(said, "configmap") {
@@ -105,6 +111,14 @@ fn volume(said: &str) -> Trouble {
     };
     // It goes on by itself once that is there.
     Trouble { reason: reason.to_owned(), message, stalled: false }
+}
+
+/// True where it is a ConfigMap of ours.
+fn is_contract(pod: &Pod, name: &str) -> bool {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let mut maps =
+        volumes.filter(|volume| volume.name == CONTRACT_VOLUME).filter_map(|v| v.config_map.as_ref());
+    maps.any(|map| map.name == name)
 }
 
 /// The name in `secret "name" not found`.
@@ -137,7 +151,9 @@ mod tests {
             "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
         });
         status.as_object_mut().unwrap().extend(over.as_object().unwrap().clone());
-        object(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "status": status}))
+        let volumes = json!([{"name": "contract", "configMap": {"name": "p-contract"}}]);
+        object(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"},
+            "spec": {"containers": [], "volumes": volumes}, "status": status}))
     }
 
     fn event(at: &str, reason: &str, note: &str) -> Value {
@@ -160,9 +176,15 @@ mod tests {
     )]
     #[case::config_map(
         "FailedMount",
-        "MountVolume.SetUp failed for volume \"contract\" : configmap \"c\" not found",
+        "MountVolume.SetUp failed for volume \"istiod\" : configmap \"c\" not found",
         "ConfigMapNotFound",
         "make ConfigMap c"
+    )]
+    #[case::our_config_map(
+        "FailedMount",
+        "MountVolume.SetUp failed for volume \"contract\" : configmap \"p-contract\" not found",
+        "ContractLost",
+        "Next: nothing, the operator makes it again"
     )]
     #[case::claim(
         "FailedMount",

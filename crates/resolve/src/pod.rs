@@ -28,6 +28,8 @@ pub use volumes::claim_of;
 pub const USER: i64 = 65532;
 /// Name of the one container.
 pub const CONTAINER: &str = "worker";
+/// Volume of a pod with its contract.
+pub const CONTRACT_VOLUME: &str = "contract";
 /// Key of the contract in its ConfigMap.
 pub const CONTRACT_KEY: &str = "contract.json";
 /// Annotation: hash of what the pod read at its start, so that a change replaces it.
@@ -122,7 +124,15 @@ pub fn task_name(task: &Task) -> &'static str {
 /// # Errors
 /// Only where a number of the contract is not finite.
 pub fn contract_data(contract: &Contract) -> Result<BTreeMap<String, String>, serde_json::Error> {
-    Ok(BTreeMap::from([(CONTRACT_KEY.to_owned(), serde_json::to_string_pretty(contract)?)]))
+    Ok(BTreeMap::from([(CONTRACT_KEY.to_owned(), contract_text(contract)?)]))
+}
+
+/// A contract as its pod reads it.
+///
+/// # Errors
+/// Only where a number of the contract is not finite.
+pub fn contract_text(contract: &Contract) -> Result<String, serde_json::Error> {
+    serde_json::to_string_pretty(contract)
 }
 
 /// Hash of anything that is written as JSON, for [`CHECKSUM`].
@@ -251,7 +261,7 @@ fn volumes(request: &PodRequest<'_>) -> (Vec<Volume>, Vec<VolumeMount>) {
     };
     let mut volumes = vec![
         Volume {
-            name: "contract".to_owned(),
+            name: CONTRACT_VOLUME.to_owned(),
             config_map: Some(ConfigMapVolumeSource {
                 name: request.contract.to_owned(),
                 ..ConfigMapVolumeSource::default()
@@ -261,8 +271,11 @@ fn volumes(request: &PodRequest<'_>) -> (Vec<Volume>, Vec<VolumeMount>) {
         empty("cache", mebibytes(request.cache)),
         empty("tmp", TMP_SIZE.to_owned()),
     ];
-    let mut mounts =
-        vec![mount("contract", folder, Some(true)), mount("cache", CACHE, None), mount("tmp", TMP, None)];
+    let mut mounts = vec![
+        mount(CONTRACT_VOLUME, folder, Some(true)),
+        mount("cache", CACHE, None),
+        mount("tmp", TMP, None),
+    ];
     let (more, more_mounts) = request.mounts.volumes();
     volumes.extend(more);
     mounts.extend(more_mounts);

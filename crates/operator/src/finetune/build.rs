@@ -2,7 +2,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
-    api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements},
+    api::{
+        core::v1::{PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements},
+        networking::v1::NetworkPolicy,
+    },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 use kube::ResourceExt as _;
@@ -156,7 +159,6 @@ fn objects(
     let mut labels = pod::labels(KIND, &job.name_any(), Some(pod::task_name(&needs.task)));
     let contract = owner.contract(&context.trust, needs.mounts.contract(needs.cache), needs.task);
     let checksum = pod::checksum(&contract).map_err(|source| Error::Build { what: "contract", source })?;
-    let map = job::contract_map(&owner, &needs.name, labels.clone(), &contract)?;
     let mut overrides = job.spec.pod.clone();
     if let Some(pod) = overrides.as_mut().filter(|_| !needs.sized_by_user) {
         (pod.cpu, pod.memory) = (None, None);
@@ -182,8 +184,7 @@ fn objects(
         let queue = job.labels().get(QUEUE).cloned();
         labels.extend(queue.map(|queue| (QUEUE.to_owned(), queue)));
     }
-    let policy =
-        job::policy(&owner, format!("{}-tune", job.name_any()), KIND, &context.config.release_namespace);
+    let policy = policy(job, context)?;
     let request = JobRequest {
         name: needs.name,
         owner,
@@ -192,7 +193,13 @@ fn objects(
         template,
         suspended: needs.queued,
     };
-    Ok(Objects { contract: map, policy, job: job::build(request) })
+    Objects::new(request, KIND, &contract, policy)
+}
+
+/// Who may talk to the pods of all its Jobs.
+pub fn policy(job: &FineTuneJob, context: &Context) -> Result<NetworkPolicy, Error> {
+    let name = format!("{}-tune", job.name_any());
+    job::policy(&Owner::of(job), name, KIND, &context.config.release_namespace)
 }
 
 /// A claim that is there was made for artefacts, or somebody said so by the label.

@@ -21,7 +21,8 @@ use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::Job,
-    core::v1::{PersistentVolumeClaim, Pod},
+    core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
+    networking::v1::NetworkPolicy,
 };
 use kube::{
     ResourceExt as _,
@@ -36,8 +37,10 @@ use crate::{
     claims,
     context::{Context, Scope},
     error::Error,
+    job::{Owner, Run},
     runtime::{Guard, Reconcile, Stop, Watches, labelled_owner},
 };
+use observe::Observed;
 use plan::{Plan, Write};
 
 /// Value of the label `lathe.dev/kind`.
@@ -58,6 +61,8 @@ struct FineTuneJobs {
     models: Store<Guard<Model>>,
     profiles: Store<Guard<AcceleratorProfile>>,
     claims: Store<PersistentVolumeClaim>,
+    contracts: Store<ConfigMap>,
+    policies: Store<NetworkPolicy>,
     /// When the status of each object (by UID) was last written.
     written: Mutex<HashMap<String, Instant>>,
 }
@@ -72,6 +77,9 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
     let jobs = FineTuneJobs {
         context: context.clone(),
         jobs: watches.also(scope.api(client), ours.clone(), |job: &Job, _| labelled_owner(job)),
+        contracts: watches.also(scope.api(client), ours.clone(), |map: &ConfigMap, _| labelled_owner(map)),
+        policies: watches
+            .also(scope.api(client), ours.clone(), |policy: &NetworkPolicy, _| labelled_owner(policy)),
         pods: watches.also(scope.api(client), ours, move |pod: &Pod, _| {
             noticed.workers.look();
             labelled_owner(pod)
@@ -101,7 +109,10 @@ impl Reconcile for FineTuneJobs {
     async fn reconcile(&self, job: &FineTuneJob) -> Result<Action, Error> {
         let observed = observe::observe(self, job, Timestamp::now()).await?;
         let plan = plan::plan(job, &observed, &self.context.config.images);
-        let refused = match self.apply(job, &plan).await {
+        let applied = self.apply(job, &plan).await;
+        // A write that is refused is no reason to leave pods without their policy, nor the other way round.
+        let kept = self.keep(job, &observed).await;
+        let refused = match applied.and(kept) {
             Ok(()) => None,
             // A quota, an admission rule: it is the user's to know, and tried again with growing pauses.
             Err(error) => match error.refusal() {
@@ -173,6 +184,15 @@ impl FineTuneJobs {
             }
         }
         Ok(())
+    }
+
+    /// Makes again what the pods of live Jobs need and have lost.
+    async fn keep(&self, job: &FineTuneJob, observed: &Observed) -> Result<(), Error> {
+        let attempt = observed.attempt.iter().map(|attempt| &attempt.run);
+        let runs: Vec<&Run> = [&observed.check, &observed.summary].into_iter().chain(attempt).collect();
+        let policy = build::policy(job, &self.context)?;
+        let lacking = observed.beside.lacks(&Owner::of(job), KIND, policy, &runs)?;
+        lacking.apply(&self.context.writer).await
     }
 
     async fn tell(&self, job: &FineTuneJob, good: bool, reason: &str, message: &str) {

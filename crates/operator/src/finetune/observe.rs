@@ -9,6 +9,7 @@ use lathe_contract::Report;
 
 use super::FineTuneJobs;
 use crate::{
+    beside::Beside,
     devices::Capacity,
     error::Error,
     job::{Owner, Run, State},
@@ -33,6 +34,8 @@ pub struct Observed {
     pub attempt: Option<Attempt>,
     /// The pod that repeats lost last words.
     pub summary: Run,
+    /// What the pods of those Jobs need beside them.
+    pub beside: Beside,
     /// What the worker says of its work.
     pub report: Option<Report>,
     /// How many devices there are and are free, where the pod waits for one.
@@ -77,6 +80,7 @@ pub(super) async fn observe(
         check: run(&names::check_job(&name)),
         summary: run(&names::summary_job(&name)),
         attempt,
+        beside: Beside::of(&owner, &jobs.contracts, &jobs.policies),
         report: None,
         capacity: None,
     };

@@ -16,6 +16,9 @@ struct World {
     jobs: Vec<Job>,
     pods: Vec<Pod>,
     models: Vec<Model>,
+    contracts: Vec<ConfigMap>,
+    /// Nobody guards its pods.
+    unguarded: bool,
 }
 
 /// One round against a scripted API server: its calls, and how it ended.
@@ -25,8 +28,12 @@ async fn reconcile(
     answers: &[(&str, u16, Value)],
 ) -> (Vec<Call>, Result<Action, Error>) {
     let (client, server) = Server::start(answers);
+    let context = context(client);
+    let policy = build::policy(job, &context).expect("a policy");
     let controller = FineTuneJobs {
-        context: context(client),
+        policies: filled(if world.unguarded { Vec::new() } else { vec![policy] }),
+        contracts: filled(world.contracts),
+        context,
         jobs: filled(world.jobs),
         pods: filled(world.pods),
         models: filled(world.models.into_iter().map(|m| DeserializeGuard(Ok(m))).collect()),

@@ -1,6 +1,7 @@
 //! The objects of an inspection.
 use std::collections::BTreeSet;
 
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt as _;
 use lathe_api::{Model, names};
 use lathe_contract::{InspectTask, SourceRef, Task};
@@ -37,7 +38,6 @@ pub fn inspection(
     mounts.on_one_node(one_node);
     let contract = owner.contract(&context.trust, mounts.contract(CACHE), task);
     let checksum = pod::checksum(&contract).map_err(|source| Error::Build { what: "contract", source })?;
-    let map = job::contract_map(&owner, &name, labels.clone(), &contract)?;
     let template = pod::template(&PodRequest {
         labels: labels.clone(),
         image: &context.config.images.cpu,
@@ -55,8 +55,14 @@ pub fn inspection(
         grace_seconds: GRACE_SECONDS,
         restart_policy: "Never",
     });
-    let policy = job::policy(&owner, name.clone(), KIND, &context.config.release_namespace);
+    let policy = policy(model, context)?;
     let request =
         JobRequest { name, owner, labels, annotations: Default::default(), template, suspended: false };
-    Ok(Objects { contract: map, policy, job: job::build(request) })
+    Objects::new(request, KIND, &contract, policy)
+}
+
+/// Who may talk to its pod.
+pub fn policy(model: &Model, context: &Context) -> Result<NetworkPolicy, Error> {
+    let name = names::inspect_job(&model.name_any());
+    job::policy(&Owner::of(model), name, KIND, &context.config.release_namespace)
 }

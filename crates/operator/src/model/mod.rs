@@ -14,7 +14,8 @@ use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::Job,
-    core::v1::{PersistentVolumeClaim, Pod},
+    core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
+    networking::v1::NetworkPolicy,
 };
 use kube::{
     ResourceExt as _,
@@ -26,7 +27,8 @@ use crate::{
     claims,
     context::{Context, Scope},
     error::Error,
-    runtime::{Guard, Reconcile, Stop, Watches},
+    job::Owner,
+    runtime::{Guard, Reconcile, Stop, Watches, labelled_owner},
 };
 use observe::Observed;
 use plan::{Plan, Write};
@@ -41,6 +43,8 @@ struct Models {
     jobs: Store<Job>,
     pods: Store<Pod>,
     claims: Store<PersistentVolumeClaim>,
+    contracts: Store<ConfigMap>,
+    policies: Store<NetworkPolicy>,
 }
 
 /// Looks after the Models of `scope` until `stop`.
@@ -51,9 +55,11 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
     let models = Models {
         context: context.clone(),
         models: watches.objects(),
-        jobs: watches
-            .also(scope.api(client), ours.clone(), |job: &Job, _| crate::runtime::labelled_owner(job)),
-        pods: watches.also(scope.api(client), ours, |pod: &Pod, _| crate::runtime::labelled_owner(pod)),
+        jobs: watches.also(scope.api(client), ours.clone(), |job: &Job, _| labelled_owner(job)),
+        contracts: watches.also(scope.api(client), ours.clone(), |map: &ConfigMap, _| labelled_owner(map)),
+        policies: watches
+            .also(scope.api(client), ours.clone(), |policy: &NetworkPolicy, _| labelled_owner(policy)),
+        pods: watches.also(scope.api(client), ours, |pod: &Pod, _| labelled_owner(pod)),
         claims: watches.also(
             scope.api(client),
             watcher::Config::default(),
@@ -99,7 +105,11 @@ impl Models {
     async fn apply(&self, model: &Model, observed: &Observed, plan: &Plan) -> Result<(), Error> {
         let writer = &self.context.writer;
         match &plan.write {
-            Write::Nothing => {}
+            Write::Nothing => {
+                let policy = build::policy(model, &self.context)?;
+                let runs = [&observed.inspection];
+                observed.beside.lacks(&Owner::of(model), KIND, policy, &runs)?.apply(writer).await?;
+            }
             Write::Inspect(seen) => {
                 let namespace = model.namespace().unwrap_or_default();
                 let one_node = claims::one_node(&self.claims, &namespace, &self.context.config.artifacts);

@@ -5,6 +5,7 @@ use lathe_api::{Model, names};
 
 use super::Models;
 use crate::{
+    beside::Beside,
     job::{Owner, Run},
     runtime::lookup,
 };
@@ -15,6 +16,8 @@ pub struct Observed {
     pub now: Timestamp,
     /// The Job that reads the source.
     pub inspection: Run,
+    /// What its pod needs beside it.
+    pub beside: Beside,
     /// The Model of `adapterOf`.
     pub base: Option<Model>,
 }
@@ -25,7 +28,9 @@ pub(super) async fn observe(models: &Models, model: &Model, now: Timestamp) -> O
     let base = model.spec.adapter_of.as_ref().and_then(|of| lookup(&models.models, &namespace, &of.name));
     let (jobs, pods) = (models.jobs.state(), models.pods.state());
     let job = names::inspect_job(&model.name_any());
-    let mut inspection = Run::find(&Owner::of(model), &job, &jobs, &pods);
+    let owner = Owner::of(model);
+    let beside = Beside::of(&owner, &models.contracts, &models.policies);
+    let mut inspection = Run::find(&owner, &job, &jobs, &pods);
     inspection.ask(&models.context.client, now).await;
-    Observed { now, inspection, base }
+    Observed { now, inspection, beside, base }
 }

@@ -73,12 +73,16 @@ async fn round(
     others: Vec<Model>,
 ) -> (Vec<Call>, Option<Value>) {
     let (client, server) = Server::start(&[]);
+    let context = context(client);
+    let policy = build::policy(model, &context).expect("a policy");
     let controller = Models {
-        context: context(client),
+        context,
         models: filled(others.into_iter().map(|m| DeserializeGuard(Ok(m))).collect()),
         jobs: filled(jobs),
         pods: filled(pods),
         claims: filled(Vec::new()),
+        contracts: filled(Vec::new()),
+        policies: filled(vec![policy]),
     };
     controller.reconcile(model).await.expect("a round");
     drop(controller);
@@ -210,6 +214,8 @@ async fn with_contract_of(owner: Value) -> (Vec<Call>, Value) {
         jobs: filled(vec![]),
         pods: filled(vec![]),
         claims: filled(Vec::new()),
+        contracts: filled(Vec::new()),
+        policies: filled(Vec::new()),
     };
     // What is refused is in the status.
     drop(controller.reconcile(&model("m", source(), Value::Null)).await);
@@ -253,6 +259,8 @@ async fn a_job_of_that_name_that_is_not_ours_is_told() {
         jobs: filled(vec![]),
         pods: filled(vec![]),
         claims: filled(Vec::new()),
+        contracts: filled(Vec::new()),
+        policies: filled(Vec::new()),
     };
     let error = controller.reconcile(&model("m", source(), Value::Null)).await.expect_err("taken");
     assert_eq!(error.category(), "NameTaken");
@@ -263,4 +271,14 @@ async fn a_job_of_that_name_that_is_not_ours_is_told() {
     let (_, reason, message) = condition(&calls[6].1["status"], READY);
     assert!(reason == "NameTaken" && message.contains("Next: delete Job m-inspect"), "{message}");
     assert_eq!(condition(&calls[6].1["status"], STALLED).0, "True");
+}
+
+#[tokio::test]
+async fn an_inspection_that_lost_its_contract_has_it_again() {
+    let mut live = job(None);
+    live.metadata.annotations = Some([("lathe.dev/contract".to_owned(), "{as it was}".to_owned())].into());
+    let (calls, _) = round(&model("m", source(), Value::Null), vec![live], vec![], vec![]).await;
+    assert_eq!(paths(&calls), [GET_CONTRACT, MAKE_CONTRACT, STATUS]);
+    let map: ConfigMap = sent(&calls, MAKE_CONTRACT);
+    assert_eq!(map.data.expect("data")["contract.json"], "{as it was}");
 }

@@ -55,9 +55,14 @@ async fn a_job_is_current_only_where_it_succeeded() {
         jobs: vec![job("t-check-data", "check-data", over)],
         pods,
         models: base(),
+        ..World::default()
     };
-    let train =
-        |over: Value, pods: Vec<Pod>| World { jobs: vec![job("t-1", "train", over)], pods, models: base() };
+    let train = |over: Value, pods: Vec<Pod>| World {
+        jobs: vec![job("t-1", "train", over)],
+        pods,
+        models: base(),
+        ..World::default()
+    };
     let only = |models: Vec<Model>| World { models, ..World::default() };
     let runs = || pod("t-1", json!({"phase": "Running", "startTime": "2026-01-01T00:30:00Z"}));
     let gate = |metric: &str| json!({"evaluation": {"gates": [{"metric": "Perplexity", "atMost": metric}]}});

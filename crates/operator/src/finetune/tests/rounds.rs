@@ -1,6 +1,7 @@
 //! Whole rounds against a scripted API server: which calls are made, in which order, with what.
 use super::{super::*, *};
-use crate::testing::{Call, failure, paths};
+use crate::testing::{Call, failure, paths, sent};
+use rstest::rstest;
 
 const MAPS: &str = "/api/v1/namespaces/ns/configmaps";
 const JOBS: &str = "/apis/batch/v1/namespaces/ns/jobs";
@@ -104,6 +105,9 @@ async fn the_job_is_what_the_cluster_needs() {
     assert_eq!(made["metadata"]["labels"], labels);
     assert_eq!(made["metadata"]["name"], "t-1");
     assert_eq!(made["metadata"]["annotations"]["lathe.dev/profile"], "cpu");
+    let map: ConfigMap = sent(&calls, &format!("PATCH {MAPS}/t-1-contract"));
+    let contract = &map.data.expect("data")["contract.json"];
+    assert_eq!(made["metadata"]["annotations"]["lathe.dev/contract"], contract.as_str());
     assert_eq!(
         made["metadata"]["ownerReferences"],
         json!([
@@ -219,4 +223,60 @@ async fn suspending_patches_the_job_and_nothing_else_of_it() {
     done.expect("a round");
     assert_eq!(paths(&calls), [format!("PATCH {JOBS}/t-1").as_str(), STATUS]);
     assert_eq!(calls[0].1, json!({"metadata": {"uid": "uid-t-1"}, "spec": {"suspend": true}}));
+}
+
+/// An attempt that lives, with the contract that it was made with.
+fn live(phase: &str, over: Value) -> World {
+    let mut made = json!({"metadata": {"annotations": {"lathe.dev/contract": "{as it was}"}}});
+    json_patch::merge(&mut made, &over);
+    World {
+        jobs: vec![job("t-1", "train", made)],
+        pods: vec![pod("t-1", json!({"phase": phase}))],
+        ..World::default()
+    }
+}
+
+#[rstest]
+#[case::its_pod_is_on_its_way("Pending")]
+#[case::it_runs("Running")]
+#[tokio::test]
+async fn what_a_live_job_lost_is_made_again_as_it_was_and_the_job_is_not_touched(#[case] phase: &str) {
+    let known = json!({"observedGeneration": 1, "datasetDigest": digest('d'), "attempt": 1});
+    let (map, made_map) = (format!("GET {MAPS}/t-1-contract"), format!("PATCH {MAPS}/t-1-contract"));
+    let (policy, made_policy) = (format!("GET {POLICY}"), format!("PATCH {POLICY}"));
+    let world = World { unguarded: true, ..live(phase, json!({})) };
+    let (calls, done) = round(&with_status(known.clone()), world, &[]).await;
+    done.expect("a round");
+    assert_eq!(paths(&calls), [policy.as_str(), &made_policy, &map, &made_map, STATUS]);
+    let there: ConfigMap = sent(&calls, &made_map);
+    let data = there.data.clone().expect("data");
+    assert_eq!(data, [("contract.json".to_owned(), "{as it was}".to_owned())].into());
+
+    // It is there: nothing is written again.
+    let world = World { contracts: vec![there.clone()], ..live(phase, json!({})) };
+    let (calls, _) = round(&with_status(known.clone()), world, &[]).await;
+    assert_eq!(paths(&calls), [STATUS]);
+
+    // Somebody changed it.
+    let data = Some([("contract.json".to_owned(), "{another}".to_owned())].into());
+    let world = World { contracts: vec![ConfigMap { data, ..there }], ..live(phase, json!({})) };
+    let (calls, _) = round(&with_status(known.clone()), world, &[]).await;
+    assert_eq!(paths(&calls), [map.as_str(), &made_map, STATUS]);
+
+    // It has ended: nobody needs it any more.
+    let over = World { unguarded: true, ..live(phase, ended("Failed")) };
+    let (calls, _) = round(&with_status(known), over, &[]).await;
+    assert_eq!(paths(&calls), [STATUS]);
+}
+
+#[tokio::test]
+async fn a_policy_that_is_in_the_way_does_not_keep_a_job_from_being_suspended() {
+    let known = json!({"observedGeneration": 1, "datasetDigest": digest('d'), "attempt": 1});
+    let theirs = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+        "metadata": {"name": "t-tune", "namespace": "ns", "uid": "theirs"}});
+    let world = World { unguarded: true, ..live("Pending", json!({})) };
+    let get = format!("GET {POLICY}");
+    let (calls, done) = round(&tune(json!({"suspend": true}), known), world, &[(&get, 200, theirs)]).await;
+    assert_eq!(done.expect_err("taken").category(), "NameTaken");
+    assert_eq!(paths(&calls), [format!("PATCH {JOBS}/t-1").as_str(), &get, STATUS]);
 }
