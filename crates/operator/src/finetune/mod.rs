@@ -6,6 +6,7 @@ mod build;
 mod fallback;
 mod observe;
 mod plan;
+mod rivals;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -56,6 +57,7 @@ const IDLE: Duration = Duration::from_secs(600);
 /// The controller of FineTuneJobs.
 struct FineTuneJobs {
     context: Arc<Context>,
+    tunes: Store<Guard<FineTuneJob>>,
     jobs: Store<Job>,
     pods: Store<Pod>,
     models: Store<Guard<Model>>,
@@ -76,6 +78,7 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
     let noticed = context.clone();
     let jobs = FineTuneJobs {
         context: context.clone(),
+        tunes: watches.objects(),
         jobs: watches.also(scope.api(client), ours.clone(), |job: &Job, _| labelled_owner(job)),
         contracts: watches.also(scope.api(client), ours.clone(), |map: &ConfigMap, _| labelled_owner(map)),
         policies: watches
@@ -107,8 +110,13 @@ impl Reconcile for FineTuneJobs {
     }
 
     async fn reconcile(&self, job: &FineTuneJob) -> Result<Action, Error> {
-        let observed = observe::observe(self, job, Timestamp::now()).await?;
-        let plan = plan::plan(job, &observed, &self.context.config.images);
+        let mut observed = observe::observe(self, job, Timestamp::now()).await?;
+        let mut plan = plan::plan(job, &observed, &self.context.config.images);
+        if plan.starts() {
+            // The watch may not have brought a job yet that is ahead of this one.
+            observed.rivals = observe::rivals(self, job).await?;
+            plan = plan::plan(job, &observed, &self.context.config.images);
+        }
         let applied = self.apply(job, &plan).await;
         // A write that is refused is no reason to leave pods without their policy, nor the other way round.
         let kept = self.keep(job, &observed).await;

@@ -3,11 +3,11 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
-use kube::{Api, ResourceExt as _, runtime::reflector::Store};
+use kube::{Api, ResourceExt as _, api::ListParams, runtime::reflector::Store};
 use lathe_api::{AcceleratorProfile, FineTuneJob, Model, names};
 use lathe_contract::Report;
 
-use super::FineTuneJobs;
+use super::{FineTuneJobs, rivals};
 use crate::{
     beside::Beside,
     devices::Capacity,
@@ -26,6 +26,8 @@ pub struct Observed {
     pub base: Option<Model>,
     /// The Model that has the name of the output.
     pub output: Option<Model>,
+    /// Other jobs that name the same output.
+    pub rivals: Vec<FineTuneJob>,
     /// Every profile.
     pub profiles: Vec<AcceleratorProfile>,
     /// The check of the dataset.
@@ -76,6 +78,7 @@ pub(super) async fn observe(
         now,
         base: lookup(&jobs.models, &namespace, &job.spec.base_model_ref.name),
         output: lookup(&jobs.models, &namespace, &job.spec.output.model_name),
+        rivals: rivals::of(job, jobs.tunes.state().iter().filter_map(|guard| guard.0.as_ref().ok())),
         profiles: readable(&jobs.profiles),
         check: run(&names::check_job(&name)),
         summary: run(&names::summary_job(&name)),
@@ -127,6 +130,17 @@ async fn live(jobs: &FineTuneJobs, owner: &Owner, name: &str) -> Result<Option<J
         .await
         .map_err(|source| Error::Read { what: "the attempt's Job", source: source.into() })?;
     Ok(found.filter(|job| owner.controls(job) && job.metadata.deletion_timestamp.is_none()))
+}
+
+/// The other jobs that name the same output, as the API server has them now.
+pub(super) async fn rivals(jobs: &FineTuneJobs, job: &FineTuneJob) -> Result<Vec<FineTuneJob>, Error> {
+    let namespace = job.namespace().unwrap_or_default();
+    let api: Api<Guard<FineTuneJob>> = Api::namespaced(jobs.context.client.clone(), &namespace);
+    let all = api
+        .list(&ListParams::default())
+        .await
+        .map_err(|source| Error::Read { what: "FineTuneJobs of the same output", source: source.into() })?;
+    Ok(rivals::of(job, all.iter().filter_map(|guard| guard.0.as_ref().ok())))
 }
 
 /// `<job>-<n>` of a training Job; a Job that is on its way out does not count.

@@ -18,6 +18,7 @@ use lathe_resolve::{
 use super::{
     build, fallback,
     observe::{Attempt, Observed},
+    rivals,
     usage::{self, Usage},
 };
 use crate::{
@@ -25,6 +26,8 @@ use crate::{
     pods::Trouble,
 };
 
+/// Between two looks at a job that is ahead: its end wakes nobody else.
+const RIVAL: Duration = Duration::from_secs(15);
 /// Between two questions to a worker.
 pub(super) const ASK: Duration = Duration::from_secs(5);
 
@@ -92,6 +95,8 @@ pub enum Stage {
     BadData(Trouble),
     /// A Model of another origin has the output's name.
     Taken(String),
+    /// Another job makes the Model of this name: which, and what to do.
+    Behind(String),
     /// It is held back.
     Held(Hold),
     /// A queue holds its Job.
@@ -152,6 +157,11 @@ impl Plan {
         }
     }
 
+    /// True where it makes a Job of the training.
+    pub fn starts(&self) -> bool {
+        self.writes.iter().any(|write| matches!(write, Write::Start { .. }))
+    }
+
     fn write(mut self, write: Write) -> Self {
         self.writes.push(write);
         self
@@ -206,6 +216,9 @@ fn prepare(job: &FineTuneJob, observed: &Observed, images: &Images) -> Plan {
     }
     if let Some(why) = over(job, &used, training.count) {
         return known(Plan::at(Stage::Held(Hold::Budget(why))));
+    }
+    if let Some(why) = rivals::ahead(job, &observed.rivals) {
+        return known(Plan { next: Some(RIVAL), ..Plan::at(Stage::Behind(why)) });
     }
     let mut plan = Plan::at(if is_queued(job) { Stage::Queued } else { Stage::Pending(None) });
     if finetune::needs_artifacts(spec) {

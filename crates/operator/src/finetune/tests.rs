@@ -10,6 +10,8 @@ use crate::testing::{Call, Server, context, filled, object};
 
 const STATUS: &str = "PATCH /apis/lathe.dev/v1alpha1/namespaces/ns/finetunejobs/t/status";
 
+const LIST: &str = "GET /apis/lathe.dev/v1alpha1/namespaces/ns/finetunejobs";
+
 /// What surrounds a job.
 #[derive(Default)]
 struct World {
@@ -27,13 +29,15 @@ async fn reconcile(
     world: World,
     answers: &[(&str, u16, Value)],
 ) -> (Vec<Call>, Result<Action, Error>) {
-    let (client, server) = Server::start(answers);
+    let none = [(LIST, 200, tunes(&[]))];
+    let (client, server) = Server::start(&[&none, answers].concat());
     let context = context(client);
     let policy = build::policy(job, &context).expect("a policy");
     let controller = FineTuneJobs {
         policies: filled(if world.unguarded { Vec::new() } else { vec![policy] }),
         contracts: filled(world.contracts),
         context,
+        tunes: filled(Vec::new()),
         jobs: filled(world.jobs),
         pods: filled(world.pods),
         models: filled(world.models.into_iter().map(|m| DeserializeGuard(Ok(m))).collect()),
@@ -44,6 +48,11 @@ async fn reconcile(
     let done = controller.reconcile(job).await;
     drop(controller);
     (server.calls().await, done)
+}
+
+/// The API server's list of jobs.
+fn tunes(items: &[FineTuneJob]) -> Value {
+    json!({"apiVersion": "lathe.dev/v1alpha1", "kind": "FineTuneJobList", "metadata": {}, "items": items})
 }
 
 fn digest(letter: char) -> String {

@@ -19,6 +19,9 @@ use crate::{
     unplaced::{self, Asked},
 };
 
+/// Reason: another job that is ahead makes the Model of this name.
+const OUTPUT_RESERVED: &str = "OutputReserved";
+
 /// What one condition says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
@@ -153,6 +156,7 @@ fn scheduled(fresh: &FineTuneJobStatus, observed: &Observed, plan: &Plan) -> Opt
         Stage::Queued => {
             line(State::False, "Queued", "a queue holds the Job; it starts when the queue lets it")
         }
+        Stage::Behind(why) => line(State::False, OUTPUT_RESERVED, why),
         Stage::Held(Hold::User) => line(State::False, "Suspended", "`spec.suspend` is true"),
         Stage::Held(Hold::Budget(why)) => line(State::False, "BudgetExceeded", format!("stopped {why}.")),
         Stage::Running => placed(observed.attempt.as_ref().and_then(|a| a.run.working()))
@@ -271,6 +275,7 @@ fn headline(
         Stage::Rejected(why) => (unknown(why.reason, &why.message), Drive::NeedsAPerson),
         Stage::Checking(None) => (unknown("CheckingDataset", "a pod reads the dataset"), Drive::GoesOn),
         Stage::Taken(message) => (unknown("OutputExists", message), Drive::NeedsAPerson),
+        Stage::Behind(why) => (unknown(OUTPUT_RESERVED, why), Drive::GoesOn),
         Stage::Held(Hold::User) => {
             (unknown("Suspended", "`spec.suspend` is true. Next: set it to false."), Drive::GoesOn)
         }

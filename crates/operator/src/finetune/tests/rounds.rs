@@ -1,6 +1,7 @@
 //! Whole rounds against a scripted API server: which calls are made, in which order, with what.
 use super::{super::*, *};
 use crate::testing::{Call, failure, paths, sent};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rstest::rstest;
 
 const MAPS: &str = "/api/v1/namespaces/ns/configmaps";
@@ -45,7 +46,10 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
         World { jobs: vec![check()], pods: vec![said("t-check-data", 0, checked())], ..World::default() };
     let (calls, done) = round(&with_status(status), world, &[]).await;
     done.expect("a round");
-    assert_eq!(paths(&calls), [vec![CLAIM.to_owned()], made("t-1"), vec![STATUS.to_owned()]].concat());
+    assert_eq!(
+        paths(&calls),
+        [vec![LIST.to_owned(), CLAIM.to_owned()], made("t-1"), vec![STATUS.to_owned()]].concat()
+    );
     let status = status_of(&calls);
     assert_eq!((&status["attempt"], &status["datasetDigest"]), (&json!(1), &json!(digest('d'))));
     assert_eq!(status["plan"]["profile"], "cpu");
@@ -279,4 +283,25 @@ async fn a_policy_that_is_in_the_way_does_not_keep_a_job_from_being_suspended() 
     let (calls, done) = round(&tune(json!({"suspend": true}), known), world, &[(&get, 200, theirs)]).await;
     assert_eq!(done.expect_err("taken").category(), "NameTaken");
     assert_eq!(paths(&calls), [format!("PATCH {JOBS}/t-1").as_str(), &get, STATUS]);
+}
+
+#[rstest]
+#[case::older("2025-12-31T00:00:00Z", true)]
+#[case::younger("2026-01-02T00:00:00Z", false)]
+#[tokio::test]
+async fn a_job_that_the_watch_has_not_brought_is_seen_before_the_start(
+    #[case] created: &str,
+    #[case] held: bool,
+) {
+    let known = json!({"observedGeneration": 1, "datasetDigest": digest('d')});
+    let mut other = with_status(Value::Null);
+    other.metadata.name = Some("other".to_owned());
+    other.metadata.creation_timestamp = Some(Time(created.parse().expect("a time")));
+    let (calls, done) = round(&with_status(known), World::default(), &[(LIST, 200, tunes(&[other]))]).await;
+    done.expect("a round");
+    assert_eq!(paths(&calls).contains(&format!("POST {JOBS}").as_str()), !held, "{calls:?}");
+    let status: lathe_api::FineTuneJobStatus = object(status_of(&calls));
+    let (_, reason, message) = condition(&status, conditions::SUCCEEDED);
+    assert_eq!((reason == "OutputReserved", status.attempt.is_none()), (held, held), "{message}");
+    assert_eq!(message.contains("FineTuneJob other, which is older"), held, "{message}");
 }

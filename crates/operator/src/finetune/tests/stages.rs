@@ -1,6 +1,7 @@
 //! What is there -> what is done and said.
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use lathe_api::conditions::{RECONCILING, STALLED, SUCCEEDED};
 use lathe_resolve::inference::Images;
 use rstest::rstest;
@@ -74,6 +75,14 @@ fn lost(at: &str, outcome: Value) -> Observed {
         w.attempt = attempt(ended_at("Complete", "2026-01-01T00:59:00Z"), vec![]);
         w.summary = run(job("t-summary", "inspect", end), vec![said("t-summary", 1, outcome)]);
     })
+}
+
+/// Another job of the same output.
+fn older() -> FineTuneJob {
+    let mut older = tune(json!({}), Value::Null);
+    older.metadata.name = Some("older".to_owned());
+    older.metadata.creation_timestamp = Some(Time("2025-12-31T00:00:00Z".parse().expect("a time")));
+    older
 }
 
 fn known() -> Value {
@@ -151,6 +160,17 @@ fn told(reason: &str) -> Value {
     world(|w| w.check = run(job("t-check-data", "check-data", ended("Complete")), vec![said("t-check-data", 0, json!("?"))])),
     ("", "Unknown", "WorkerFailed", "a person"))]
 #[case::the_attempt_is_gone(tune(json!({}), known()), world(|_| ()), ("claim, start 2", "Unknown", "Pending", "goes on"))]
+#[case::an_older_job_makes_the_same_model(
+    tune(json!({}), json!({"observedGeneration": 1, "datasetDigest": digest('d')})),
+    world(|w| w.rivals = vec![older()]), ("", "Unknown", "OutputReserved", "goes on"))]
+#[case::its_rows_are_checked_all_the_same(tune(json!({}), Value::Null), world(|w| w.rivals = vec![older()]), ("check", "Unknown", "CheckingDataset", "goes on"))]
+#[case::it_runs_already(
+    tune(json!({}), known()),
+    world(|w| {
+        w.attempt = attempt(json!({}), vec![running()]);
+        w.rivals = vec![older()];
+    }),
+    ("", "Unknown", "Starting", "goes on"))]
 #[case::own_volumes_need_no_claim(
     tune(json!({"output": {"destination": {"uri": "pvc://mine/out"}}, "checkpoint": {"destination": {"uri": "pvc://mine/state"}}}), known()),
     world(|_| ()), ("start 2", "Unknown", "Pending", "goes on"))]
