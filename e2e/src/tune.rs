@@ -123,7 +123,9 @@ pub fn saved(artifacts: &Path) -> Result<Option<Saved>> {
     let text = std::fs::read_to_string(artifacts.join(note))?;
     let first: Value = serde_json::from_str(text.lines().next().unwrap_or_default())?;
     let reached = first["reached"].as_i64().context("no step is noted")?;
-    let step = |file: &String| file.strip_suffix("/manifest")?.rsplit_once("/step-")?.1.parse().ok();
+    // `step-<n>.<whoever wrote it>`
+    let name = |file: &String| Some(file.strip_suffix("/manifest")?.rsplit_once("/step-")?.1.to_owned());
+    let step = |file: &String| name(file)?.split_once('.')?.0.parse().ok();
     let mut checkpoints: Vec<i64> = files.iter().filter_map(step).collect();
     checkpoints.sort_unstable();
     Ok(Some(Saved { reached, checkpoints }))

@@ -1,8 +1,10 @@
 //! Adapters of a running service: added and taken away without a restart, refused where they do not belong.
+use std::{ffi::OsStr, fs};
+
 use anyhow::{Context, Result, ensure};
 use kube::api::{Patch, PatchParams};
 use lathe_e2e::{
-    Session, condition, install,
+    Session, condition, install, machine,
     serve::{ask, post, service},
     tune::{identity, job, pods, prepare},
 };
@@ -52,10 +54,43 @@ async fn come_and_go(session: &Session) -> Result<()> {
     ensure!(cause.contains("stranger is an adapter of other-base") && cause.contains("Next: "), "{cause}");
     ensure!(ask(session, "shop", "second", QUESTION).await? == answer, "what ran before does not go on");
 
+    // One whose files say that they were made for other weights: only a worker finds that, and the others answer on.
+    forge(session, &first["spec"]["source"]).await?;
+    let uri = json!({"uri": "pvc://lathe-artifacts/forged"});
+    session.apply(&adapter("forged", &uri, "shop-base")).await?;
+    session.wait("Model", "forged", "Ready", "True").await?;
+    set(session, &["second", "forged"]).await?;
+    for type_ in ["RolledOut", "Ready"] {
+        let cause = session.reason("InferenceService", "shop", type_, "False", "AdapterFailed").await?;
+        let words = ["adapter forged cannot be loaded", "it was made for a base with the weights", "Next: "];
+        ensure!(words.iter().all(|words| cause.contains(words)), "{type_}: {cause}");
+    }
+    ensure!(ask(session, "shop", "second", QUESTION).await? == answer, "what ran before does not go on");
+
     set(session, &["second"]).await?;
     served(session, &["shop", "second"]).await?;
     session.wait("InferenceService", "shop", "Ready", "True").await?;
     ensure!(identities(session).await? == before, "the pod was restarted or replaced");
+    Ok(())
+}
+
+/// Copies an adapter to `forged`, with another digest of the weights that it was made for.
+async fn forge(session: &Session, source: &Value) -> Result<()> {
+    let volume = machine::folder(session, "lathe-artifacts").await?;
+    let from = source["uri"].as_str().and_then(|uri| uri.strip_prefix("pvc://lathe-artifacts/"));
+    let (from, to) = (volume.join(from.context("not on the volume")?), volume.join("forged"));
+    fs::create_dir(&to)?;
+    // Without the list of digests, which would tell on it before.
+    let listed = |name: &OsStr| name == "lathe-manifest.json";
+    for entry in fs::read_dir(&from)?.filter(|entry| entry.as_ref().is_ok_and(|e| !listed(&e.file_name()))) {
+        let entry = entry?;
+        let mut bytes = fs::read(entry.path())?;
+        let key = b"\"lathe.base_weights\":\"sha256:";
+        if let Some(at) = bytes.windows(key.len()).position(|window| window == key) {
+            bytes[at + key.len()..][..64].fill(b'0');
+        }
+        fs::write(to.join(entry.file_name()), bytes)?;
+    }
     Ok(())
 }
 
