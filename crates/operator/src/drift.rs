@@ -33,6 +33,54 @@ pub fn differs<K: Resource + Serialize>(wanted: &K, live: Option<&K>) -> bool {
     }
 }
 
+/// Lists in which nothing may stand beside ours: it would run in our pods, or lead to them. What a webhook adds to pods as they
+/// are made is not here.
+const EXACT: [&str; 5] = ["containers", "initContainers", "ports", "volumeMounts", "volumes"];
+
+/// JSON pointers of what stands in such lists of `live` and is not wanted, in an order in which they can be removed. To apply what
+/// is wanted leaves it there: it is somebody else's.
+pub fn surplus<K: Serialize>(wanted: &K, live: &K) -> Vec<String> {
+    let mut found = Vec::new();
+    if let (Ok(wanted), Ok(live)) = (serde_json::to_value(wanted), serde_json::to_value(live)) {
+        beyond(&wanted, &live, "", &mut found);
+    }
+    found
+}
+
+fn beyond(wanted: &Value, live: &Value, at: &str, found: &mut Vec<String>) {
+    let (Value::Object(wanted), Value::Object(live)) = (wanted, live) else { return };
+    for (key, live) in live {
+        let path = format!("{at}/{key}");
+        match (wanted.get(key), live) {
+            (Some(Value::Array(wanted)), Value::Array(live))
+                if EXACT.contains(&key.as_str()) && are_named(wanted) =>
+            {
+                // From behind, so that what was found keeps its place.
+                for (index, item) in live.iter().enumerate().rev() {
+                    let path = format!("{path}/{index}");
+                    match wanted.iter().find(|wanted| is_same_item(wanted, item)) {
+                        Some(wanted) => beyond(wanted, item, &path, found),
+                        None => found.push(path),
+                    }
+                }
+            }
+            (Some(wanted), live) => beyond(wanted, live, &path, found),
+            // Our pods have none.
+            (None, Value::Array(_)) if key == "initContainers" => found.push(path),
+            (None, _) => {}
+        }
+    }
+}
+
+/// A volume may be mounted at several places.
+fn is_same_item(a: &Value, b: &Value) -> bool {
+    a.get("name") == b.get("name") && a.get("mountPath") == b.get("mountPath")
+}
+
+fn are_named(items: &[Value]) -> bool {
+    !items.is_empty() && items.iter().all(|item| item.get("name").is_some())
+}
+
 /// True where everything that `wanted` says stands in `live`. The API server adds defaults, leaves out what is empty and
 /// writes quantities in its own way; other controllers may add to lists whose items have names.
 fn contains(live: &Value, wanted: &Value) -> bool {
@@ -41,9 +89,8 @@ fn contains(live: &Value, wanted: &Value) -> bool {
             .iter()
             .all(|(key, value)| live.get(key).map_or(is_empty(value), |live| contains(live, value))),
         (Value::Array(live), Value::Array(wanted)) => {
-            let named = !wanted.is_empty() && wanted.iter().all(|item| item.get("name").is_some());
-            if named {
-                let same = |item: &Value| live.iter().find(|live| live.get("name") == item.get("name"));
+            if are_named(wanted) {
+                let same = |item: &Value| live.iter().find(|live| is_same_item(live, item));
                 return wanted.iter().all(|item| same(item).is_some_and(|live| contains(live, item)));
             }
             live.len() == wanted.len() && live.iter().zip(wanted).all(|(live, wanted)| contains(live, wanted))
@@ -90,6 +137,33 @@ mod tests {
     #[case::longer_list(json!(["a", "b"]), json!(["a"]), false)]
     fn what_is_wanted_is_looked_for(#[case] live: Value, #[case] wanted: Value, #[case] expected: bool) {
         assert_eq!(contains(&live, &wanted), expected);
+    }
+
+    #[rstest]
+    #[case::nothing(json!({}), &[])]
+    #[case::a_container(json!({"spec": {"containers": [{"name": "x"}, worker(), {"name": "y"}]}}), &["/spec/containers/2", "/spec/containers/0"])]
+    #[case::a_container_before(json!({"spec": {"initContainers": [{"name": "x"}]}}), &["/spec/initContainers"])]
+    #[case::a_volume(json!({"spec": {"volumes": [{"name": "contract"}, {"name": "x"}]}}), &["/spec/volumes/1"])]
+    #[case::a_port_and_a_mount(
+        json!({"spec": {"containers": [{"name": "worker", "ports": [{"containerPort": 22}, {"name": "http"}],
+            "volumeMounts": [{"name": "contract", "mountPath": "/c"}, {"name": "contract", "mountPath": "/d"}]}]}}),
+        &["/spec/containers/0/ports/0", "/spec/containers/0/volumeMounts/1"])]
+    #[case::what_others_may_add(json!({"spec": {"tolerations": [{"key": "x"}], "containers": [{"name": "worker", "env": [{"name": "A"}]}]}}), &[])]
+    fn what_is_not_ours_is_found(#[case] over: Value, #[case] expected: &[&str]) {
+        let wanted = json!({"spec": {"containers": [worker()], "volumes": [{"name": "contract"}]}});
+        let mut live = wanted.clone();
+        json_patch::merge(&mut live, &over);
+        let found = surplus(&wanted, &live);
+        assert_eq!(found, expected);
+        let removals: Vec<Value> = found.iter().map(|path| json!({"op": "remove", "path": path})).collect();
+        json_patch::patch(&mut live, &serde_json::from_value::<json_patch::Patch>(json!(removals)).unwrap())
+            .unwrap();
+        assert_eq!(surplus(&wanted, &live), [""; 0]);
+        assert_eq!(live["spec"]["volumes"], wanted["spec"]["volumes"]);
+    }
+
+    fn worker() -> Value {
+        json!({"name": "worker", "ports": [{"name": "http"}], "volumeMounts": [{"name": "contract", "mountPath": "/c"}]})
     }
 
     #[test]

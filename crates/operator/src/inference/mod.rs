@@ -38,7 +38,7 @@ use crate::{
     apply::{Happened, Written},
     claims,
     context::{Context, Scope},
-    drift::differs,
+    drift::{differs, surplus},
     error::Error,
     job::look_again,
     pods,
@@ -256,9 +256,17 @@ impl Services {
         self.scale(service, deployment).await.map(Some)
     }
 
-    /// Applies an object unless it is so already.
+    /// Applies an object unless it is so already, and takes out of it what must not stand beside ours.
     async fn keep<K: Written>(&self, wanted: &K, live: Option<&K>) -> Result<Option<K>, Error> {
-        if differs(wanted, live) { self.context.writer.apply(wanted, live).await.map(Some) } else { Ok(None) }
+        let writer = &self.context.writer;
+        let applied = if differs(wanted, live) { Some(writer.apply(wanted, live).await?) } else { None };
+        if let Some(there) = applied.as_ref().or(live) {
+            let surplus = surplus(wanted, there);
+            if !surplus.is_empty() {
+                writer.take_out(there, &surplus).await?;
+            }
+        }
+        Ok(applied)
     }
 
     /// Sets the replicas as the scaler, who alone owns them from then on.

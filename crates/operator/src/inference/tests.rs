@@ -174,6 +174,28 @@ async fn what_somebody_changed_is_set_right_alone() {
 }
 
 #[tokio::test]
+async fn what_somebody_put_beside_ours_is_taken_out_and_nothing_else_is_written() {
+    let (service, calls) = settled().await;
+    let mut changed = children(&service, &calls);
+    let deployment = changed.deployment.as_mut().expect("there");
+    deployment.metadata.resource_version = Some("7".to_owned());
+    let pod = deployment.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()).expect("a pod");
+    pod.containers.insert(0, object(json!({"name": "miner", "image": "x"})));
+    let endpoint = changed.endpoint.as_mut().and_then(|endpoint| endpoint.spec.as_mut()).expect("there");
+    endpoint.ports.as_mut().expect("ports").push(object(json!({"name": "debug", "port": 22})));
+    let (of_endpoint, of_deployment) = (patch(ENDPOINT), patch(DEPLOYMENT));
+    let answers = [(of_endpoint.as_str(), 200, json!({})), (of_deployment.as_str(), 200, json!({}))];
+    let calls = round(&service, changed, Vec::new(), &answers).await;
+    assert_eq!(paths(&calls), [of_endpoint, of_deployment]);
+    assert_eq!(calls[0].1, json!([{"op": "remove", "path": "/spec/ports/1"}]));
+    assert_eq!(
+        calls[1].1,
+        json!([{"op": "add", "path": "/metadata/resourceVersion", "value": "7"},
+            {"op": "remove", "path": "/spec/template/spec/containers/0"}])
+    );
+}
+
+#[tokio::test]
 async fn replicas_are_the_scalers_and_no_plan_is_needed_to_stop() {
     let (was, calls) = settled().await;
     let stopped = service(json!({"replicas": 0, "modelRef": {"name": "gone"}}));
