@@ -17,19 +17,7 @@ pub fn job(target: &Target, namespace: &str, name: &str) -> Result<String> {
     let step = ui::step(format!("finetunejob/{name}"));
     let mut said = String::new();
     let done = wait(target, namespace, &format!("finetunejob/{name}"), "Succeeded", |object| {
-        let progress = &object["status"]["progress"];
-        let now = if progress["steps"].as_i64().unwrap_or(0) > 0 {
-            let text = |key: &str| progress[key].as_str().unwrap_or("-").to_owned();
-            format!(
-                "step {}, loss {}, {} tokens/s, {} left",
-                text("summary"),
-                text("loss"),
-                text("tokensPerSecond"),
-                text("remaining")
-            )
-        } else {
-            cause(object, "Succeeded")
-        };
+        let now = progress(&object["status"]["progress"]).unwrap_or_else(|| cause(object, "Succeeded"));
         if now != said {
             ui::note(&now);
             said = now;
@@ -44,6 +32,20 @@ pub fn job(target: &Target, namespace: &str, name: &str) -> Result<String> {
     };
     step.done(&cause(&object, "Succeeded"));
     Ok(table(&object["status"]["scores"]))
+}
+
+/// "step 40/84 47%, loss 1.2055, 10994 tokens/s, 9s left"; what is not known is left out. None before the first plan.
+fn progress(progress: &Value) -> Option<String> {
+    progress["steps"].as_i64().filter(|steps| *steps > 0)?;
+    let part =
+        |key: &str, before: &str, after: &str| Some(format!("{before}{}{after}", progress[key].as_str()?));
+    let parts = [
+        part("summary", "step ", ""),
+        part("loss", "loss ", ""),
+        part("tokensPerSecond", "", " tokens/s"),
+        part("remaining", "", " left"),
+    ];
+    Some(parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
 /// Waits until an InferenceService answers with all of its models.
@@ -109,4 +111,27 @@ fn table(scores: &Value) -> String {
         text.push_str(&format!("\n  {:<12}{:>10}{:>10}", value("metric"), value("before"), value("after")));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_last_step_leaves_nothing_to_be_waited_for() {
+        let told = |remaining: Value| {
+            progress(
+                &json!({"steps": 84, "summary": "84/84 100%", "loss": "0.1055", "tokensPerSecond": "10994",
+                "remaining": remaining}),
+            )
+        };
+        assert_eq!(told(Value::Null).expect("a line"), "step 84/84 100%, loss 0.1055, 10994 tokens/s");
+        assert_eq!(
+            told(json!("2s")).expect("a line"),
+            "step 84/84 100%, loss 0.1055, 10994 tokens/s, 2s left"
+        );
+        assert_eq!(progress(&json!({})), None);
+    }
 }

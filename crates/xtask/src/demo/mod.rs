@@ -2,15 +2,16 @@
 
 mod ask;
 mod follow;
+mod release;
 mod target;
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::{cluster, images, paths, toolchain, ui};
+use crate::{cluster, images, paths, ui};
 use target::Target;
 
 const NAMESPACE: &str = "lathe-demo";
@@ -19,8 +20,8 @@ const CLUSTER: &str = "lathe";
 /// Tune a model, serve it and ask it, on a Kubernetes that this command brings up.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Use the cluster of this kubectl context instead; needs --registry, and no root.
-    #[arg(long, requires = "registry")]
+    /// Use the cluster of this kubectl context instead; needs no root, and --registry unless the demo is taken down.
+    #[arg(long)]
     context: Option<String>,
     /// Registry that cluster pulls from; the images are pushed there.
     #[arg(long, value_name = "HOST/PATH")]
@@ -41,6 +42,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.down {
         return down(args);
     }
+    can_begin(args)?;
     let started = Instant::now();
     let here = args.context.is_none();
     ui::heading("Lathe: tune a small model, serve it, ask it.");
@@ -70,7 +72,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
 
     ui::heading("\n2. Install Lathe with Helm");
-    install(&target, registry)?;
+    release::install(&target, registry)?;
 
     ui::heading("\n3. Apply examples/quickstart");
     if !args.keep {
@@ -91,40 +93,12 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Installs the chart, or upgrades it to what this checkout holds.
-fn install(target: &Target, registry: &str) -> Result<()> {
-    let helm = toolchain::go_program(&toolchain::HELM)?;
-    let chart = paths::repository().join("charts/lathe");
-    let step = ui::step("helm upgrade --install lathe charts/lathe --namespace lathe-system");
-    let registry = format!("image.registry={registry}");
-    target.helm(
-        &helm,
-        &[
-            "upgrade",
-            "--install",
-            "lathe",
-            &chart.to_string_lossy(),
-            "--namespace",
-            "lathe-system",
-            "--create-namespace",
-            "--set",
-            &registry,
-            "--wait",
-            "--timeout",
-            "3m",
-        ],
-    )?;
-    // An image of the same tag may have been built anew.
-    target.kubectl(&["--namespace", "lathe-system", "rollout", "restart", "deployment/lathe-operator"])?;
-    target.kubectl(&[
-        "--namespace",
-        "lathe-system",
-        "rollout",
-        "status",
-        "deployment/lathe-operator",
-        "--timeout=120s",
-    ])?;
-    step.done("");
+fn can_begin(args: &Args) -> Result<()> {
+    ensure!(
+        args.context.is_none() || args.registry.is_some(),
+        "--context needs --registry: nodes of another cluster pull the images from there. Next: name a registry that you \
+         may push to and they may pull from."
+    );
     Ok(())
 }
 
@@ -193,11 +167,32 @@ fn down(args: &Args) -> Result<()> {
     let target = Target::context(context);
     let step = ui::step("remove the demo's namespace and Lathe");
     target.kubectl(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait"])?;
-    let helm = toolchain::go_program(&toolchain::HELM)?;
-    target.helm(
-        &helm,
-        &["uninstall", "lathe", "--namespace", "lathe-system", "--ignore-not-found", "--wait"],
-    )?;
-    step.done("the CRDs stay");
+    step.done(release::uninstall(&target)?);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_users_cluster_needs_a_registry_to_begin_and_none_to_end() {
+        let takes = |line: &str| {
+            let args = Line::try_parse_from(line.split(' ')).expect("a line").args;
+            args.down || can_begin(&args).is_ok()
+        };
+        assert!(takes("demo"));
+        assert!(takes("demo --down"));
+        assert!(takes("demo --context c --registry r/x"));
+        assert!(takes("demo --down --context c"));
+        assert!(!takes("demo --context c"));
+    }
 }

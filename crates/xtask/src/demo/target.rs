@@ -28,6 +28,11 @@ impl Target {
         Self { program: PathBuf::from("kubectl"), kubeconfig: None, context: Some(name.to_owned()) }
     }
 
+    /// True for a cluster that is not the demo's own.
+    pub fn is_users(&self) -> bool {
+        self.context.is_some()
+    }
+
     /// Runs kubectl and returns what it printed.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         command::run(self.base().args(args))
