@@ -79,7 +79,7 @@ pub struct FineTuneJobSpec {
 #[x_kube(validation = Rule::new("!has(self.holdout) || (double(self.holdout) > 0.0 && double(self.holdout) <= 0.5)")
     .message("`holdout` must be above 0 and at most 0.5").field_path(".holdout"))]
 pub struct DatasetSpec {
-    /// JSON Lines to learn from.
+    /// JSON Lines to learn from. A file that is fetched has at most 16 GiB; one of a volume (`pvc://`) is read in place.
     pub train: Location,
     /// JSON Lines to measure with.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,14 +6,17 @@
 #![deny(missing_docs)]
 
 mod adapters;
+mod identity;
 mod report;
 mod task;
 mod token;
 
 pub use adapters::{AdapterEntry, AdapterState, AdapterStatus, DesiredAdapters};
+pub use identity::Identity;
 pub use report::{
     CheckDataReport, EvaluateReport, Failure, InspectReport, Load, MAX_REPORT_BYTES, MAX_SUMMARY_BYTES,
-    ModelShapeReport, Outcome, Phase, Report, ReportError, Score, Summary, TrainProgress, WeightBytes,
+    Measured, ModelShapeReport, Outcome, Phase, Report, ReportError, Score, Summary, TrainProgress,
+    WeightBytes,
 };
 pub use task::{
     AdapterRoom, CONTRACT_VERSION, CheckDataTask, CheckpointPolicy, Contract, DatasetFormat, DatasetInput,
@@ -31,6 +34,8 @@ pub const TERMINATION_LOG: &str = "/dev/termination-log";
 pub const SERVE_PORT: u16 = 8080;
 /// Port on which a worker serves probes, metrics and the control channel.
 pub const CONTROL_PORT: u16 = 8081;
+/// Seconds between SIGTERM and SIGKILL of a pod that trains: room for a checkpoint.
+pub const TRAIN_GRACE_SECONDS: u32 = 120;
 
 /// Exit codes of the worker, which the Job's podFailurePolicy tells apart.
 pub mod exit {
@@ -40,6 +45,6 @@ pub mod exit {
     pub const TRANSIENT: i32 = 1;
     /// The user's input is wrong: trying again cannot help.
     pub const USER: i32 = 64;
-    /// Stopped by SIGTERM after state was saved; the next pod resumes.
+    /// Stopped by SIGTERM; the next pod resumes from the last checkpoint.
     pub const STOPPED: i32 = 75;
 }

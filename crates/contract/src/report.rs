@@ -53,6 +53,9 @@ pub enum Outcome {
         dataset_digest: String,
         /// Measurements before and after.
         scores: Vec<Score>,
+        /// What they are made from.
+        #[serde(default)]
+        measured: Measured,
         /// Where training ended.
         progress: TrainProgress,
         /// What the artefact is.
@@ -64,9 +67,9 @@ pub enum Outcome {
     DataChecked(CheckDataReport),
     /// A model was measured.
     Evaluated(EvaluateReport),
-    /// State was saved after SIGTERM.
+    /// Stopped by SIGTERM.
     Stopped {
-        /// Where training stood.
+        /// Where training stood; saved where `checkpoint_step` is `step`.
         progress: Option<TrainProgress>,
     },
     /// It failed.
@@ -152,6 +155,18 @@ pub struct Score {
     pub before: Option<f64>,
     /// The tuned model's value.
     pub after: Option<f64>,
+}
+
+/// How much of the held-out rows is measured: of many, a fixed choice that is spread over all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Measured {
+    /// Held-out rows.
+    pub held_out: i64,
+    /// Those whose answers' probabilities are measured.
+    pub rows: i64,
+    /// Those whose questions are asked, for metrics of answers.
+    pub questions: i64,
 }
 
 /// What a model is, from its headers.
@@ -256,8 +271,8 @@ pub struct CheckDataReport {
 pub struct EvaluateReport {
     /// Values in `after`.
     pub scores: Vec<Score>,
-    /// Rows measured.
-    pub rows: i64,
+    /// What they are made from.
+    pub measured: Measured,
 }
 
 /// Load of a serving replica.
@@ -396,6 +411,7 @@ mod tests {
                 scores: [Metric::Perplexity, Metric::BLEU, Metric::ROUGE1, Metric::ROUGE2, Metric::ROUGEL]
                     .map(score)
                     .to_vec(),
+                measured: Measured { held_out: i64::MAX, rows: 1000, questions: 64 },
                 progress: TrainProgress {
                     curve: vec![(i64::MAX, 0.123_456_789); 200],
                     ..TrainProgress::default()

@@ -153,6 +153,10 @@ pub enum DatasetFormat {
 pub struct TrainTask {
     /// Counts from 1; a resumed or replaced Job has the next number.
     pub attempt: i32,
+    /// [`Identity::inputs`](crate::Identity::inputs) that the result will bear: files that give another one are not those
+    /// that were checked. Absent where the base's digest is not known beforehand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<String>,
     /// Model to start from.
     pub base: ModelInput,
     /// Rows to learn from and to measure with.

@@ -224,7 +224,7 @@ fn failure_policy() -> PodFailurePolicy {
         rules: vec![
             // Eviction, preemption, a drained or lost node: nobody's failure.
             PodFailurePolicyRule { on_pod_conditions: Some(vec![disrupted]), ..rule("Ignore") },
-            // State was saved after SIGTERM: the next pod goes on.
+            // Stopped by SIGTERM: the next pod goes on.
             PodFailurePolicyRule { on_exit_codes: Some(codes(exit::STOPPED)), ..rule("Ignore") },
             // The user's input is wrong: trying again cannot help.
             PodFailurePolicyRule { on_exit_codes: Some(codes(exit::USER)), ..rule("FailJob") },

@@ -3,6 +3,7 @@ use k8s_openapi::{
     api::core::v1::{ContainerStatus, Pod, PodCondition},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use lathe_api::names;
 use lathe_contract::{Outcome, ReportError, Summary};
 use lathe_resolve::pod::{CHECKSUM, CONTAINER};
 
@@ -26,6 +27,8 @@ impl Trouble {
     }
 }
 
+/// Reason of a pod that was killed at its memory limit.
+pub const OUT_OF_MEMORY: &str = "OutOfMemory";
 /// Reason of a pod that the scheduler cannot place.
 pub const UNSCHEDULABLE: &str = "Unschedulable";
 
@@ -51,8 +54,16 @@ pub fn phase(pod: &Pod) -> Option<&str> {
 #[must_use]
 pub fn trouble(pod: &Pod) -> Option<Trouble> {
     unschedulable(pod)
+        .or_else(|| own_words(pod))
         .or_else(|| ended_by_node(pod))
         .or_else(|| container(pod).and_then(|status| waiting(pod, status).or_else(|| ended(pod, status))))
+}
+
+/// True where a node was found for the pod.
+#[must_use]
+pub fn is_placed(pod: &Pod) -> bool {
+    let node = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+    condition(pod, "PodScheduled").map_or(node, |scheduled| scheduled.status == "True")
 }
 
 /// True where the pod is ready and is not going away.
@@ -107,16 +118,6 @@ fn unschedulable(pod: &Pod) -> Option<Trouble> {
     Some(Trouble::new(UNSCHEDULABLE, message, false))
 }
 
-/// A node that is short of something, goes down or cannot take the pod after all ends it, whatever its container says.
-fn ended_by_node(pod: &Pod) -> Option<Trouble> {
-    let status = pod.status.as_ref().filter(|_| phase(pod) == Some("Failed"))?;
-    let reason = status.reason.as_deref().filter(|reason| !reason.is_empty())?;
-    let said = shown(status.message.as_deref().unwrap_or(reason));
-    let next = "Next: nothing, another pod takes its place; if that one ends so too, make room on the nodes.";
-    let name = if reason == "Evicted" { "Evicted" } else { "PodEndedByNode" };
-    Some(Trouble::new(name, format!("its node ended the pod: {said}. {next}"), false))
-}
-
 fn waiting(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
     let waiting = status.state.as_ref()?.waiting.as_ref()?;
     let message = shown(waiting.message.as_deref().unwrap_or_default());
@@ -142,6 +143,40 @@ fn is_refused(said: &str) -> bool {
     FINAL.iter().any(|words| said.contains(words))
 }
 
+/// What the worker itself said of its failure, now or before it was started again.
+fn own_words(pod: &Pod) -> Option<Trouble> {
+    let words = last_words(pod).filter(|_| container(pod).is_some_and(|status| !status.ready));
+    match words?.ok()?.outcome {
+        Outcome::Failed(failure) => Some(Trouble::new(&failure.reason, failure.message, failure.user_error)),
+        _ => None,
+    }
+}
+
+/// A node that is short of something, goes down or cannot take the pod after all ends it, and so does the scheduler for one
+/// of a higher priority: whatever its container says.
+fn ended_by_node(pod: &Pod) -> Option<Trouble> {
+    let status = pod.status.as_ref().filter(|_| phase(pod) == Some("Failed"))?;
+    let disrupted = condition(pod, "DisruptionTarget").filter(|c| c.status == "True");
+    let told = |text: Option<&String>| text.filter(|text| !text.is_empty()).cloned();
+    let reason = told(status.reason.as_ref()).or_else(|| told(disrupted?.reason.as_ref()))?;
+    let said = told(status.message.as_ref()).or_else(|| told(disrupted?.message.as_ref()));
+    let said = shown(said.as_ref().unwrap_or(&reason));
+    let by_scheduler = disrupted.and_then(|c| c.reason.as_deref()) == Some("PreemptionByScheduler");
+    if by_scheduler || reason == "Preempting" {
+        let next = "Next: nothing, another pod waits for room; a higher `spec.pod.priorityClassName` of a new object keeps its room.";
+        let message = format!("pods of a higher priority took the pod's place: {said}. {next}");
+        return Some(Trouble::new("Preempted", message, false));
+    }
+    let own_disk = said.contains("mptyDir volume") || said.contains("local ephemeral storage");
+    let next = if own_disk {
+        "Next: keep models and rows on a PersistentVolumeClaim (`pvc://`), where they are read in place."
+    } else {
+        "Next: nothing, another pod takes its place; if that one ends so too, make room on the nodes."
+    };
+    let name = if reason == "Evicted" { "Evicted" } else { "PodEndedByNode" };
+    Some(Trouble::new(name, format!("its node ended the pod: {said}. {next}"), false))
+}
+
 /// How the worker ended, now or before it was started again.
 fn ended(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
     if status.ready {
@@ -151,17 +186,7 @@ fn ended(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
         |state: &Option<k8s_openapi::api::core::v1::ContainerState>| state.as_ref()?.terminated.clone();
     let end = terminated(&status.state).or_else(|| terminated(&status.last_state))?;
     if end.reason.as_deref() == Some("OOMKilled") {
-        let limit = memory_limit(pod).map_or(String::new(), |limit| format!(" of {limit}"));
-        let next = "Next: raise `spec.pod.memory`, or lower what is asked for (context, sequences).";
-        return Some(Trouble::new(
-            "OutOfMemory",
-            format!("the worker was killed at its memory limit{limit}. {next}"),
-            true,
-        ));
-    }
-    let summary = end.message.as_deref().and_then(|message| Summary::parse(message.as_bytes()).ok());
-    if let Some(Summary { outcome: Outcome::Failed(failure) }) = summary {
-        return Some(Trouble::new(&failure.reason, failure.message, failure.user_error));
+        return Some(out_of_memory(pod));
     }
     if end.exit_code == 0 && status.restart_count == 0 {
         return None;
@@ -172,6 +197,24 @@ fn ended(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
         end.exit_code, status.restart_count
     );
     Some(Trouble::new("CrashLoop", message, false))
+}
+
+/// Whose memory a user can set, and how, depends on what the pod does.
+fn out_of_memory(pod: &Pod) -> Trouble {
+    let limit = memory_limit(pod).map_or(String::new(), |limit| format!(" of {limit}"));
+    let task = pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_TASK));
+    let next = match task.map(String::as_str) {
+        Some("train") => "make a new FineTuneJob with more `spec.pod.memory`",
+        Some("serve") => {
+            "raise `spec.pod.memory`, or lower `spec.serving.contextLength` or `spec.serving.maxSequences`"
+        }
+        // Nobody can set its size: it reads headers, or one row at a time.
+        _ => {
+            "report this to Lathe's maintainers, with the sizes of the model's small files and of the longest row"
+        }
+    };
+    let message = format!("the worker was killed at its memory limit{limit}. Next: {next}.");
+    Trouble::new(OUT_OF_MEMORY, message, true)
 }
 
 fn memory_limit(pod: &Pod) -> Option<String> {
@@ -204,7 +247,7 @@ mod tests {
 
     fn pod(status: Value) -> Pod {
         serde_json::from_value(json!({
-            "metadata": {"name": "p"},
+            "metadata": {"name": "p", "labels": {"lathe.dev/task": "serve"}},
             "spec": {"containers": [{"name": "worker", "resources": {"limits": {"memory": "8Gi"}}}]},
             "status": status,
         }))
@@ -225,6 +268,20 @@ mod tests {
     fn ended(reason: &str, code: i32, message: &str) -> Value {
         let end = json!({"terminated": {"reason": reason, "exitCode": code, "message": message}});
         container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), end, false, 3)
+    }
+
+    /// A pod that the cluster ended: its container knows of a signal alone.
+    fn taken(reason: Value, message: &str, disrupted: &str) -> Value {
+        let mut status = container(
+            json!({"terminated": {"reason": "Error", "exitCode": 137, "message": ""}}),
+            json!({}),
+            false,
+            0,
+        );
+        let more = json!({"phase": "Failed", "reason": reason, "message": message, "conditions": [
+            {"type": "DisruptionTarget", "status": "True", "reason": disrupted, "message": "m"}]});
+        status.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        status
     }
 
     fn unschedulable(message: &str) -> Value {
@@ -272,17 +329,39 @@ mod tests {
         "kubectl describe pod p",
         true
     )]
-    #[case::memory(ended("OOMKilled", 137, ""), "OutOfMemory", "of 8Gi", true)]
+    #[case::memory(
+        ended("OOMKilled", 137, ""),
+        "OutOfMemory",
+        "of 8Gi. Next: raise `spec.pod.memory`, or lower",
+        true
+    )]
+    #[case::evicted_for_its_own_disk(
+        taken(json!("Evicted"), "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Gi\". ", "TerminationByKubelet"),
+        "Evicted", "exceeds the limit \"1Gi\". Next: keep models and rows on a PersistentVolumeClaim", false)]
+    #[case::evicted_for_the_nodes_memory(
+        taken(json!("Evicted"), "The node was low on resource: memory.", "TerminationByKubelet"),
+        "Evicted", "The node was low on resource: memory. Next: nothing, another pod", false)]
+    #[case::preempted(
+        taken(Value::Null, "", "PreemptionByScheduler"),
+        "Preempted",
+        "took the pod's place: m. Next: nothing",
+        false
+    )]
+    #[case::node_is_lost(
+        taken(Value::Null, "", "DeletionByTaintManager"),
+        "PodEndedByNode",
+        "ended the pod: m. Next: nothing",
+        false
+    )]
+    #[case::node_shuts_down(
+        taken(json!("Terminated"), "Pod was terminated in response to imminent node shutdown.", "TerminationByKubelet"),
+        "PodEndedByNode", "imminent node shutdown. Next:", false)]
+    #[case::not_admitted(
+        json!({"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no devices"}),
+        "PodEndedByNode", "no devices. Next: nothing", false)]
     #[case::own_words(
         ended("Error", 64, r#"{"outcome":{"failed":{"reason":"ModelNotFound","message":"no such file. Next: look.","userError":true}}}"#),
         "ModelNotFound", "no such file. Next: look.", true
-    )]
-    #[case::evicted(
-        json!({"phase": "Failed", "reason": "Evicted", "message": "Usage of EmptyDir volume \"cache\" exceeds the limit \"1Gi\".",
-            "containerStatuses": ended("Error", 137, "")["containerStatuses"]}),
-        "Evicted",
-        "exceeds the limit \"1Gi\". Next: nothing, another pod",
-        false
     )]
     #[case::no_words(
         ended("Error", 101, "thread panicked"),
@@ -299,6 +378,26 @@ mod tests {
         let found = trouble(&pod(status)).unwrap();
         assert_eq!((found.reason.as_str(), found.stalled), (reason, stalled), "{}", found.message);
         assert!(found.message.contains(words), "{}", found.message);
+    }
+
+    #[rstest]
+    #[case::training("train", "Next: make a new FineTuneJob with more `spec.pod.memory`")]
+    #[case::a_check_has_no_memory_to_set("check-data", "Next: report this")]
+    #[case::an_inspection_neither("inspect", "Next: report this")]
+    fn out_of_memory_names_what_can_be_set(#[case] task: &str, #[case] next: &str) {
+        let mut pod = pod(ended("OOMKilled", 137, ""));
+        pod.metadata.labels = Some([(names::LABEL_TASK.to_owned(), task.to_owned())].into());
+        let found = trouble(&pod).unwrap().message;
+        assert!(found.contains(next), "{found}");
+    }
+
+    #[test]
+    fn what_the_worker_said_counts_more_than_who_took_its_pod() {
+        let mut status = taken(json!("Evicted"), "low on memory", "TerminationByKubelet");
+        let words =
+            r#"{"outcome":{"failed":{"reason":"DiskFull","message":"full. Next: free.","userError":true}}}"#;
+        status["containerStatuses"][0]["state"]["terminated"]["message"] = json!(words);
+        assert_eq!(trouble(&pod(status)).unwrap().reason, "DiskFull");
     }
 
     #[rstest]

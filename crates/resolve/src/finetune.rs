@@ -2,12 +2,11 @@
 mod budget;
 mod choose;
 mod gates;
-mod inputs;
 mod result;
 mod task;
 
 use lathe_api::{AcceleratorProfile, FineTuneJobSpec, Location, Model, PlanStatus, names};
-use lathe_contract::{CheckDataTask, ModelInput, TrainTask};
+use lathe_contract::{CheckDataTask, Identity, ModelInput, TrainTask};
 
 use crate::{
     Rejection, digest_of,
@@ -20,6 +19,9 @@ use crate::{
 pub use budget::{cost, over};
 pub use gates::failed_gates;
 pub use result::{Trained, model};
+
+/// Largest file of rows that is fetched into a pod; a larger one is read in place, from a volume.
+pub const DATASET_BYTES: i64 = 16 << 30;
 
 /// What is known when a job is planned.
 #[derive(Clone, Debug)]
@@ -99,6 +101,7 @@ pub fn training(spec: &FineTuneJobSpec, facts: &TrainFacts<'_>) -> Result<Traini
     let checkpoints = checkpoints.unwrap_or_else(|| artifacts(&format!("checkpoints/{}", facts.name)));
     let task = TrainTask {
         attempt: facts.attempt,
+        inputs: None,
         base,
         dataset: task::dataset(&mut mounts, spec)?,
         method,
@@ -113,13 +116,16 @@ pub fn training(spec: &FineTuneJobSpec, facts: &TrainFacts<'_>) -> Result<Traini
             destination: located(&mut mounts, &destination(spec), "output.destination", Use::Write)?,
         },
     };
-    let inputs_hash = facts
-        .dataset
-        .zip(digest_of(facts.base).or_else(|| Some(facts.base.spec.source.uri.clone())))
-        .and_then(|(dataset, base)| inputs::hash(&task, &base, dataset.digest));
-    let artefact = if spec.trainable.full.is_some() { weights(facts.base) } else { adapter(&chosen.plan) };
+    // A number may lose its last bit on its way through JSON: as the worker reads it, it counts.
+    let read = serde_json::to_vec(&task).and_then(|json| serde_json::from_slice::<TrainTask>(&json)).ok();
+    let known = facts.dataset.zip(read.as_ref());
+    let inputs = |base: &str| known.map(|(dataset, task)| Identity::of(task, base, dataset.digest).inputs);
+    // Without a digest it is known by its address here; the worker knows it by its files.
+    let pinned = digest_of(facts.base).and_then(|digest| inputs(&digest));
+    let inputs_hash = pinned.clone().or_else(|| inputs(&facts.base.spec.source.uri));
+    let task = TrainTask { inputs: pinned, ..task };
     Ok(Training {
-        cache: downloads(facts.base).saturating_add(artefact),
+        cache: downloads(spec, facts.base).saturating_add(made(spec, facts.base, &chosen.plan)),
         task,
         mounts,
         plan: chosen.status,
@@ -145,7 +151,7 @@ pub fn checking(spec: &FineTuneJobSpec, model: &Model) -> Result<Checking, Rejec
         sequence_length: spec.training.sequence_length.into(),
     };
     // The tokenizer and the rows; a model on a volume is read where it lies.
-    Ok(Checking { task, mounts, cache: downloads(model) })
+    Ok(Checking { task, mounts, cache: downloads(spec, model) })
 }
 
 /// `supervised/lora`: what is learned, and what is changed.
@@ -211,23 +217,37 @@ fn not_inspected(model: &Model) -> Rejection {
     Rejection::new("ModelNotReady", message)
 }
 
-/// Bytes of what is fetched, with room for rows.
-fn downloads(base: &Model) -> i64 {
+/// Bytes of what is fetched.
+fn downloads(spec: &FineTuneJobSpec, base: &Model) -> i64 {
     const LEAST: i64 = 1 << 30;
-    let fetched = if base.spec.source.uri.starts_with("pvc://") { 0 } else { weights(base) };
-    fetched.saturating_add(fetched / 10).saturating_add(LEAST)
+    let fetched = if on_volume(&base.spec.source) { 0 } else { weights(base) };
+    fetched.saturating_add(fetched / 10).saturating_add(rows(spec)).saturating_add(LEAST)
 }
 
-/// Bytes of a Model's weights. Tuned as a whole they are written as wide as they were, beside what was fetched, before they
-/// go to their destination: also where that is a volume.
+/// Bytes of the result before it is sent away; one that stays on a volume is written there. Weights that are tuned as a
+/// whole are as wide as they were, and a gradient is as wide as what it changes, or wider.
+fn made(spec: &FineTuneJobSpec, base: &Model, plan: &lathe_plan::TrainPlan) -> i64 {
+    if on_volume(&destination(spec)) {
+        return 0;
+    }
+    let adapter = || i64::try_from(plan.totals.gradients).unwrap_or(i64::MAX);
+    if spec.trainable.full.is_some() { weights(base) } else { adapter() }
+}
+
 fn weights(model: &Model) -> i64 {
     let weights = model.status.as_ref().map(|status| status.weights.as_slice()).unwrap_or_default();
     weights.iter().map(|w| w.bytes.max(0)).fold(0_i64, i64::saturating_add)
 }
 
-/// Bytes of an adapter, at most: a gradient is as wide as what it changes, or wider.
-fn adapter(plan: &lathe_plan::TrainPlan) -> i64 {
-    i64::try_from(plan.totals.gradients).unwrap_or(i64::MAX)
+fn on_volume(location: &Location) -> bool {
+    location.uri.starts_with("pvc://")
+}
+
+/// Bytes of the rows that are fetched, at most: nobody knows their size before they are looked at.
+fn rows(spec: &FineTuneJobSpec) -> i64 {
+    let files = [Some(&spec.dataset.train), spec.dataset.evaluation.as_ref()];
+    let fetched = files.into_iter().flatten().filter(|file| !on_volume(file)).count();
+    i64::try_from(fetched).unwrap_or(0) * DATASET_BYTES
 }
 
 #[cfg(test)]

@@ -109,6 +109,8 @@ impl Download<'_> {
             self.restart(file, &mut partial)?;
         }
         let limit = file.size.unwrap_or_else(|| names::cap(&file.path, self.options.max_bytes));
+        // What has no size is refused as soon as it is too much.
+        let room = self.options.cache_room.filter(|room| file.size.is_none() && *room < limit);
         let mut block = BytesMut::with_capacity(BLOCK);
         let outcome = loop {
             let next = tokio::time::timeout(self.options.stall_timeout, body.stream.next()).await;
@@ -121,6 +123,9 @@ impl Download<'_> {
             let len = partial.len() + (block.len() + chunk.len()) as u64;
             if file.size.is_some_and(|size| len > size) {
                 return Err(SourceError::Changed { what: file.path.clone() });
+            }
+            if let Some(room) = room.filter(|room| len > *room) {
+                return Err(SourceError::NoRoom { what: file.path.clone(), needed: len, room });
             }
             if len > limit {
                 return Err(SourceError::TooLarge { what: file.path.clone(), bytes: len, limit });

@@ -2,7 +2,8 @@
 //!
 //! - [`fetch`] brings a model, an adapter or a dataset onto this machine and checks it.
 //! - [`headers`] reads what a model is without its weights.
-//! - [`publish`] writes an artefact to a volume or a bucket, never half of one under its final name.
+//! - [`Draft`] is where an artefact is made, and [`publish`] writes one to a volume or a bucket, never half of one under
+//!   its final name.
 //!
 //! Built for `pvc://`, `https://`, `hf://` and `s3://`. What comes from a server is not believed: names are checked before
 //! they become paths, sizes before they are read, pickles are never fetched, and credentials go to the location's own
@@ -17,6 +18,7 @@ mod credentials;
 mod digest;
 mod disk;
 mod download;
+mod draft;
 mod error;
 mod evict;
 mod fetch;
@@ -42,6 +44,7 @@ mod web;
 pub use card::{CardLicense, card_license};
 pub use credentials::Credentials;
 pub use digest::{Digest, FileEntry, FileHash, digest_of};
+pub use draft::Draft;
 pub use error::{Fault, SourceError};
 pub use fetch::{Fetched, fetch};
 pub use fingerprint::{fingerprint, unchanged};
@@ -49,7 +52,7 @@ pub use headers::{Headers, headers};
 pub use location::{Address, HubAddress, Location};
 pub use manifest::MANIFEST;
 pub use options::{LocalCheck, Options, Progress, Update};
-pub use publish::{digest_directory, publish};
+pub use publish::publish;
 pub use retry::Retry;
 pub use safetensors::Tensor;
 /// Stops a fetch or a publish from another task.

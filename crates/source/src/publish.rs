@@ -51,50 +51,51 @@ pub async fn publish(
     progress: &dyn Progress,
     cancel: &CancellationToken,
 ) -> Result<Digest, SourceError> {
-    let work = write(dir, location, options, progress, cancel);
+    let work = async {
+        let (from, stop) = (dir.to_path_buf(), cancel.clone());
+        let artefact = blocking(move || read_artefact(&from, &stop)).await?;
+        write_artefact(&artefact, location, options, progress, cancel).await?;
+        Ok(artefact.digest)
+    };
+    stoppable(work, cancel).await
+}
+
+/// Ends `work` when `cancel` says so, with a moment to clean up.
+pub(crate) async fn stoppable<T>(
+    work: impl Future<Output = Result<T, SourceError>>,
+    cancel: &CancellationToken,
+) -> Result<T, SourceError> {
     tokio::pin!(work);
     tokio::select! {
         biased;
         () = cancel.cancelled() => {}
-        digest = &mut work => return digest,
+        done = &mut work => return done,
     }
     // It has seen the token too: a moment to take back what it began (parts of an upload cost storage until they are).
     tokio::time::timeout(GRACE, work).await.unwrap_or(Err(SourceError::Cancelled))
 }
 
-async fn write(
-    dir: &Path,
+pub(crate) async fn write_artefact(
+    artefact: &Artefact,
     location: &Location,
     options: &Options,
     progress: &dyn Progress,
     cancel: &CancellationToken,
-) -> Result<Digest, SourceError> {
-    let (from, stop) = (dir.to_path_buf(), cancel.clone());
-    let artefact = blocking(move || read_artefact(&from, &stop)).await?;
+) -> Result<(), SourceError> {
     let meter = Meter::new(progress, Some(artefact.files.iter().map(|f| f.size).sum()));
     match location.address() {
         Address::Pvc { claim, path } => {
-            publish_pvc::write(&artefact, claim, path, options, &meter, cancel).await?
+            publish_pvc::write(artefact, claim, path, options, &meter, cancel).await
         }
         Address::S3 { bucket, prefix } => {
-            publish_s3::write(&artefact, bucket, prefix, options, &meter, cancel).await?
+            publish_s3::write(artefact, bucket, prefix, options, &meter, cancel).await
         }
-        Address::Http(_) | Address::Hub(_) => {
-            return Err(SourceError::ReadOnly { uri: location.to_string() });
-        }
+        Address::Http(_) | Address::Hub(_) => Err(SourceError::ReadOnly { uri: location.to_string() }),
     }
-    Ok(artefact.digest)
 }
 
-/// The digest that `dir` will have once it is published: over every file in it, whatever its name.
-///
-/// # Errors
-/// As [`publish`].
-pub fn digest_directory(dir: &Path, cancel: &CancellationToken) -> Result<Digest, SourceError> {
-    read_artefact(dir, cancel).map(|artefact| artefact.digest)
-}
-
-fn read_artefact(dir: &Path, cancel: &CancellationToken) -> Result<Artefact, SourceError> {
+/// The files of `dir`, whatever their names, hashed.
+pub(crate) fn read_artefact(dir: &Path, cancel: &CancellationToken) -> Result<Artefact, SourceError> {
     let mut paths = Vec::new();
     walk(dir, "", &mut paths)?;
     paths.sort();

@@ -70,43 +70,91 @@ async fn fill(
     }
     let (manifest, files, cancel) = (artefact.manifest()?, artefact.files.clone(), cancel.clone());
     let (staging, place) = (staging.to_path_buf(), place.to_path_buf());
-    let lost = SourceError::Incomplete { what: place.display().to_string() };
-    blocking(move || {
-        write_whole(&staging.join(MANIFEST), &manifest, &cancel)?;
+    blocking(move || move_to(&staging, &place, &manifest, &files, &cancel)).await
+}
+
+/// An artefact that lies beside its place already: nothing is copied.
+pub(crate) async fn settle(
+    artefact: &Artefact,
+    claim: &str,
+    path: &str,
+    options: &Options,
+    cancel: &CancellationToken,
+) -> Result<(), SourceError> {
+    let (place, what) = (local::root(claim, options)?.join(path), format!("pvc://{claim}/{path}"));
+    if holds(&place, artefact.digest, &what)? {
+        return Ok(());
+    }
+    let (manifest, files, cancel) = (artefact.manifest()?, artefact.files.clone(), cancel.clone());
+    let (dir, to) = (artefact.dir.clone(), place.clone());
+    let moved = blocking(move || {
         for file in &files {
-            if let Some(dir) = staging.join(&file.path).parent() {
-                sync_dir(dir)?;
-            }
+            let path = dir.join(&file.path);
+            File::open(&path).and_then(|file| file.sync_all()).map_err(|e| SourceError::io(&path, e))?;
         }
-        sync_dir(&staging)?;
-        // Somebody else may have taken the folder away, and a file made since then has made it anew.
-        if !files.iter().all(|file| is_whole(&staging, file)) {
-            return Err(lost);
+        move_to(&dir, &to, &manifest, &files, &cancel)
+    });
+    match moved.await {
+        Err(SourceError::Cancelled) => Err(SourceError::Cancelled),
+        // Somebody else was quicker, with the same bytes or with others.
+        Err(_) if holds(&place, artefact.digest, &what)? => Ok(()),
+        moved => moved,
+    }
+}
+
+/// Writes the manifest, makes the folder's names durable and gives it its name.
+fn move_to(
+    dir: &Path,
+    place: &Path,
+    manifest: &[u8],
+    files: &[FileEntry],
+    cancel: &CancellationToken,
+) -> Result<(), SourceError> {
+    let lost = || SourceError::Incomplete { what: place.display().to_string() };
+    write_whole(&dir.join(MANIFEST), manifest, cancel)?;
+    for file in files {
+        if let Some(folder) = dir.join(&file.path).parent() {
+            sync_dir(folder)?;
         }
-        std::fs::rename(&staging, &place).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => lost,
-            _ => SourceError::io(&place, e),
-        })?;
-        sync_dir(place.parent().unwrap_or(&place))
-    })
-    .await
+    }
+    sync_dir(dir)?;
+    // Somebody else may have taken the folder away, and a file made since then has made it anew.
+    if !files.iter().all(|file| is_whole(dir, file)) {
+        return Err(lost());
+    }
+    std::fs::rename(dir, place).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => lost(),
+        _ => SourceError::io(place, e),
+    })?;
+    sync_dir(place.parent().unwrap_or(place))
 }
 
 /// An empty folder beside the place, this writer's alone; `None` where the same artefact is there already.
 fn prepare(root: &Path, place: &Path, digest: Digest, what: &str) -> Result<Option<PathBuf>, SourceError> {
     let parent = place.parent().unwrap_or(root);
-    // Created one by one, so that no link on the way leads out of the volume.
+    make_folders(root, parent, what)?;
+    if holds(place, digest, what)? {
+        return Ok(None);
+    }
+    new_folder(place).map(Some)
+}
+
+/// Makes `folder` one by one, so that no link on the way leads out of the volume.
+pub(crate) fn make_folders(root: &Path, folder: &Path, what: &str) -> Result<(), SourceError> {
     let mut at = root.to_path_buf();
-    for part in parent.strip_prefix(root).unwrap_or(Path::new("")) {
+    for part in folder.strip_prefix(root).unwrap_or(Path::new("")) {
         at.push(part);
         match std::fs::create_dir(&at) {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(SourceError::io(&at, e)),
             _ => local::within(root, &at, what)?,
         }
     }
-    if holds(place, digest, what)? {
-        return Ok(None);
-    }
+    Ok(())
+}
+
+/// An empty folder `.<name>.<token>.partial` beside the place, this writer's alone; those of others for it go.
+pub(crate) fn new_folder(place: &Path) -> Result<PathBuf, SourceError> {
+    let parent = place.parent().unwrap_or(place);
     let begin = format!(".{}.", place.file_name().unwrap_or_default().to_string_lossy());
     for entry in std::fs::read_dir(parent).map_err(|e| SourceError::io(parent, e))? {
         let entry = entry.map_err(|e| SourceError::io(parent, e))?;
@@ -117,23 +165,23 @@ fn prepare(root: &Path, place: &Path, digest: Digest, what: &str) -> Result<Opti
             take_away(&entry.path())?;
         }
     }
-    let staging = unfinished(place);
-    std::fs::create_dir(&staging).map_err(|e| SourceError::io(&staging, e))?;
-    Ok(Some(staging))
+    let folder = unfinished(place);
+    std::fs::create_dir(&folder).map_err(|e| SourceError::io(&folder, e))?;
+    Ok(folder)
 }
 
 /// Digits that tell one writer's folder from another's.
 const TOKEN: usize = 16;
 
 /// `.<name>.<token>.partial` beside the place, like no other.
-fn unfinished(place: &Path) -> PathBuf {
+pub(crate) fn unfinished(place: &Path) -> PathBuf {
     let name = place.file_name().unwrap_or_default().to_string_lossy();
     place.with_file_name(format!(".{name}.{:0TOKEN$x}{PARTIAL}", rand::random::<u64>()))
 }
 
 /// Removes a folder that may still be filled: it goes under another name first, so that whoever fills it finds it gone as
 /// a whole and never moves half of it to its place. One that is gone already is no error.
-fn take_away(dir: &Path) -> Result<(), SourceError> {
+pub(crate) fn take_away(dir: &Path) -> Result<(), SourceError> {
     let mut name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // Of the same form, so that the next writer finds it if this one is killed here.
     let end = name.len().saturating_sub(PARTIAL.len() + TOKEN);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use lathe_contract::{Contract, Outcome, Phase, Task};
+use lathe_contract::{Contract, Outcome, Phase, TRAIN_GRACE_SECONDS, Task};
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -16,8 +16,8 @@ use crate::failure::{Done, Halt, io};
 use crate::status::Status;
 use crate::{check_data, evaluate, inspect, summary, train};
 
-/// Time from SIGTERM to the end, at most: less than the 30 s after which Kubernetes kills.
-const STOP_BUDGET: Duration = Duration::from_secs(25);
+/// Time from SIGTERM to the end, at most: a little less than that after which Kubernetes kills, for the last words.
+const STOP_BUDGET: Duration = Duration::from_secs(TRAIN_GRACE_SECONDS as u64 - 10);
 
 /// What the command line says beside the contract.
 #[derive(Clone, Debug)]
@@ -85,7 +85,7 @@ async fn carry_out(contract: Contract, status: &Status, stop: CancellationToken)
             Err(Halt::transient("InternalError", format!("the worker failed: {panic}"), next))
         }),
         () = out_of_time => {
-            tracing::warn!("no time is left to save; the next pod goes on from the last checkpoint");
+            tracing::warn!("what was begun did not end within {} s, and no time is left", STOP_BUDGET.as_secs());
             Err(Halt::Stopped)
         }
     };

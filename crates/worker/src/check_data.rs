@@ -21,7 +21,6 @@ pub fn run(context: &Context, task: &CheckDataTask) -> Done<Outcome> {
     let headers = context.headers(&what, &task.model.source)?;
     let words = Words::of(&headers).map_err(|halt| halt.of(&what))?;
     context.status.phase(Phase::Loading, "reading every row");
-    let rows = files.read_with_problems(&task.dataset)?;
     let max_tokens = usize::try_from(task.sequence_length).unwrap_or_default().max(2);
     if max_tokens > words.config.shape.max_position {
         let most = words.config.shape.max_position;
@@ -30,7 +29,7 @@ pub fn run(context: &Context, task: &CheckDataTask) -> Done<Outcome> {
         return Err(Halt::user("InvalidSettings", cause, "lower `training.sequenceLength`"));
     }
     let encoder = encoder_of(&words.config, &words.tokenizer, words.template.as_ref(), max_tokens);
-    let report = dataset::check(&rows.train, rows.held.as_ref(), &encoder)?;
+    let report = dataset::check(&files.source(&task.dataset), &encoder)?;
     if let Some(first) = report.problems.first() {
         let all = report.rows + report.evaluation_rows + report.bad_rows;
         return Err(
@@ -38,7 +37,7 @@ pub fn run(context: &Context, task: &CheckDataTask) -> Done<Outcome> {
         );
     }
     Ok(Outcome::DataChecked(CheckDataReport {
-        format: rows.train.format.name().to_owned(),
+        format: report.format.map(|format| format.name()).unwrap_or_default().to_owned(),
         rows: count(report.rows),
         tokens: count(report.tokens),
         learned_tokens: count(report.learned_tokens),

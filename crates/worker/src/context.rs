@@ -4,7 +4,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use lathe_contract::{Inspected, ModelInput, Mounts, ObjectRef, SourceRef};
-use lathe_source::{CancellationToken, Credentials, Digest, Fetched, Headers, Location, Options, Update};
+use lathe_source::{
+    CancellationToken, Credentials, Digest, Draft, Fetched, Headers, Location, Options, Update,
+};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -108,17 +110,36 @@ impl Context {
         self.runtime.block_on(headers).map_err(|error| Halt::from(error).of(what))
     }
 
-    /// Writes a folder to `path` below a destination; returns where it is now, and its digest.
+    /// Writes a folder to `path` below a destination.
     ///
     /// # Errors
     /// See [`lathe_source::publish`].
-    pub fn publish(&self, dir: &Path, destination: &SourceRef, path: &str) -> Done<(Location, Digest)> {
+    pub fn publish(&self, dir: &Path, destination: &SourceRef, path: &str) -> Done<()> {
         let (destination, options) = self.place(destination)?;
         let location = destination.join(path)?;
         let quiet = |_: Update<'_>| {};
         let published = lathe_source::publish(dir, &location, &options, &quiet, &self.stop);
-        let digest = self.runtime.block_on(published)?;
-        Ok((location, digest))
+        self.runtime.block_on(published)?;
+        Ok(())
+    }
+
+    /// A folder for an artefact that shall lie below `folder` of a destination; see [`Draft`].
+    ///
+    /// # Errors
+    /// See [`Draft::open`].
+    pub fn draft(&self, destination: &SourceRef, folder: &str) -> Done<Draft> {
+        let (destination, options) = self.place(destination)?;
+        Ok(Draft::open(&destination.join(folder)?, &options)?)
+    }
+
+    /// Gives the files of a draft their place below a destination; returns where that is, and their digest.
+    ///
+    /// # Errors
+    /// See [`Draft::publish`].
+    pub fn settle(&self, draft: Draft, destination: &SourceRef) -> Done<(Location, Digest)> {
+        let (_, options) = self.place(destination)?;
+        let quiet = |_: Update<'_>| {};
+        Ok(self.runtime.block_on(draft.publish(&options, &quiet, &self.stop))?)
     }
 
     /// The folder of a `pvc://` location.
@@ -141,7 +162,7 @@ impl Context {
         }
     }
 
-    /// A folder for files on their way, removed when it is dropped: below the cache, for the root is read-only in a pod.
+    /// A folder for small files on their way, removed when it is dropped: below the cache, for the root is read-only in a pod.
     ///
     /// # Errors
     /// A failed write.

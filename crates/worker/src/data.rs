@@ -78,23 +78,22 @@ impl Files {
     /// # Errors
     /// A file or row that is malformed; nothing to learn from or to measure with.
     pub fn read(&self, input: &DatasetInput) -> Done<Rows> {
+        self.parted(input).map_err(Halt::from)
+    }
+
+    /// What a check reads: the same rows, held out in the same way.
+    pub fn source(&self, input: &DatasetInput) -> dataset::Source<'_> {
+        let share = input.holdout.filter(|share| *share > 0.0);
+        dataset::Source {
+            train: &self.train,
+            evaluation: self.evaluation.as_deref(),
+            hold_out: share.map(|share| dataset::HoldOut { share, seed: HOLD_OUT_SEED }),
+            format: input.format,
+        }
+    }
+
+    fn parted(&self, input: &DatasetInput) -> Result<Rows, DatasetError> {
         let read = |path: &PathBuf| dataset::read(path, input.format).and_then(Dataset::refuse_bad_rows);
-        self.parted(read, input).map_err(Halt::from)
-    }
-
-    /// As [`Files::read`], with malformed rows kept for a report of them.
-    ///
-    /// # Errors
-    /// A file that is malformed as a whole.
-    pub fn read_with_problems(&self, input: &DatasetInput) -> Done<Rows> {
-        self.parted(|path| dataset::read(path, input.format), input).map_err(Halt::from)
-    }
-
-    fn parted(
-        &self,
-        read: impl Fn(&PathBuf) -> Result<Dataset, DatasetError>,
-        input: &DatasetInput,
-    ) -> Result<Rows, DatasetError> {
         let mut train = read(&self.train)?;
         if let Some(file) = &self.evaluation {
             return Ok(Rows { train, held: Some(read(file)?) });

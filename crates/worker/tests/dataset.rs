@@ -7,7 +7,8 @@ use std::path::Path;
 use lathe_contract::DatasetFormat;
 use lathe_engine::files::{ChatTemplate, Tokenizer};
 use lathe_worker::dataset::{
-    Dataset, DatasetError, Encoder, Example, Format, MAX_ROW_BYTES, check, hold_out, read,
+    DataReport, Dataset, DatasetError, Encoder, Example, Format, HoldOut, MAX_ROW_BYTES, Source, check,
+    hold_out, read,
 };
 use rstest::rstest;
 
@@ -20,6 +21,15 @@ fn write(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) -> std::path::PathBuf 
 fn parse(bytes: impl AsRef<[u8]>, format: DatasetFormat) -> Result<Dataset, DatasetError> {
     let dir = tempfile::tempdir().unwrap();
     read(&write(dir.path(), "train.jsonl", bytes), format)
+}
+
+/// Checks training rows, and rows to measure with.
+fn checked(train: &str, evaluation: Option<&str>, encoder: &Encoder<'_>) -> Result<DataReport, DatasetError> {
+    let dir = tempfile::tempdir().unwrap();
+    let evaluation = evaluation.map(|rows| write(dir.path(), "test.jsonl", rows));
+    let train = write(dir.path(), "train.jsonl", train);
+    let format = DatasetFormat::Auto;
+    check(&Source { train: &train, evaluation: evaluation.as_deref(), hold_out: None, format }, encoder)
 }
 
 const CHAT: &str = r#"{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"hé"}]}"#;
@@ -214,7 +224,8 @@ fn a_question_is_what_stands_before_the_last_answer() {
 fn a_long_text_goes_on_in_further_rows_and_loses_nothing(#[case] max_tokens: usize, #[case] rows: usize) {
     let model = Model::new("byte-level.json", TEMPLATE);
     let text = "x ".repeat(20);
-    let dataset = parse(format!("{{\"text\":\"{text}\"}}"), DatasetFormat::Auto).unwrap();
+    let row = format!("{{\"text\":\"{text}\"}}");
+    let dataset = parse(&row, DatasetFormat::Auto).unwrap();
     let encoded = model.encoder(max_tokens).encode(&dataset.rows[0].example).unwrap();
     assert_eq!((encoded.rows.len(), encoded.cut), (rows, false));
     assert!(encoded.rows.iter().all(|row| row.tokens.len() <= max_tokens));
@@ -231,7 +242,7 @@ fn a_long_text_goes_on_in_further_rows_and_loses_nothing(#[case] max_tokens: usi
     assert_eq!(all.len(), encoded.whole);
     assert_eq!(encoded.learned, encoded.whole - 1);
     assert_eq!(model.tokenizer.decode(&all, false).unwrap(), format!("{text}<|endoftext|>"));
-    let report = check(&dataset, None, &model.encoder(max_tokens)).unwrap();
+    let report = checked(&row, None, &model.encoder(max_tokens)).unwrap();
     assert_eq!((report.rows, report.over_long_rows, report.learned_tokens), (1, 0, encoded.learned));
 }
 
@@ -241,11 +252,10 @@ fn counts_tell_cut_empty_duplicate_and_leaked_rows() {
     let row = |prompt: &str| format!("{{\"prompt\":\"{prompt}\",\"completion\":\" cat\"}}\n");
     let cut = format!("{{\"prompt\":\"the\",\"completion\":\"{}\"}}\n", "x ".repeat(40));
     let behind = row(&"x ".repeat(40));
-    let train = parse([row("the"), row("a"), row("the"), cut, behind].concat(), DatasetFormat::Auto).unwrap();
+    let train = [row("the"), row("a"), row("the"), cut, behind].concat();
     // The same row as `the`, written differently.
     let test = r#"{ "completion": " \u0063at", "prompt": "the" }"#.to_owned() + "\n" + &row("new");
-    let test = parse(test, DatasetFormat::Auto).unwrap();
-    let report = check(&train, Some(&test), &model.encoder(16)).unwrap();
+    let report = checked(&train, Some(&test), &model.encoder(16)).unwrap();
     assert_eq!((report.rows, report.over_long_rows, report.empty_rows), (5, 2, 1));
     assert_eq!((report.duplicate_rows, report.evaluation_rows, report.leaked_rows), (1, 2, 1));
     assert!(report.longest_row > 40 && report.tokens <= 5 * 16 && report.learned_tokens < report.tokens);
@@ -258,8 +268,8 @@ fn a_row_that_the_template_refuses_is_named_by_its_line() {
         {{ m.content }}{% endfor %}";
     let model = Model::new("byte-level.json", refusing);
     let system = r#"{"messages":[{"role":"system","content":"s"},{"role":"assistant","content":"a"}]}"#;
-    let train = parse(format!("{CHAT}\n{system}\n"), DatasetFormat::Auto).unwrap();
-    let report = check(&train, Some(&train), &model.encoder(100)).unwrap();
+    let train = format!("{CHAT}\n{system}\n");
+    let report = checked(&train, Some(&train), &model.encoder(100)).unwrap();
     assert_eq!((report.rows, report.bad_rows), (1, 2));
     assert!(report.problems[0].to_string().starts_with("train.jsonl line 2: chat template: "));
     assert!(report.problems[0].to_string().contains("no system role"));
@@ -268,10 +278,9 @@ fn a_row_that_the_template_refuses_is_named_by_its_line() {
 #[test]
 fn a_dataset_that_cannot_teach_this_model_is_refused() {
     let model = Model::new("byte-level.json", TEMPLATE);
-    let train = parse(CHAT, DatasetFormat::Auto).unwrap();
     let without = Encoder { template: None, ..model.encoder(100) };
-    assert!(matches!(check(&train, None, &without), Err(DatasetError::NoChatTemplate)));
-    let error = check(&train, None, &model.encoder(3)).unwrap_err().to_string();
+    assert!(matches!(checked(CHAT, None, &without), Err(DatasetError::NoChatTemplate)));
+    let error = checked(CHAT, None, &model.encoder(3)).unwrap_err().to_string();
     assert!(error.contains("no row has an answer within the first 3 tokens"), "{error}");
 }
 
@@ -300,6 +309,24 @@ fn held_out_rows_are_chosen_by_content_and_never_leak() {
     assert_ne!(texts(&hold_out(rows(&forward), 0.25, 2).1), b);
     assert_eq!(hold_out(rows(&[1, 2, 3]), 0.0001, 1).1.len(), 1);
     assert_eq!(hold_out(rows(&[1, 1]), 0.5, 1).1.len(), 0);
+}
+
+#[test]
+fn a_check_counts_the_rows_that_are_held_out() {
+    let model = Model::new("byte-level.json", TEMPLATE);
+    let lines: String = (0..50).map(|text| format!("{{\"text\":\"row {}\"}}\n", text % 40)).collect();
+    let (kept, held) = hold_out(parse(&lines, DatasetFormat::Auto).unwrap().rows, 0.25, 7);
+    let dir = tempfile::tempdir().unwrap();
+    let train = write(dir.path(), "train.jsonl", &lines);
+    let source = Source {
+        train: &train,
+        evaluation: None,
+        hold_out: Some(HoldOut { share: 0.25, seed: 7 }),
+        format: DatasetFormat::Auto,
+    };
+    let report = check(&source, &model.encoder(16)).unwrap();
+    assert_eq!((report.rows, report.evaluation_rows), (kept.len(), held.len()));
+    assert_eq!((report.leaked_rows, report.format), (0, Some(Format::Text)));
 }
 
 /// Whatever bytes a file has: rows, problems with their lines, or one cause. Seeded, so that a failure can be repeated.

@@ -23,7 +23,7 @@ const OTHERS: &[&str] = &[
     "PodScheduled ReadWriteOnce ReplicaFailure RollingUpdate Running RuntimeDefault True Unknown",
     "ContainerCreating CreateContainerConfigError CreateContainerError ErrImageNeverPull ErrImagePull",
     "FailedAttachVolume FailedCreate FailedCreatePodSandBox FailedMount ImagePullBackOff InvalidImageName OOMKilled Pulling",
-    "RunContainerError",
+    "Preempting PreemptionByScheduler RunContainerError",
     // Values of manifests and files, and other programs' words.
     "AdamW AllLinear Bearer GatedRepo Parquet PromptCompletion",
     // Events of the operator, and states that `lathe status` shows.

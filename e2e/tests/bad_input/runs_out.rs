@@ -35,9 +35,9 @@ async fn runs_out(session: &Session, disk: &machine::SmallDisk) -> Result<()> {
     }
     files::write_many_rows(&machine::folder(session, "quickstart").await?)?;
     let hungry = json!({"spec": {
-        // The plan allows it; many rows do not fit into it.
+        // The plan allows it; many rows to measure with, which no plan counts, do not fit into it.
         "pod": {"memory": "360Mi"},
-        "dataset": {"train": {"uri": "pvc://quickstart/many.jsonl"}, "evaluation": null, "format": null},
+        "dataset": {"evaluation": {"uri": "pvc://quickstart/many.jsonl"}, "format": null},
         "accelerator": {"count": 1},
     }});
     let to = |field: &str, path: &str| json!({"spec": {field: {"destination": {"uri": format!("pvc://full/{path}")}}}});
@@ -46,7 +46,7 @@ async fn runs_out(session: &Session, disk: &machine::SmallDisk) -> Result<()> {
             "hungry",
             &hungry,
             "OutOfMemory",
-            "the worker was killed at its memory limit of 360Mi. Next: raise `spec.pod.memory`, or lower what is asked for (context, sequences).",
+            "the worker was killed at its memory limit of 360Mi*; planned *. Next: make a new FineTuneJob with more `spec.pod.memory`.",
         )?,
         ends(
             "no-room-to-save",
@@ -58,7 +58,7 @@ async fn runs_out(session: &Session, disk: &machine::SmallDisk) -> Result<()> {
             "no-room-for-the-result",
             &to("output", "models"),
             "DiskFull",
-            "`output.destination`: no space left at /lathe/volumes/full/models/no-room-for-the-result-model/.*.partial: * bytes are needed, * are free; use a larger volume. Next: enlarge the volume, or free space on it.",
+            "`output.destination`: cannot * /lathe/volumes/full/models/no-room-for-the-result-model/.draft.*.partial*: No space left on device (os error 28). Next: enlarge the volume, or free space on it.",
         )?,
     ];
     for bad in &all {

@@ -247,6 +247,7 @@ fn trained() -> Outcome {
         digest: DIGEST.to_owned(),
         dataset_digest: DIGEST.to_owned(),
         scores: vec![Score { metric: Metric::Perplexity, before: Some(9.0), after: Some(3.0) }],
+        measured: lathe_contract::Measured::default(),
         progress: TrainProgress { step: 10, steps: 10, tokens: 12_000, ..TrainProgress::default() },
         model: adapter(),
     }

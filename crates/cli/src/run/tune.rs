@@ -43,7 +43,7 @@ impl Run {
         let training = self.plan(job, Some(dataset))?;
         let there = self.artefacts(job);
         let (outcome, trained) = self.train(job, &training, what).await?;
-        let Outcome::Trained { uri, digest, dataset_digest, scores, progress: _, model } = outcome else {
+        let Outcome::Trained { uri, digest, dataset_digest, scores, model, .. } = outcome else {
             return Err(unexpected(what));
         };
         let scores: Vec<ScoreStatus> = scores.iter().filter_map(to_score).collect();

@@ -10,7 +10,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use lathe_api::{FineTuneJob, names};
-use lathe_contract::{InspectTask, Task};
+use lathe_contract::{InspectTask, TRAIN_GRACE_SECONDS, Task};
 use lathe_resolve::{
     finetune::{self, Checking, Training},
     pod::{self, Mounts, Placement, PodRequest, Use},
@@ -33,8 +33,6 @@ pub const QUEUE: &str = "kueue.x-k8s.io/queue-name";
 /// Value of the label `lathe.dev/kind` of the artefact volume.
 const ARTIFACTS: &str = "artifacts";
 
-/// Room for a checkpoint to be written after SIGTERM.
-const GRACE_SECONDS: i64 = 120;
 /// Pods that hold nothing that would have to be saved.
 const SHORT_GRACE_SECONDS: i64 = 5;
 /// A check reads rows and a tokenizer.
@@ -113,7 +111,7 @@ pub fn train(
             count: training.count,
             capacity: job.spec.accelerator.capacity_type,
         }),
-        grace_seconds: GRACE_SECONDS,
+        grace_seconds: TRAIN_GRACE_SECONDS.into(),
         sized_by_user: true,
         annotations,
         queued: is_queued(job),

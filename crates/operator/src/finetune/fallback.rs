@@ -1,4 +1,5 @@
-//! `accelerator.fallbackAfter`: a first pod that finds no room for so long makes way for one on the next profile.
+//! `accelerator.fallbackAfter`: a pod that finds no room for so long makes way for one on the next profile, also where an
+//! earlier pod ran: the next attempt goes on from its checkpoint.
 use jiff::{SignedDuration, Timestamp};
 use lathe_api::{AcceleratorProfile, FineTuneJob};
 use lathe_resolve::{
@@ -42,8 +43,7 @@ pub fn consider(
 /// When the attempt has waited long enough; `None` where it may wait for ever.
 fn due(stage: &Stage, job: &FineTuneJob, attempt: &Attempt) -> Option<Timestamp> {
     let Stage::Pending(Some(Trouble { reason, .. })) = stage else { return None };
-    let started = job.status.as_ref().is_some_and(|status| status.start_time.is_some());
-    if reason != UNSCHEDULABLE || started {
+    if reason != UNSCHEDULABLE {
         return None;
     }
     let patience = job.spec.accelerator.fallback_after.as_ref()?.seconds()?;

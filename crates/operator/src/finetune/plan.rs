@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
 use lathe_api::{AcceleratorProfile, FineTuneJob, Model, conditions};
-use lathe_contract::{CheckDataReport, Outcome, TrainProgress};
+use lathe_contract::{CheckDataReport, Measured, Outcome, TrainProgress};
 use lathe_resolve::{
     Rejection,
     finetune::{self, Checking, Dataset, TrainFacts, Trained, Training},
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     job::{Run, State, advised, stands, unexpected, wait},
-    pods::Trouble,
+    pods::{self, OUT_OF_MEMORY, Trouble},
 };
 
 /// Between two looks at a job that is ahead: its end wakes nobody else.
@@ -113,6 +113,8 @@ pub enum Stage {
     Finished {
         /// Measurements.
         scores: Vec<lathe_api::ScoreStatus>,
+        /// What they are made from.
+        measured: Option<Measured>,
         /// Where training ended.
         progress: Option<TrainProgress>,
         /// Nothing had to be trained.
@@ -297,6 +299,12 @@ fn carry_on(job: &FineTuneJob, observed: &Observed, attempt: &Attempt, images: &
     let pods = attempt.run.pods.iter().map(|pod| &**pod);
     let used = usage::account(status, pods, &observed.profiles, observed.now);
     let plan = stage_of_attempt(job, observed, attempt, images, &used);
+    let stage = match plan.stage {
+        Stage::Pending(Some(trouble)) => Stage::Pending(Some(with_numbers(job, trouble))),
+        Stage::Failed(trouble) => Stage::Failed(with_numbers(job, trouble)),
+        stage => stage,
+    };
+    let plan = Plan { stage, ..plan };
     // What it found is in the status.
     let mut writes = match &observed.check.job {
         Some(check) if status.is_some_and(|s| s.dataset_digest.is_some()) => {
@@ -306,6 +314,19 @@ fn carry_on(job: &FineTuneJob, observed: &Observed, attempt: &Attempt, images: &
     };
     writes.extend(plan.writes);
     Plan { writes, checked: checked(&observed.check), attempt: Some(attempt.number), usage: used, ..plan }
+}
+
+/// A pod knows its limit; how far the work was and what was planned stands in the status.
+fn with_numbers(job: &FineTuneJob, trouble: Trouble) -> Trouble {
+    if trouble.reason != OUT_OF_MEMORY {
+        return trouble;
+    }
+    let status = job.status.as_ref();
+    let step = status.and_then(|s| s.progress.as_ref()).map(|p| format!(" after step {}", p.step));
+    let memory = status.and_then(|s| s.plan.as_ref()).map(|p| p.memory.as_slice()).unwrap_or_default();
+    let total = memory.iter().find(|row| row.name == "total").map(|row| format!("; planned {}", row.value));
+    let known = [step, total].into_iter().flatten().collect::<String>();
+    Trouble { message: trouble.message.replacen(". Next:", &format!("{known}. Next:"), 1), ..trouble }
 }
 
 fn stage_of_attempt(
@@ -349,14 +370,14 @@ fn stage_of_attempt(
     }
 }
 
-/// The user took the profile off the list, or it was given up, before a pod ran.
+/// The user took the profile off the list, or it was given up, while no node is found for the attempt.
 fn is_replanned(job: &FineTuneJob, attempt: &Attempt) -> bool {
     let given_up = job.status.as_ref().map(|s| s.passed_over.as_slice()).unwrap_or_default();
     let allowed = &job.spec.accelerator.profiles;
     let profile = attempt.run.annotation(build::PROFILE);
-    let scheduled = job.status.as_ref().is_some_and(|s| s.start_time.is_some());
+    let placed = attempt.run.pods.first().is_some_and(|pod| pods::is_placed(pod));
     let named = |list: &[String], profile: &str| list.iter().any(|name| name == profile);
-    !scheduled
+    !placed
         && profile.is_some_and(|profile| {
             named(given_up, profile) || (!allowed.is_empty() && !named(allowed, profile))
         })

@@ -106,7 +106,7 @@ pub fn pod(name: &str, checksum: &str, status: Value) -> Pod {
     read(json!({
         "metadata": {
             "name": name, "namespace": "n", "uid": format!("uid-{name}"),
-            "labels": {"lathe.dev/kind": "inferenceservice", "lathe.dev/name": "svc"},
+            "labels": {"lathe.dev/kind": "inferenceservice", "lathe.dev/name": "svc", "lathe.dev/task": "serve"},
             "annotations": {"lathe.dev/contract-checksum": checksum},
         },
         "spec": {"containers": [{"name": "worker"}]},

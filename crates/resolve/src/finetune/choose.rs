@@ -16,8 +16,11 @@ use crate::{
 
 mod words;
 
-/// Memory of the process beside what the plan lists: code, tokenizer, rows, stacks.
+/// Memory of the process beside what the plan lists: code, tokenizer, stacks.
 const OVERHEAD: u64 = 256 << 20;
+/// Memory for each token of the rows, which are held as long as training lasts: number and weight, and while they are made
+/// their text.
+const ROW_BYTES: u64 = 16;
 /// Share of a pod's memory that the worker plans with.
 const WORKER_SHARE: (u64, u64) = (9, 10);
 /// Share of a device's memory that a plan may fill; the rest is the driver's.
@@ -137,8 +140,9 @@ fn consider<'a>(
     let threads = usize::try_from(cores).unwrap_or(1).clamp(1, 4096);
     let asked_memory =
         pod.and_then(|p| p.memory.as_ref()).and_then(|m| m.value()).and_then(|m| u64::try_from(m).ok());
+    let beside = beside(facts);
     let (limit, held) = if cpu {
-        (asked_memory.map(plannable), asked_memory)
+        (asked_memory.map(|memory| plannable(memory, beside)), asked_memory)
     } else {
         let memory = profile.spec.memory.as_ref().and_then(|m| m.value()).unwrap_or(0);
         let share = (memory as f64 * DEVICE_SHARE) as u64;
@@ -148,14 +152,14 @@ fn consider<'a>(
     let plan = match plan_training(shape, &request) {
         Ok(plan) => plan,
         Err(PlanError::DoesNotFit { needed, totals, .. }) => {
-            let needed = if cpu { pod_memory(needed) } else { needed };
+            let needed = if cpu { pod_memory(needed, beside) } else { needed };
             let too_small = words::TooSmall { needed, totals, held: held.unwrap_or(0), count, by_pod: cpu };
             return Ok(Err(Passed::TooSmall(Box::new(too_small))));
         }
         Err(error) => return Err(words::invalid(&error)),
     };
     let largest = plan.totals.total().max(measuring(spec, shape, &request));
-    let memory = if cpu { pod_memory(largest) } else { DEVICE_HOST_MEMORY + OVERHEAD };
+    let memory = if cpu { pod_memory(largest, beside) } else { DEVICE_HOST_MEMORY.saturating_add(beside) };
     let estimate = estimated(spec, facts, shape, &request.method, &plan, profile, count);
     Ok(Ok(Fit { profile, image, count, plan, memory: asked_memory.unwrap_or(memory), estimate }))
 }
@@ -249,14 +253,20 @@ fn measuring(spec: &FineTuneJobSpec, shape: &ModelShape, request: &TrainRequest)
     plan_serving(shape, &request).map_or(0, |plan| plan.totals.total())
 }
 
-/// Memory of a pod whose worker plans with `bytes`.
-fn pod_memory(bytes: u64) -> u64 {
-    bytes.saturating_add(OVERHEAD) / WORKER_SHARE.0 * WORKER_SHARE.1
+/// What the process holds beside the plan.
+fn beside(facts: &TrainFacts<'_>) -> u64 {
+    let tokens = facts.dataset.and_then(|dataset| dataset.tokens).unwrap_or(0);
+    OVERHEAD.saturating_add(u64::try_from(tokens).unwrap_or(0).saturating_mul(ROW_BYTES))
+}
+
+/// Memory of a pod whose worker plans with `bytes` and holds some `beside`.
+fn pod_memory(bytes: u64, beside: u64) -> u64 {
+    bytes.saturating_add(beside) / WORKER_SHARE.0 * WORKER_SHARE.1
 }
 
 /// The reverse of [`pod_memory`].
-fn plannable(memory: u64) -> u64 {
-    (memory / WORKER_SHARE.1 * WORKER_SHARE.0).saturating_sub(OVERHEAD)
+fn plannable(memory: u64, beside: u64) -> u64 {
+    (memory / WORKER_SHARE.1 * WORKER_SHARE.0).saturating_sub(beside)
 }
 
 /// Time and cost; `None` where the profile's rate or the number of tokens is not known. To compare profiles before the

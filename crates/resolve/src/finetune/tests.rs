@@ -77,7 +77,7 @@ fn every_default_is_filled_in_and_every_location_mounted() {
     let micro = plan.task.training.micro_batch_tokens;
     let found = serde_json::to_value(&plan.task).expect("json");
     let expected = json!({
-        "attempt": 1,
+        "attempt": 1, "inputs": plan.inputs_hash,
         "base": {"name": "base", "source": {"uri": "pvc://models/base", "digest": format!("sha256:{}", "a".repeat(64))}},
         "dataset": {"train": {"uri": "pvc://data/train.jsonl"}, "format": "Auto"},
         "method": {"lora": {"rank": 16, "alpha": 32, "dropout": 0.0, "basePrecision": "BFloat16",
@@ -150,6 +150,9 @@ fn equal_inputs_have_equal_hashes_wherever_they_lie() {
             json!({"dataset": {"train": {"uri": "https://host/train.jsonl"}}, "output": {"modelName": "other"}})
         )
     );
+    let unpinned = json!({"status": {"digest": null}});
+    let unpinned = planned(unpinned, json!({})).expect("fits");
+    assert!(unpinned.task.inputs.is_none() && unpinned.inputs_hash.is_some_and(|hash| hash != same));
     assert_eq!(same, hash(json!({"checkpoint": {"interval": "1m"}, "pod": {"cpu": "1"}})));
     assert_ne!(same, hash(json!({"training": {"seed": 43}})));
     assert_ne!(same, hash(json!({"trainable": {"lora": {"rank": 8}}})));
@@ -168,6 +171,30 @@ fn answers_that_are_measured_are_part_of_the_memory() {
 }
 
 #[test]
+fn rows_that_are_fetched_have_room_and_rows_that_are_held_have_memory() {
+    let remote = json!({"dataset": {"train": {"uri": "s3://data/train.jsonl"},
+        "evaluation": {"uri": "https://host/test.jsonl"}}});
+    let room = |over: &Value| {
+        let check = checking(&spec(over.clone()), &model(json!({}))).expect("plans").cache;
+        assert_eq!(planned(json!({}), over.clone()).expect("fits").cache, check);
+        check
+    };
+    assert_eq!(room(&remote) - room(&json!({})), 2 * DATASET_BYTES);
+    let memory = |tokens: i64, over: Value| {
+        let (base, profiles, images) = (model(json!({})), profiles(), images());
+        let dataset = Some(Dataset { tokens: Some(tokens), digest: "sha256:d" });
+        let facts = TrainFacts { dataset, ..facts(&base, &profiles, &images) };
+        training(&spec(over), &facts).map(|plan| plan.memory)
+    };
+    let steps = json!({"training": {"steps": 10}});
+    let more = memory(1_000_000_000, steps.clone()).expect("fits") - memory(0, steps.clone()).expect("fits");
+    assert!(more >= 8_000_000_000, "{more}");
+    let small = json!({"training": {"steps": 10}, "pod": {"memory": "12Gi"}});
+    assert!(memory(0, small.clone()).is_ok());
+    assert_eq!(memory(1_000_000_000, small).expect_err("too little").reason, "DoesNotFit");
+}
+
+#[test]
 fn the_check_reads_rows_and_model_and_writes_nothing() {
     let found = checking(&spec(json!({})), &model(json!({}))).expect("plans");
     assert_eq!(found.mounts.claims().collect::<Vec<_>>(), ["data", "models"]);
@@ -177,16 +204,23 @@ fn the_check_reads_rows_and_model_and_writes_nothing() {
 #[rstest]
 #[case::read_in_place(json!({}), json!({}), 0)]
 #[case::fetched(json!({"spec": {"source": {"uri": "hf://org/base"}}}), json!({}), 2_420_000_000)]
-#[case::whole_weights_are_written_first(json!({}), full(), 2_200_000_000)]
-#[case::both(json!({"spec": {"source": {"uri": "hf://org/base"}}}), full(), 4_620_000_000)]
-fn there_is_room_for_what_is_fetched_and_for_what_is_made(
+#[case::whole_weights_are_written_where_they_stay(json!({}), full(), 0)]
+#[case::whole_weights_are_written_before_they_are_sent(json!({}), sent(full()), 2_200_000_000)]
+#[case::both(json!({"spec": {"source": {"uri": "hf://org/base"}}}), sent(full()), 4_620_000_000)]
+#[case::an_adapter_is_small(json!({}), sent(json!({})), 0)]
+fn there_is_room_for_what_is_fetched_and_for_what_is_sent(
     #[case] base: Value,
     #[case] over: Value,
     #[case] least: i64,
 ) {
     let beside = planned(base, over).expect("fits").cache - least;
-    // Rows, and an adapter where one is made.
+    // The tokenizer, and an adapter where one is sent.
     assert!((1 << 30..(1 << 30) + (1 << 28)).contains(&beside), "{beside}");
+}
+
+fn sent(mut over: Value) -> Value {
+    json_patch::merge(&mut over, &json!({"output": {"destination": {"uri": "s3://models/x"}}}));
+    over
 }
 
 fn full() -> Value {

@@ -1,11 +1,11 @@
 //! `pvc://`: folders that stand for mounted volumes.
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 use std::sync::Mutex;
 
 use lathe_source::{
-    CancellationToken, Digest, Fetched, LocalCheck, Location, MANIFEST, Options, SourceError, Update,
-    digest_directory, fetch, fingerprint, headers, publish, unchanged,
+    CancellationToken, Digest, Draft, Fetched, LocalCheck, Location, MANIFEST, Options, SourceError, Update,
+    fetch, fingerprint, headers, publish, unchanged,
 };
 use rstest::rstest;
 
@@ -115,24 +115,67 @@ async fn what_cannot_be_read_is_named(#[case] uri: &str, #[case] reason: &str) {
 }
 
 #[tokio::test]
-async fn an_artefact_is_there_whole_with_the_digest_that_was_foretold() {
+async fn an_artefact_is_there_whole_with_the_digest_that_was_told() {
     let v = volume();
     let mut files = model();
     files.insert("adapters/a/adapter_model.safetensors".into(), safetensors(10));
     files.insert("report.json".into(), b"{}".to_vec());
     let artefact = v.artefact(&files);
-    let foretold = digest_directory(&artefact, &CancellationToken::new()).unwrap();
-    assert_eq!(v.put(&artefact, "pvc://data/jobs/one").await.unwrap(), foretold);
+    let told = v.put(&artefact, "pvc://data/jobs/one").await.unwrap();
     let fetched = v.get("pvc://data/jobs/one").await.unwrap();
-    assert_eq!((fetched.digest, read(&fetched.dir)), (foretold, files));
+    assert_eq!((fetched.digest, read(&fetched.dir)), (told, files));
     // Again the same: nothing to do. Something else: refused, and the first stays.
-    assert_eq!(v.put(&artefact, "pvc://data/jobs/one").await.unwrap(), foretold);
+    assert_eq!(v.put(&artefact, "pvc://data/jobs/one").await.unwrap(), told);
     std::fs::write(artefact.join("config.json"), "{}").unwrap();
     assert_eq!(v.put(&artefact, "pvc://data/jobs/one").await.unwrap_err().reason(), "AlreadyExists");
-    assert_eq!(v.get("pvc://data/jobs/one").await.unwrap().digest, foretold);
+    assert_eq!(v.get("pvc://data/jobs/one").await.unwrap().digest, told);
     let left: Vec<_> =
         std::fs::read_dir(v.root.path().join("jobs")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["one"]);
+}
+
+fn draft(v: &Volume) -> Draft {
+    Draft::open(&Location::parse("pvc://data/models/tuned", None, None).unwrap(), &v.options).unwrap()
+}
+
+#[tokio::test]
+async fn a_draft_lies_on_its_volume_and_is_moved_and_never_copied() {
+    let v = volume();
+    let (never, quiet) = (CancellationToken::new(), |_: Update<'_>| {});
+    let first = draft(&v);
+    write(first.dir(), &model());
+    assert!(first.dir().starts_with(v.root.path()));
+    let written = std::fs::metadata(first.dir().join("config.json")).unwrap().ino();
+    let (place, digest) = first.publish(&v.options, &quiet, &never).await.unwrap();
+    assert_eq!(place.uri(), format!("pvc://data/models/tuned/{}", digest.hex()));
+    let fetched = v.get(place.uri()).await.unwrap();
+    assert_eq!((fetched.digest, read(&fetched.dir)), (digest, model()));
+    let moved = std::fs::metadata(fetched.dir.join("config.json")).unwrap().ino();
+    assert_eq!((moved, std::fs::read_dir(v.outside.path()).unwrap().count()), (written, 0));
+    // The same once more is no error, and nothing is left of it.
+    let again = draft(&v);
+    write(again.dir(), &model());
+    assert_eq!(again.publish(&v.options, &quiet, &never).await.unwrap().1, digest);
+    let entries = std::fs::read_dir(v.root.path().join("models/tuned")).unwrap();
+    let names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(names, [digest.hex()]);
+}
+
+#[tokio::test]
+async fn a_draft_that_is_given_up_or_left_by_a_killed_process_goes() {
+    let v = volume();
+    let (stop, quiet) = (CancellationToken::new(), |_: Update<'_>| {});
+    let first = draft(&v);
+    write(first.dir(), &model());
+    let second = draft(&v);
+    // The later one has the place; the earlier one is told so.
+    assert_eq!(first.is_there().unwrap_err().reason(), "IncompleteUpload");
+    assert!(first.publish(&v.options, &quiet, &stop).await.is_err());
+    second.is_there().unwrap();
+    write(second.dir(), &model());
+    stop.cancel();
+    assert_eq!(second.publish(&v.options, &quiet, &stop).await.unwrap_err().reason(), "Cancelled");
+    assert_eq!(std::fs::read_dir(v.root.path().join("models/tuned")).unwrap().count(), 0);
 }
 
 #[tokio::test]

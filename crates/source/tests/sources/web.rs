@@ -209,6 +209,24 @@ async fn what_the_folder_cannot_hold_is_refused_before_a_byte_is_read() {
 }
 
 #[tokio::test]
+async fn what_has_no_size_is_refused_once_it_is_more_than_the_folder_can_hold() {
+    let rows = || async {
+        axum::body::Body::from_stream(futures::stream::iter(
+            std::iter::repeat_n("x\n", 900).map(Ok::<_, std::io::Error>),
+        ))
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/a.jsonl", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(rows)).await });
+    let (cache, location) = (tempfile::tempdir().unwrap(), Location::parse(&url, None, None).unwrap());
+    let options = Options { cache_room: Some(1000), ..options(cache.path()) };
+    let error = get(&location, &options).await.unwrap_err();
+    assert_eq!(error.reason(), "DownloadTooLarge", "{error}");
+    let options = Options { cache_room: Some(2000), ..options };
+    assert_eq!(get(&location, &options).await.unwrap().files[0].size, 1800);
+}
+
+#[tokio::test]
 async fn the_cache_has_a_limit_and_keeps_what_is_in_use() {
     let rows = |name: &str| Files::from([(name.to_string(), vec![b'\n'; 1000])]);
     let files = ["a.jsonl", "b.jsonl", "c.jsonl"].iter().flat_map(|name| rows(name)).collect();

@@ -1,16 +1,21 @@
 //! What a person wants to know of a dataset before an accelerator is asked for.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
+use std::path::Path;
 
+use lathe_contract::DatasetFormat;
 use sha2::{Digest, Sha256};
 
-use super::encode::Encoder;
+use super::encode::{EncodedRow, Encoder};
 use super::problem::{DatasetError, MAX_PROBLEMS, Problem};
-use super::read::{Dataset, Row};
+use super::read::{Reader, Row};
+use super::row::{Example, Format};
 
 /// Counts over a dataset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DataReport {
+    /// How the training rows are written.
+    pub format: Option<Format>,
     /// Well-formed training rows.
     pub rows: usize,
     /// Their tokens, after cutting; tokens that two rows of a long text share count twice.
@@ -37,60 +42,149 @@ pub struct DataReport {
     pub problems: Vec<Problem>,
 }
 
-/// Encodes every row, which finds what only the model's template or tokenizer can refuse, and counts.
+/// What is checked.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// File of the rows to learn from.
+    pub train: &'a Path,
+    /// File of the rows to measure with.
+    pub evaluation: Option<&'a Path>,
+    /// Rows of the first file to measure with, where there is no second.
+    pub hold_out: Option<HoldOut>,
+    /// How the rows are written.
+    pub format: DatasetFormat,
+}
+
+/// Which rows are held out.
+#[derive(Debug, Clone, Copy)]
+pub struct HoldOut {
+    /// Share of the different rows, 0 to 1.
+    pub share: f64,
+    /// Of the choice.
+    pub seed: u64,
+}
+
+/// Encodes every row, which finds what only the model's template or tokenizer can refuse, and counts. One row is held at a
+/// time, and eight bytes of every one that was seen.
 ///
 /// # Errors
-/// [`DatasetError::NoChatTemplate`], or [`DatasetError::NothingToLearn`] if no row is left to learn from. Malformed rows are
-/// in the report.
-pub fn check(
-    train: &Dataset,
-    evaluation: Option<&Dataset>,
-    encoder: &Encoder,
-) -> Result<DataReport, DatasetError> {
-    encoder.accepts(train.format)?;
-    let mut report =
-        DataReport { bad_rows: train.bad_rows, problems: train.problems.clone(), ..DataReport::default() };
-    let mut known = HashSet::new();
-    for row in &train.rows {
-        match encoder.encode(&row.example) {
-            Err(what) => report.problem(train, row.line, what),
-            Ok(encoded) => {
-                report.rows += 1;
-                report.tokens += encoded.rows.iter().map(|row| row.tokens.len()).sum::<usize>();
-                report.learned_tokens += encoded.learned;
-                report.longest_row = report.longest_row.max(encoded.whole);
-                report.over_long_rows += usize::from(encoded.cut);
-                report.empty_rows += usize::from(encoded.learned == 0);
-                report.lost_answers += encoded.lost_answers;
-                report.duplicate_rows += usize::from(!known.insert(row.example.hash()));
-            }
+/// A file that is malformed as a whole; [`DatasetError::NoChatTemplate`], or [`DatasetError::NothingToLearn`] if no row is
+/// left to learn from. Malformed rows are in the report.
+pub fn check(source: &Source<'_>, encoder: &Encoder) -> Result<DataReport, DatasetError> {
+    let mut report = DataReport::default();
+    let hold_out = source.hold_out.filter(|_| source.evaluation.is_none());
+    let held = hold_out.map(|part| Held::choose(source, part)).transpose()?;
+    let mut known = Vec::new();
+    let train = rows(source.train, source.format, encoder, &mut report, |example, encoded, report| {
+        if held.as_ref().is_some_and(|held| held.has(example)) {
+            report.evaluation_rows += 1;
+            return;
         }
-    }
+        report.rows += 1;
+        report.tokens += encoded.rows.iter().map(|row| row.tokens.len()).sum::<usize>();
+        report.learned_tokens += encoded.learned;
+        report.longest_row = report.longest_row.max(encoded.whole);
+        report.over_long_rows += usize::from(encoded.cut);
+        report.empty_rows += usize::from(encoded.learned == 0);
+        report.lost_answers += encoded.lost_answers;
+        known.push(short(&example.hash()));
+    })?;
+    report.format = Some(train.1);
+    known.sort_unstable();
+    known.dedup();
+    report.duplicate_rows = report.rows - known.len();
     if report.learned_tokens == 0 && report.bad_rows == 0 {
-        return Err(DatasetError::NothingToLearn { file: train.file.clone(), limit: encoder.max_tokens });
+        return Err(DatasetError::NothingToLearn { file: train.0, limit: encoder.max_tokens });
     }
-    if let Some(evaluation) = evaluation {
-        encoder.accepts(evaluation.format)?;
-        report.bad_rows += evaluation.bad_rows;
-        report.problems.extend_from_slice(&evaluation.problems);
-        for row in &evaluation.rows {
-            match encoder.encode(&row.example) {
-                Err(what) => report.problem(evaluation, row.line, what),
-                Ok(_) => {
-                    report.evaluation_rows += 1;
-                    report.leaked_rows += usize::from(known.contains(&row.example.hash()));
-                }
-            }
-        }
+    if let Some(evaluation) = source.evaluation {
+        rows(evaluation, source.format, encoder, &mut report, |example, _, report| {
+            report.evaluation_rows += 1;
+            report.leaked_rows += usize::from(known.binary_search(&short(&example.hash())).is_ok());
+        })?;
     }
     Ok(report)
 }
 
+/// Tells `good` every row of a file that can be encoded, and counts the others. Returns the file's name and format.
+fn rows(
+    path: &Path,
+    format: DatasetFormat,
+    encoder: &Encoder,
+    report: &mut DataReport,
+    mut good: impl FnMut(&Example, &EncodedRow, &mut DataReport),
+) -> Result<(String, Format), DatasetError> {
+    let mut reader = Reader::open(path, format)?;
+    let (file, before) = (reader.file().to_owned(), report.bad_rows);
+    let mut all = 0;
+    while let Some((line, row)) = reader.next_row()? {
+        if let Some(format) = reader.format() {
+            encoder.accepts(format)?;
+        }
+        all += 1;
+        let encoded = row.and_then(|example| Ok((encoder.encode(&example)?, example)));
+        match encoded {
+            Ok((encoded, example)) => good(&example, &encoded, report),
+            Err(what) => report.problem(&file, line, what),
+        }
+    }
+    match (reader.format(), all, report.problems.first()) {
+        (_, 0, _) => Err(DatasetError::Empty { file }),
+        (Some(format), ..) => Ok((file, format)),
+        (None, _, Some(first)) => {
+            Err(DatasetError::MalformedRow { first: first.clone(), bad: report.bad_rows - before, rows: all })
+        }
+        (None, _, None) => Err(DatasetError::Empty { file }),
+    }
+}
+
+/// The held-out rows of a file, by the largest of their ranks; none where there are no two different rows.
+struct Held {
+    seed: u64,
+    last: Option<u64>,
+}
+
+impl Held {
+    fn choose(source: &Source<'_>, HoldOut { share, seed }: HoldOut) -> Result<Self, DatasetError> {
+        let mut reader = Reader::open(source.train, source.format)?;
+        let mut ranks = Vec::new();
+        while let Some((_, row)) = reader.next_row()? {
+            ranks.extend(row.ok().map(|example| short(&rank(&example, seed))));
+        }
+        ranks.sort_unstable();
+        ranks.dedup();
+        let last = wanted(ranks.len(), share).checked_sub(1).and_then(|last| ranks.get(last)).copied();
+        Ok(Held { seed, last })
+    }
+
+    fn has(&self, example: &Example) -> bool {
+        self.last.is_some_and(|last| short(&rank(example, self.seed)) <= last)
+    }
+}
+
+/// The beginning of a hash: enough to tell rows apart, and ordered as the whole is.
+fn short(hash: &[u8; 32]) -> u64 {
+    hash.iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+/// A hash of a row that the seed changes.
+fn rank(example: &Example, seed: u64) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(seed.to_le_bytes());
+    hash.update(example.hash());
+    hash.finalize().into()
+}
+
+/// How many of so many different rows are held out.
+fn wanted(distinct: usize, share: f64) -> usize {
+    let most = distinct.saturating_sub(1);
+    ((distinct as f64 * share).round() as usize).clamp(1.min(most), most)
+}
+
 impl DataReport {
-    fn problem(&mut self, dataset: &Dataset, line: usize, what: String) {
+    fn problem(&mut self, file: &str, line: usize, what: String) {
         self.bad_rows += 1;
         if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push(Problem { file: dataset.file.clone(), line, what });
+            self.problems.push(Problem { file: file.to_owned(), line, what });
         }
     }
 }
@@ -99,17 +193,11 @@ impl DataReport {
 /// seed, not on its place, and equal rows stay together, so that nothing leaks. Both parts have a row where there are two
 /// different ones.
 pub fn hold_out(rows: Vec<Row>, share: f64, seed: u64) -> (Vec<Row>, Vec<Row>) {
-    // Rank of each distinct row by a hash that the seed changes.
-    let rank = |row: &Row| -> [u8; 32] {
-        let mut hash = Sha256::new();
-        hash.update(seed.to_le_bytes());
-        hash.update(row.example.hash());
-        hash.finalize().into()
-    };
-    let mut distinct: BTreeMap<[u8; 32], bool> = rows.iter().map(|row| (rank(row), false)).collect();
-    let most = distinct.len().saturating_sub(1);
-    let wanted = ((distinct.len() as f64 * share).round() as usize).clamp(1.min(most), most);
+    let mut distinct: BTreeMap<[u8; 32], bool> =
+        rows.iter().map(|row| (rank(&row.example, seed), false)).collect();
+    let wanted = wanted(distinct.len(), share);
     distinct.values_mut().take(wanted).for_each(|held| *held = true);
-    let (held, kept) = rows.into_iter().partition(|row| distinct.get(&rank(row)) == Some(&true));
+    let (held, kept) =
+        rows.into_iter().partition(|row| distinct.get(&rank(&row.example, seed)) == Some(&true));
     (kept, held)
 }

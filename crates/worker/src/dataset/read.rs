@@ -61,29 +61,89 @@ impl Dataset {
     }
 }
 
-/// Reads a file, row by row. A byte order mark, CRLF and blank lines are allowed.
+/// The rows of a file, one after the other: no more than one is held.
+#[derive(Debug)]
+pub struct Reader {
+    file: String,
+    lines: BufReader<File>,
+    line: usize,
+    format: Option<Format>,
+    bytes: Vec<u8>,
+}
+
+/// A row as it stands in the file: well-formed, or why not.
+pub type Parsed = (usize, Result<Example, String>);
+
+impl Reader {
+    /// Opens a file. A byte order mark, CRLF and blank lines are allowed.
+    ///
+    /// # Errors
+    /// The file cannot be read or is of another kind.
+    pub fn open(path: &Path, format: DatasetFormat) -> Result<Self, DatasetError> {
+        let file =
+            path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+        let failed = |source| DatasetError::Io { file: file.clone(), source };
+        let mut lines = BufReader::with_capacity(1 << 18, File::open(path).map_err(failed)?);
+        let start = lines.fill_buf().map_err(failed)?;
+        if let Some(found) = other_kind(start) {
+            return Err(DatasetError::NotJsonLines { file, found });
+        }
+        if start.starts_with(b"\xef\xbb\xbf") {
+            lines.consume(3);
+        }
+        let format = match format {
+            DatasetFormat::Auto => None,
+            DatasetFormat::Chat => Some(Format::Chat),
+            DatasetFormat::PromptCompletion => Some(Format::PromptCompletion),
+            DatasetFormat::Text => Some(Format::Text),
+        };
+        Ok(Reader { file, lines, line: 0, format, bytes: Vec::new() })
+    }
+
+    /// The file's name.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// How the rows are written, as soon as a row has told it.
+    pub fn format(&self) -> Option<Format> {
+        self.format
+    }
+
+    /// The next row, with its line; nothing at the end.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn next_row(&mut self) -> Result<Option<Parsed>, DatasetError> {
+        loop {
+            let next = next_line(&mut self.lines, &mut self.bytes);
+            let Some(fits) = next.map_err(|source| DatasetError::Io { file: self.file.clone(), source })?
+            else {
+                return Ok(None);
+            };
+            self.line += 1;
+            let row = if fits {
+                parse_line(&self.bytes, &mut self.format)
+            } else {
+                Err(format!("a row must be at most {MAX_ROW_BYTES} bytes"))
+            };
+            match row {
+                Ok(None) => {}
+                Ok(Some(example)) => return Ok(Some((self.line, Ok(example)))),
+                Err(what) => return Ok(Some((self.line, Err(what)))),
+            }
+        }
+    }
+}
+
+/// Reads all rows of a file.
 ///
 /// # Errors
-/// The file cannot be read, is of another kind, has no rows, or its first row tells no format. Malformed rows are no error
-/// here, see [`Dataset::refuse_bad_rows`].
+/// As [`Reader`]; the file has no rows, or its first row tells no format. Malformed rows are no error here, see
+/// [`Dataset::refuse_bad_rows`].
 pub fn read(path: &Path, format: DatasetFormat) -> Result<Dataset, DatasetError> {
-    let file =
-        path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
-    let failed = |source| DatasetError::Io { file: file.clone(), source };
-    let mut reader = BufReader::with_capacity(1 << 18, File::open(path).map_err(failed)?);
-    let start = reader.fill_buf().map_err(failed)?;
-    if let Some(found) = other_kind(start) {
-        return Err(DatasetError::NotJsonLines { file, found });
-    }
-    if start.starts_with(b"\xef\xbb\xbf") {
-        reader.consume(3);
-    }
-    let mut format = match format {
-        DatasetFormat::Auto => None,
-        DatasetFormat::Chat => Some(Format::Chat),
-        DatasetFormat::PromptCompletion => Some(Format::PromptCompletion),
-        DatasetFormat::Text => Some(Format::Text),
-    };
+    let mut reader = Reader::open(path, format)?;
+    let file = reader.file().to_owned();
     // Until a row has told the format, `Text` stands in; it is replaced before the dataset is returned.
     let mut dataset = Dataset {
         file: file.clone(),
@@ -92,22 +152,13 @@ pub fn read(path: &Path, format: DatasetFormat) -> Result<Dataset, DatasetError>
         bad_rows: 0,
         problems: Vec::new(),
     };
-    let mut bytes = Vec::new();
-    let mut line = 0;
-    while let Some(fits) = next_line(&mut reader, &mut bytes).map_err(failed)? {
-        line += 1;
-        let row = if fits {
-            parse_line(&bytes, &mut format)
-        } else {
-            Err(format!("a row must be at most {MAX_ROW_BYTES} bytes"))
-        };
+    while let Some((line, row)) = reader.next_row()? {
         match row {
-            Ok(Some(example)) => dataset.rows.push(Row { line, example }),
-            Ok(None) => {}
+            Ok(example) => dataset.rows.push(Row { line, example }),
             Err(what) => dataset.problem(line, what),
         }
     }
-    match (format, dataset.rows.len() + dataset.bad_rows) {
+    match (reader.format(), dataset.rows.len() + dataset.bad_rows) {
         (_, 0) => Err(DatasetError::Empty { file }),
         (Some(format), _) => Ok(Dataset { format, ..dataset }),
         (None, _) => Err(match dataset.refuse_bad_rows() {

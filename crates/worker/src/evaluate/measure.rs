@@ -1,5 +1,5 @@
 //! A model's scores on held-out rows: by the probabilities it gives the true answers, and by the answers it writes.
-use lathe_contract::Metric;
+use lathe_contract::{Measured as Size, Metric};
 use lathe_engine::files::Tokenizer;
 use lathe_engine::{Adapter, Generator, Model, Row, Sampling};
 use lathe_plan::{AdapterBudget, ServeRequest, plan_serving};
@@ -12,10 +12,13 @@ use crate::dataset::Question;
 use crate::failure::{Done, Halt};
 use crate::metrics::{Perplexity, corpus_bleu, mean_rouge};
 
-/// Rows that are measured at most, the first ones of the file.
+/// Rows that are measured at most.
 const MOST_ROWS: usize = 1000;
-/// Questions that are asked at most, the first ones of the file.
+/// Questions that are asked at most.
 const MOST_QUESTIONS: usize = 64;
+/// Of the choice of both: like the choice of the rows that are held out, the same for every seed of training, so that runs
+/// can be compared.
+const CHOICE_SEED: u64 = 0;
 /// Tokens of an answer at most.
 const MOST_ANSWER_TOKENS: usize = 256;
 /// Tokens between two looks at whether to stop.
@@ -45,18 +48,23 @@ impl Measured {
 pub struct Exam<'a> {
     rows: Vec<Row>,
     questions: Vec<&'a Question>,
+    held_out: usize,
     metrics: &'a [Metric],
 }
 
 impl<'a> Exam<'a> {
     /// An exam of held-out rows for these metrics.
     pub fn new(held: &'a [Held], metrics: &'a [Metric]) -> Self {
-        let held = &held[..held.len().min(MOST_ROWS)];
         let asks = metrics.iter().any(|metric| *metric != Metric::Perplexity);
-        let questions = held.iter().filter_map(|held| held.question.as_ref()).filter(|_| asks);
+        let questions: Vec<&Question> =
+            held.iter().filter_map(|held| held.question.as_ref()).filter(|_| asks).collect();
+        let of = |held: &[Held], at: usize| held.get(at).map(|held| held.row.clone());
+        let chosen = choice(held.len(), MOST_ROWS).into_iter();
+        let asked = choice(questions.len(), MOST_QUESTIONS).into_iter();
         Exam {
-            rows: held.iter().map(|held| held.row.clone()).collect(),
-            questions: questions.take(MOST_QUESTIONS).collect(),
+            rows: chosen.filter_map(|at| of(held, at)).collect(),
+            questions: asked.filter_map(|at| questions.get(at).copied()).collect(),
+            held_out: held.len(),
             metrics,
         }
     }
@@ -66,9 +74,13 @@ impl<'a> Exam<'a> {
         &self.questions
     }
 
-    /// Number of rows that are measured.
-    pub fn rows(&self) -> usize {
-        self.rows.len()
+    /// How much is measured.
+    pub fn size(&self) -> Size {
+        Size {
+            held_out: self.held_out as i64,
+            rows: self.rows.len() as i64,
+            questions: self.questions.len() as i64,
+        }
     }
 
     /// Whether a metric can be told from these rows.
@@ -201,5 +213,57 @@ impl<'a> Exam<'a> {
         };
         let values = self.metrics.iter().filter_map(|&metric| Some((metric, value(metric)?))).collect();
         Measured { values, answers }
+    }
+}
+
+/// `most` of `all` indices, spread over all of them, in their order.
+fn choice(all: usize, most: usize) -> Vec<usize> {
+    let mut chosen: Vec<usize> = (0..all).collect();
+    if all > most {
+        // A fixed shuffle: the rank of an index is its SplitMix64.
+        chosen.sort_by_cached_key(|&at| (mixed(CHOICE_SEED.wrapping_add(at as u64)), at));
+        chosen.truncate(most);
+        chosen.sort_unstable();
+    }
+    chosen
+}
+
+/// <https://prng.di.unimi.it/splitmix64.c>
+fn mixed(state: u64) -> u64 {
+    let mut z = state.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_rows_are_all_measured_and_many_are_chosen_from_the_whole_file() {
+        assert_eq!(choice(3, 4), [0, 1, 2]);
+        let chosen = choice(10_000, 100);
+        assert_eq!(chosen, choice(10_000, 100));
+        assert_eq!(chosen.len(), 100);
+        assert!(chosen.is_sorted() && chosen.windows(2).all(|pair| pair[0] != pair[1]));
+        for tenth in 0..10 {
+            let here = chosen.iter().filter(|&&at| at / 1000 == tenth).count();
+            assert!((3..=25).contains(&here), "{here} of part {tenth}");
+        }
+    }
+
+    #[test]
+    fn an_exam_says_how_much_of_the_rows_it_is() {
+        let question = |prompt| Some(Question { prompt: vec![prompt], reference: "a".to_owned() });
+        let row = |n: u32| Row { tokens: vec![n, 1], weights: vec![0.0, 1.0] };
+        let held: Vec<Held> = (0..3000).map(|n| Held { row: row(n), question: question(n) }).collect();
+        let exam = Exam::new(&held, &[Metric::Perplexity, Metric::BLEU]);
+        assert_eq!(exam.size(), Size { held_out: 3000, rows: 1000, questions: 64 });
+        assert!(exam.questions().iter().any(|question| question.prompt[0] > 2000));
+        assert_eq!(
+            Exam::new(&held[..10], &[Metric::Perplexity]).size(),
+            Size { held_out: 10, rows: 10, questions: 0 }
+        );
     }
 }

@@ -28,7 +28,7 @@ pub fn run(context: &Context, task: &EvaluateTask) -> Done<Outcome> {
     let held =
         encode_held(context, rows.held.as_ref().unwrap_or(&rows.train), &base.encoder(sequence_length))?;
     let exam = Exam::new(&held, &task.metrics);
-    if exam.rows() == 0 {
+    if exam.size().rows == 0 {
         let next = "set `dataset.evaluation` to rows with answers";
         return Err(Halt::user("EmptyDataset", "there is no row to measure with", next));
     }
@@ -46,7 +46,7 @@ pub fn run(context: &Context, task: &EvaluateTask) -> Done<Outcome> {
     let score =
         |(metric, value): &(Metric, f64)| Score { metric: *metric, before: None, after: Some(*value) };
     let scores = measured.values.iter().map(score).collect();
-    Ok(Outcome::Evaluated(EvaluateReport { scores, rows: exam.rows() as i64 }))
+    Ok(Outcome::Evaluated(EvaluateReport { scores, measured: exam.size() }))
 }
 
 fn fetch_adapter(context: &Context, input: &ModelInput, base: &Base) -> Done<Adapter> {

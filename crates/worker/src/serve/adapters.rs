@@ -33,8 +33,8 @@ pub struct Adapters {
     /// Folders of Secrets that the contract names; a request can name no other.
     secret_dirs: BTreeSet<String>,
     state: Mutex<State>,
-    /// Adapters are brought one at a time.
-    bringing: Mutex<()>,
+    /// Adapters are read one at a time. They are fetched side by side: one whose server is slow holds up no other.
+    reading: Mutex<()>,
     changed: watch::Sender<()>,
     next: AtomicU64,
 }
@@ -81,7 +81,7 @@ impl Adapters {
             engine,
             secret_dirs,
             state: Mutex::default(),
-            bringing: Mutex::default(),
+            reading: Mutex::default(),
             changed: watch::channel(()).0,
             next: AtomicU64::new(1),
         })
@@ -229,12 +229,7 @@ impl Adapters {
 
     /// On a thread of its own: fetch, read, make resident, and put it into place if it is still wanted.
     fn bring(&self, key: u64, adapter: &ServedAdapter) {
-        let one_at_a_time = self.bringing.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.is_wanted(key, &adapter.model_id) {
-            return;
-        }
         let loaded = self.load(key, adapter);
-        drop(one_at_a_time);
         let mut state = self.lock();
         let State { wanted, leaving } = &mut *state;
         // Where it is not wanted any more its drop, behind the lock, takes it out of the engine.
@@ -272,6 +267,10 @@ impl Adapters {
     fn load(&self, key: u64, adapter: &ServedAdapter) -> Done<Resident> {
         let ServedAdapter { model_id, model } = adapter;
         let (fetched, _) = self.context.fetch_model(&format!("adapter `{model_id}`"), model)?;
+        let _one_at_a_time = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_wanted(key, model_id) {
+            return Err(Halt::Stopped);
+        }
         let on_base = |halt: Halt| halt.of(&format!("adapter `{model_id}` on base model `{}`", self.base));
         let weights = read_lora(&fetched.dir, &self.shape, &self.weights_digest).map_err(on_base)?;
         self.engine.add_adapter(key, model_id.clone(), weights).map_err(on_base)

@@ -55,6 +55,8 @@ use metrics::Metrics;
 const SETTLE: Duration = Duration::from_secs(5);
 /// Time to write the last words of answers that were cut off.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long the first adapters are waited for: one that its server does not give must not keep the base from answering.
+const ADAPTERS: Duration = Duration::from_secs(10);
 /// Prompts tokenised at a time.
 const TOKENISING: usize = 2;
 
@@ -300,8 +302,10 @@ async fn start(
     adapters
         .set(&task.adapters)
         .map_err(|problem| Halt::user("InvalidContract", problem, "correct the service's `adapterRefs`"))?;
-    // Whoever is told of readiness finds every adapter that can be there.
-    adapters.settled().await;
+    // Whoever is told of readiness finds every adapter that can be there soon; the report names the others.
+    if tokio::time::timeout(ADAPTERS, adapters.settled()).await.is_err() {
+        tracing::warn!("not every adapter is here yet; the base answers without them");
+    }
     let slots = usize::try_from(task.max_sequences).unwrap_or(1);
     let door = Door::new(slots, usize::try_from(task.max_waiting).unwrap_or(0), Arc::clone(load));
     let app = App {

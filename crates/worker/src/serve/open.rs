@@ -2,9 +2,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lathe_contract::{Precision, ServeTask, ServedAdapter};
+use lathe_contract::{Precision, ServeTask};
 use lathe_engine::Model;
-use lathe_engine::files::{AdapterConfig, ChatTemplate, ModelConfig, ModelWeights, Tokenizer};
+use lathe_engine::files::{ChatTemplate, ModelConfig, ModelWeights, Tokenizer};
 use lathe_engine::plan::{
     self, AdapterBudget, ModelShape, PlanError, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, ServePlan, ServeRequest,
     Target, plan_serving,
@@ -36,7 +36,7 @@ pub struct Opened {
     pub fingerprint: String,
 }
 
-/// Fetches the base and the first adapters' sizes, and plans for them.
+/// Fetches the base, and plans for it and for the adapters that the contract has room for.
 ///
 /// # Errors
 /// A file that is missing, malformed or of an unknown architecture; a setting out of bounds; no memory.
@@ -54,7 +54,7 @@ pub fn open(task: &ServeTask, context: &Context) -> Done<Opened> {
         Precision::Float32 => plan::Precision::F32,
         Precision::BFloat16 => plan::Precision::BF16,
     };
-    let request = request(task, precision, budget(task, context))?;
+    let request = request(task, precision, budget(task))?;
     let plan = plan_serving(&config.shape, &request).map_err(|error| refused(&error))?;
     let digest: String = fetched.digest.to_string().chars().rev().take(12).collect();
     Ok(Opened {
@@ -105,27 +105,16 @@ fn request(task: &ServeTask, weights: plan::Precision, adapters: AdapterBudget) 
     })
 }
 
-/// The room that the contract names; at least for its own adapters, each as large as the largest of them.
-fn budget(task: &ServeTask, context: &Context) -> AdapterBudget {
-    let ranks = task.adapters.iter().filter_map(|adapter| rank(adapter, context));
+/// The room that the contract names; at least for its own adapters. Their files are not looked at: what is wrong with one
+/// must not keep the base from answering.
+fn budget(task: &ServeTask) -> AdapterBudget {
     let size = |number: i32| usize::try_from(number).unwrap_or(0);
     let slots = size(task.adapter_room.slots).max(task.adapters.len()).min(MAX_ADAPTERS);
     AdapterBudget {
         slots: slots + SPARE_ADAPTERS,
-        max_rank: ranks.max().unwrap_or(0).max(size(task.adapter_room.rank)),
+        max_rank: size(task.adapter_room.rank),
         targets: Target::ALL.into_iter().collect(),
     }
-}
-
-/// The rank that an adapter's configuration names. What is wrong with one is said when it is loaded: the base and the
-/// other adapters are served all the same.
-fn rank(adapter: &ServedAdapter, context: &Context) -> Option<usize> {
-    let what = format!("adapter `{}`", adapter.model_id);
-    let (fetched, _) = context.fetch_model(&what, &adapter.model).ok()?;
-    let path = fetched.dir.join("adapter_config.json");
-    let small = std::fs::metadata(&path).ok()?.len() <= 1 << 20;
-    let config = small.then(|| std::fs::read(&path).ok()).flatten()?;
-    Some(AdapterConfig::parse(&config).ok()?.lora.rank)
 }
 
 fn refused(error: &PlanError) -> Halt {

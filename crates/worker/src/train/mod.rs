@@ -11,7 +11,7 @@ pub mod settings;
 
 use std::path::Path;
 
-use lathe_contract::{Metric, Outcome, Phase, Score, SourceRef, TrainTask};
+use lathe_contract::{Identity, Metric, Outcome, Phase, Score, SourceRef, TrainTask};
 use lathe_engine::files::ModelWeights;
 use lathe_engine::{Adapter, Model, Trainer};
 use lathe_plan::{TrainMethod, TrainPlan, plan_training};
@@ -27,7 +27,7 @@ use crate::inspect;
 use checkpoint::Store;
 use order::Order;
 use record::{Environment, FullReport, Sample};
-use settings::{Identity, Settings};
+use settings::Settings;
 
 /// Note beside the checkpoints: what was measured of the base.
 const BEFORE: &str = "before";
@@ -42,6 +42,7 @@ pub fn run(context: &Context, task: &TrainTask) -> Done<Outcome> {
     let base = Base::fetch(context, &task.base)?;
     let files = Files::fetch(context, &task.dataset)?;
     let identity = Identity::of(task, &base.digest, &files.digest.to_string());
+    as_checked(task, &identity)?;
     if let Some(outcome) = record::of_inputs(context, task, &identity)? {
         tracing::info!("an earlier run with equal inputs has done this already");
         return Ok(outcome);
@@ -88,6 +89,7 @@ pub fn run(context: &Context, task: &TrainTask) -> Done<Outcome> {
         digest: digest.to_string(),
         dataset_digest: files.digest.to_string(),
         scores: scores.clone(),
+        measured: exam.size(),
         progress: progress.clone(),
         model: inspect::inspect(context, &artefact)?,
     };
@@ -100,7 +102,7 @@ pub fn run(context: &Context, task: &TrainTask) -> Done<Outcome> {
         digest: digest.to_string(),
         training_rows: encoded.train.len(),
         cut_rows: encoded.cut,
-        evaluation_rows: exam.rows(),
+        measured: exam.size(),
         scores: &scores,
         progress: &progress,
         answers: story.samples(&before, &after)?,
@@ -112,6 +114,19 @@ pub fn run(context: &Context, task: &TrainTask) -> Done<Outcome> {
         tracing::warn!("checkpoints that nobody needs any more are still there: {}", trouble.cause);
     }
     Ok(outcome)
+}
+
+/// Refuses files that are not those that were planned with: what is made of them would bear a wrong name.
+fn as_checked(task: &TrainTask, identity: &Identity) -> Done<()> {
+    if task.inputs.as_ref().is_none_or(|inputs| *inputs == identity.inputs) {
+        return Ok(());
+    }
+    let cause = "the rows have changed since they were checked";
+    Err(Halt::user(
+        "DatasetChanged",
+        cause,
+        "delete this FineTuneJob and make it again, so that they are checked",
+    ))
 }
 
 /// Refuses gates that the held-out rows cannot tell, before hours are spent.
@@ -184,24 +199,29 @@ impl Story<'_> {
         Ok((self.exam.measured(perplexity, answers), tuned))
     }
 
-    /// Writes the files into a temporary folder, and from there to the destination under their digest.
+    /// Writes the files where they shall stay, and gives them the name of their digest.
     fn save(
         &self,
         tuned: Tuned,
         weights: &ModelWeights,
         describe: impl FnOnce(&Path) -> Done<()>,
     ) -> Done<(Location, Digest)> {
-        let dir = self.context.scratch()?;
-        match tuned {
-            Tuned::Lora(adapter) => artefact::write_lora(dir.path(), &adapter, self.base, self.task)?,
-            Tuned::Whole(mut model) => artefact::write_whole(dir.path(), &mut model, weights, self.base)?,
-        }
-        describe(dir.path())?;
-        self.context.go_on()?;
-        let digest = lathe_source::digest_directory(dir.path(), &self.context.stop)?;
-        let path = format!("{}/{}", self.task.output.model_name, digest.hex());
-        let published = self.context.publish(dir.path(), &self.task.output.destination, &path);
-        published.map_err(|halt| halt.of("`output.destination`"))
+        let output = &self.task.output;
+        let write = || {
+            let draft = self.context.draft(&output.destination, &output.model_name)?;
+            let filled = match tuned {
+                Tuned::Lora(adapter) => artefact::write_lora(draft.dir(), &adapter, self.base, self.task),
+                Tuned::Whole(mut model) => artefact::write_whole(draft.dir(), &mut model, weights, self.base),
+            };
+            // Whoever came meanwhile has taken the folder: that is the cause then.
+            filled.and_then(|()| describe(draft.dir())).or_else(|halt| {
+                draft.is_there()?;
+                Err(halt)
+            })?;
+            self.context.go_on()?;
+            self.context.settle(draft, &output.destination)
+        };
+        write().map_err(|halt: Halt| halt.of("`output.destination`"))
     }
 
     fn samples<'a>(&'a self, before: &'a Measured, after: &'a Measured) -> Done<Vec<Sample<'a>>> {

@@ -3,10 +3,11 @@
 //! Below `<destination>/<modelName>/` an artefact lies in a folder named by its digest's hex digits. Its record
 //! (`summary.json`, `report.json`) lies in `jobs/<uid>/`, where a lost summary is read again, and in `inputs/<hash>/`, where
 //! a job with equal inputs finds that its work is done.
-use lathe_contract::{MAX_SUMMARY_BYTES, Outcome, Score, SourceRef, Summary, TrainProgress, TrainTask};
+use lathe_contract::{
+    Identity, MAX_SUMMARY_BYTES, Measured, Outcome, Score, SourceRef, Summary, TrainProgress, TrainTask,
+};
 use serde::Serialize;
 
-use super::settings::Identity;
 use crate::context::Context;
 use crate::failure::{Done, Halt, io};
 
@@ -33,8 +34,8 @@ pub struct FullReport<'a> {
     pub training_rows: usize,
     /// Conversations of those whose end was cut at the sequence length.
     pub cut_rows: usize,
-    /// Rows that were measured with.
-    pub evaluation_rows: usize,
+    /// What the scores are made from.
+    pub measured: Measured,
     /// Measurements.
     pub scores: &'a [Score],
     /// Where training ended, with the curve of losses.
@@ -112,7 +113,7 @@ fn keep(context: &Context, task: &TrainTask, dir: &std::path::Path, place: &str)
             tracing::info!(path, "a record is there already and stays");
             Ok(())
         }
-        kept => kept.map(|_| ()),
+        kept => kept,
     }
 }
 

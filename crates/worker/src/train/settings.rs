@@ -2,8 +2,6 @@
 use lathe_contract::{Precision as Stored, Schedule as Course, TrainMethod as Method, TrainTask};
 use lathe_engine::{Hyper, Schedule};
 use lathe_plan::{LoraSpec, ModelShape, Precision, Target, TrainMethod, TrainRequest};
-use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::order::Extent;
 use crate::base::memory_limit;
@@ -133,33 +131,6 @@ pub fn hyper(task: &TrainTask, steps: u64) -> Hyper {
     }
 }
 
-/// Hashes of what decides a result.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Of the trained weights: base, rows, method and numbers.
-    pub run: String,
-    /// Of the whole job: that, and what is measured. Gates judge it later and change nothing of it.
-    pub inputs: String,
-}
-
-impl Identity {
-    /// The identity of a task over these files. Where the files lie, how a step is cut into passes and how often it is
-    /// saved changes no bit, so it is not part of it.
-    pub fn of(task: &TrainTask, base_digest: &str, dataset_digest: &str) -> Self {
-        let mut training = task.training.clone();
-        training.micro_batch_tokens = 0;
-        let input = &task.dataset;
-        let run =
-            hash(&(1, base_digest, dataset_digest, (input.format, input.holdout), &task.method, &training));
-        let inputs = hash(&(&run, &task.evaluation.metrics));
-        Identity { run, inputs }
-    }
-}
-
-fn hash(value: &impl Serialize) -> String {
-    hex::encode(Sha256::digest(serde_json::to_vec(value).unwrap_or_default()))
-}
-
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -186,29 +157,6 @@ mod tests {
         let mut task = task();
         *task.pointer_mut(pointer).expect("a field") = value;
         serde_json::from_value(task).unwrap()
-    }
-
-    #[rstest]
-    #[case::seed("/training/seed", json!(2), false, false)]
-    #[case::rank("/method/lora/rank", json!(8), false, false)]
-    #[case::holdout("/dataset/holdout", json!(0.2), false, false)]
-    #[case::gates("/evaluation/gates", json!([{"metric": "BLEU", "atLeast": 1.0}]), true, true)]
-    #[case::metrics("/evaluation/metrics", json!(["BLEU"]), true, false)]
-    #[case::passes_of_a_step("/training/microBatchTokens", json!(32), true, true)]
-    #[case::attempt("/attempt", json!(2), true, true)]
-    #[case::place("/base/source/uri", json!("pvc://data/y"), true, true)]
-    #[case::interval("/checkpoint/intervalSeconds", json!(1), true, true)]
-    fn what_decides_the_result_is_the_identity(
-        #[case] pointer: &str,
-        #[case] value: Value,
-        #[case] same_run: bool,
-        #[case] same_inputs: bool,
-    ) {
-        let first = Identity::of(&serde_json::from_value(task()).unwrap(), "base", "rows");
-        let other = Identity::of(&changed(pointer, value), "base", "rows");
-        assert_eq!((other.run == first.run, other.inputs == first.inputs), (same_run, same_inputs));
-        let rows = Identity::of(&serde_json::from_value(task()).unwrap(), "base", "others");
-        assert_ne!(rows.run, first.run);
     }
 
     #[rstest]

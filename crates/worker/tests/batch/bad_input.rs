@@ -311,3 +311,16 @@ fn a_contract_that_is_not_understood_is_refused(#[case] text: &str, #[case] says
     let message = world.start_with("train", &path).end().refused("InvalidContract");
     assert!(message.contains(says), "{message}");
 }
+
+#[test]
+fn rows_that_changed_since_their_check_are_not_learned_from() {
+    let world = World::new();
+    let mut task = world.train_task();
+    world.trained(task.clone());
+    task.inputs = world.names("artefacts/tuned/inputs").pop();
+    assert!(task.inputs.is_some());
+    world.trained(task.clone());
+    fs::write(world.path("train.jsonl"), chats(0..61)).expect("rows");
+    let message = world.train(task).refused("DatasetChanged");
+    assert!(message.contains("make it again"), "{message}");
+}

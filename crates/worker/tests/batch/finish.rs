@@ -137,7 +137,7 @@ fn an_adapter_is_measured_as_its_job_measured_it() {
     };
     let value = |ended: crate::world::Ended, metric| match ended.outcome {
         Some(Outcome::Evaluated(report)) => {
-            assert_eq!((report.rows, ended.code), (8, Some(0)));
+            assert_eq!((report.measured.rows, ended.code), (8, Some(0)));
             report.scores.into_iter().find(|s| s.metric == metric).and_then(|s| s.after).expect("measured")
         }
         other => panic!("{other:?}\n{}", ended.log),

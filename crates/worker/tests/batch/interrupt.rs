@@ -238,6 +238,38 @@ fn a_second_worker_takes_over_and_the_first_ends_with_the_reason() {
     second.end().stopped();
 }
 
+#[test]
+fn a_full_disk_takes_no_half_result() {
+    let world = World::new();
+    fs::create_dir_all(world.path("artefacts")).expect("folder");
+    let Some(_mounted) = Mounted::tmpfs(&world.path("artefacts"), "8k") else {
+        eprintln!("skipped: mounting a small disk needs root");
+        return;
+    };
+    let message = world.train(world.train_task()).refused("DiskFull");
+    assert!(message.starts_with("`output.destination`: cannot "), "{message}");
+    assert!(message.contains("No space left on device"), "{message}");
+    assert_eq!(world.names("artefacts/tuned"), Vec::<String>::new());
+}
+
+#[test]
+fn whole_weights_never_pass_through_the_folder_for_downloads() {
+    let world = World::new();
+    let mut task = world.train_task();
+    task.method = lathe_contract::TrainMethod::Full {};
+    fs::create_dir_all(world.cache()).expect("folder");
+    // Room for the report, not for the weights.
+    let Some(_mounted) = Mounted::tmpfs(&world.cache(), "64k") else {
+        eprintln!("skipped: mounting a small disk needs root");
+        return;
+    };
+    let trained = world.trained(task);
+    let weights = world.path("artefacts/tuned").join(trained.digest.trim_start_matches("sha256:"));
+    let bytes = fs::metadata(weights.join("model.safetensors")).expect("weights").len();
+    assert!(bytes > 64 << 10, "{bytes} bytes prove nothing");
+    assert!(world.names("artefacts/tuned").iter().all(|name| !name.starts_with('.')));
+}
+
 struct Mounted(std::path::PathBuf);
 
 impl Mounted {

@@ -66,9 +66,15 @@ impl World {
         })
     }
 
+    /// The folder for downloads, which a pod may lose and which is bounded.
+    pub fn cache(&self) -> PathBuf {
+        self.dir.path().join("cache")
+    }
+
     pub fn train_task(&self) -> TrainTask {
         TrainTask {
             attempt: 1,
+            inputs: None,
             base: input("base"),
             dataset: DatasetInput {
                 train: source("train.jsonl"),
@@ -141,7 +147,7 @@ impl World {
             trust: Trust::default(),
             mounts: Mounts {
                 claims: [("data".to_owned(), volume)].into(),
-                cache: self.dir.path().join("cache").display().to_string(),
+                cache: self.cache().display().to_string(),
                 cache_bytes: None,
             },
             task,

@@ -57,6 +57,28 @@ async fn adapters_of_the_contract_answer_from_the_first_moment() {
 }
 
 #[tokio::test]
+async fn an_adapter_whose_server_is_silent_keeps_neither_base_nor_others_from_answering() {
+    // Takes the request and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let folder = tempfile::tempdir().expect("a folder");
+    write_model(&volume(folder.path()).join("base"), 1, &[]);
+    write_adapter(&volume(folder.path()).join("a"), 1, 32);
+    let mut server = launch_in(folder, |_, task| {
+        let mut slow = adapter("slow", "slow");
+        slow.model.source.uri = format!("http://{}", silent.local_addr().expect("an address"));
+        task.adapters = vec![slow, adapter("a", "a")];
+    })
+    .await;
+    server.until_ready().await;
+    assert_ne!(server.greedy("base", "same", 30).await, server.greedy("a", "same", 30).await);
+    assert_eq!(entry(&server, "slow").await.expect("is told").state, AdapterState::Loading);
+    let (status, answer) = server.post("/v1/completions", &json!({"model": "slow", "prompt": "x"})).await;
+    assert_eq!((status, &answer["error"]["code"]), (503, &json!("model_not_ready")));
+    server.stop.cancel();
+    assert_eq!((&mut server.ended).await.expect("it ends"), 0);
+}
+
+#[tokio::test]
 async fn an_adapter_is_added_swapped_and_removed_under_load() {
     let server = start(|_, _| {}).await;
     let volume = volume(server.folder.path());

@@ -31,7 +31,7 @@ pub fn output(job: &FineTuneJob, observed: &Observed, checked: bool, hash: Optio
     if theirs.is_some() && theirs == hash {
         let scores = model.status.as_ref().map(|s| s.scores.clone()).unwrap_or_default();
         let passes = failed_gates(&job.spec.evaluation.gates, &scores).is_empty();
-        let plan = Plan::at(Stage::Finished { scores, progress: None, adopted: true });
+        let plan = Plan::at(Stage::Finished { scores, measured: None, progress: None, adopted: true });
         return Some(if passes { pass(plan, model) } else { plan });
     }
     Some(Plan::at(Stage::Taken(taken(job))))
@@ -73,7 +73,7 @@ fn look_again(observed: &Observed, attempt: &Attempt, trouble: Trouble) -> Plan 
 
 /// The worker has said how it ended.
 pub fn conclude(job: &FineTuneJob, observed: &Observed, attempt: &Attempt, outcome: Outcome) -> Plan {
-    let Outcome::Trained { uri, digest, dataset_digest, scores, progress, model } = outcome else {
+    let Outcome::Trained { uri, digest, dataset_digest, scores, measured, progress, model } = outcome else {
         return Plan::at(Stage::Failed(unexpected("they are not those of a training")));
     };
     let folder = finetune::output_folder(&job.spec).uri;
@@ -91,7 +91,12 @@ pub fn conclude(job: &FineTuneJob, observed: &Observed, attempt: &Attempt, outco
         license: observed.base.as_ref().and_then(|base| base.spec.license.clone()),
         failed_gates: failed_gates(&job.spec.evaluation.gates, &scores),
     };
-    let finished = Stage::Finished { scores: scores.clone(), progress: Some(progress), adopted: false };
+    let finished = Stage::Finished {
+        scores: scores.clone(),
+        measured: Some(measured),
+        progress: Some(progress),
+        adopted: false,
+    };
     match &observed.output {
         None => Plan::at(finished).write(Write::MakeModel(Box::new(trained), scores)),
         Some(there) if is_same(there, &trained) => {

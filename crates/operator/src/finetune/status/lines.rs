@@ -5,7 +5,7 @@ use lathe_api::{
     FineTuneJob, FineTuneJobStatus,
     conditions::{RECONCILING, STALLED, SUCCEEDED, State},
 };
-use lathe_contract::{CheckDataReport, Phase};
+use lathe_contract::{CheckDataReport, Measured, Phase};
 use lathe_resolve::finetune::failed_gates;
 
 use super::super::{
@@ -240,8 +240,8 @@ fn is_placing(trouble: &Trouble) -> bool {
 }
 
 fn evaluated(job: &FineTuneJob, plan: &Plan) -> Option<Line> {
-    let scores = match &plan.stage {
-        Stage::Finished { scores, .. } => scores,
+    let (scores, measured) = match &plan.stage {
+        Stage::Finished { scores, measured, .. } => (scores, measured),
         _ => return None,
     };
     if scores.is_empty() {
@@ -250,12 +250,25 @@ fn evaluated(job: &FineTuneJob, plan: &Plan) -> Option<Line> {
     }
     let failed = failed_gates(&job.spec.evaluation.gates, scores);
     if !failed.is_empty() {
-        return line(State::False, "GateFailed", failed.join("; "));
+        let on = measured.as_ref().map_or(String::new(), sample);
+        return line(State::False, "GateFailed", format!("{}{on}", failed.join("; ")));
     }
     let text = |v: &Option<lathe_api::Decimal>| v.as_ref().map_or("unknown", |d| d.0.as_str()).to_owned();
     let told: Vec<String> =
         scores.iter().map(|s| format!("{:?} {} -> {}", s.metric, text(&s.before), text(&s.after))).collect();
-    line(State::True, "Evaluated", told.join(", "))
+    let on = measured.as_ref().map_or(String::new(), sample);
+    line(State::True, "Evaluated", format!("{}{on}", told.join(", ")))
+}
+
+/// " (on 1000 of 5000 held-out rows, with 64 questions)": a worker's numbers, so never below zero.
+fn sample(measured: &Measured) -> String {
+    let Measured { held_out, rows, questions } = *measured;
+    if rows <= 0 {
+        return String::new();
+    }
+    let of = if rows < held_out { format!("{rows} of {held_out}") } else { rows.to_string() };
+    let asked = if questions > 0 { format!(", with {questions} questions") } else { String::new() };
+    format!(" (on {of} held-out rows{asked})")
 }
 
 /// `Succeeded`, and who must act next.

@@ -208,6 +208,10 @@ fn told(reason: &str) -> Value {
 #[case::profile_taken_off_the_list(
     tune(json!({"accelerator": {"profiles": ["gpu"]}}), json!({"observedGeneration": 1, "datasetDigest": digest('d'), "attempt": 1})),
     world(|w| w.attempt = attempt(json!({}), vec![])), ("delete t-1", "Unknown", "Pending", "goes on"))]
+#[case::profile_taken_off_while_the_next_pod_finds_no_room(
+    tune(json!({"accelerator": {"profiles": ["gpu"]}}), known()),
+    world(|w| w.attempt = attempt(json!({}), vec![waiting("Unschedulable", "0/1 nodes are available: 1 Insufficient cpu.")])),
+    ("delete t-1", "Unknown", "Pending", "goes on"))]
 #[case::profile_taken_off_too_late(
     tune(json!({"accelerator": {"profiles": ["gpu"]}}), known()),
     world(|w| w.attempt = attempt(json!({}), vec![running()])), ("", "Unknown", "Starting", "goes on"))]
@@ -353,6 +357,17 @@ fn a_finished_job_keeps_its_words_and_loses_its_jobs_when_their_time_has_come() 
     assert_eq!(writes(&decide(&finished(Value::Null), &at("2027-01-01T00:00:00Z")).0), "");
 }
 
+#[rstest]
+#[case::a_part(json!({"heldOut": 5000, "rows": 1000, "questions": 64}), "Perplexity 20.0000 -> 5.0000 (on 1000 of 5000 held-out rows, with 64 questions)")]
+#[case::all(json!({"heldOut": 50, "rows": 50, "questions": 0}), "Perplexity 20.0000 -> 5.0000 (on 50 held-out rows)")]
+#[case::untold(json!({}), "Perplexity 20.0000 -> 5.0000")]
+fn scores_say_what_they_are_made_from(#[case] measured: Value, #[case] says: &str) {
+    let words = said("t-1", 0, trained(json!({"measured": measured})));
+    let (_, status) =
+        decide(&tune(json!({}), known()), &world(|w| w.attempt = attempt(ended("Complete"), vec![words])));
+    assert_eq!(condition(&status, "Evaluated").2, says);
+}
+
 #[test]
 fn progress_is_told_in_the_columns_and_bounded() {
     let report = json!({"phase": "Training", "message": "step 120", "progress": {
@@ -385,10 +400,26 @@ fn progress_is_told_in_the_columns_and_bounded() {
     );
 }
 
-/// A job that waits for a processor since 01:00 and may fall back to a device, of which `World` has one that fits.
+#[test]
+fn out_of_memory_has_the_step_the_limit_and_what_was_planned() {
+    let killed = json!({"phase": "Failed", "containerStatuses": [{"name": "worker", "image": "w", "imageID": "",
+        "ready": false, "restartCount": 0, "state": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]});
+    let mut pod = pod("t-1", killed);
+    pod.metadata.labels = Some([(names::LABEL_TASK.to_owned(), "train".to_owned())].into());
+    let mut status = known();
+    status["plan"]["memory"] = json!([{"name": "total", "value": "900Mi"}]);
+    status["progress"] = json!({"summary": "120/300 40%", "step": 120, "steps": 300});
+    let (_, status) =
+        decide(&tune(json!({}), status), &world(|w| w.attempt = attempt(ended("Failed"), vec![pod])));
+    let message = condition(&status, "Training").2;
+    let expected =
+        "killed at its memory limit of 1Gi after step 120; planned 900Mi. Next: make a new FineTuneJob";
+    assert!(message.contains(expected), "{message}");
+}
+
+/// A job that waits for a processor since 01:00 and may fall back to a device, of which `World` has one that fits. An
+/// earlier pod of it ran.
 fn impatient(status: Value) -> FineTuneJob {
-    let mut status = status;
-    status["startTime"] = Value::Null;
     tune(json!({"accelerator": {"profiles": ["cpu", "gpu"], "count": 1, "fallbackAfter": "30m"}}), status)
 }
 
