@@ -26,7 +26,7 @@ pub use status::{CheckpointStatus, FineTuneJobStatus, ProgressStatus, RestartSta
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.baseModelRef == oldSelf.baseModelRef && self.dataset == oldSelf.dataset && self.objective == oldSelf.objective && self.trainable == oldSelf.trainable && self.training == oldSelf.training && self.checkpoint == oldSelf.checkpoint && self.evaluation == oldSelf.evaluation && self.output == oldSelf.output")
-    .message("a job must not change but for `suspend`, `budget`, `ttlSecondsAfterFinished` `accelerator.profiles` and `accelerator.fallbackAfter`; make a new FineTuneJob"))]
+    .message("a job must not change but for `suspend`, `budget`, `ttlSecondsAfterFinished`, `accelerator.profiles` and `accelerator.fallbackAfter`; make a new FineTuneJob"))]
 #[x_kube(validation = Rule::new("has(self.pod) == has(oldSelf.pod) && (!has(self.pod) || self.pod == oldSelf.pod)")
     .message("`pod` must not change; make a new FineTuneJob").field_path(".pod"))]
 #[x_kube(validation = Rule::new("!has(self.evaluation.gates) || self.evaluation.gates.all(g, g.metric in self.evaluation.metrics)")
