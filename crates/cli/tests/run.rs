@@ -179,7 +179,7 @@ fn a_job_is_tuned_once_and_then_served() {
 #[test]
 fn ctrl_c_saves_and_the_next_run_goes_on_and_a_failed_gate_is_not_served() {
     let world = World::new(&[
-        ("epochs: 6", "steps: 24"),
+        ("epochs: 6", "steps: 120"),
         ("metrics: [Perplexity, BLEU, ROUGEL]", "metrics: [Perplexity]"),
         ("metric: ROUGEL", "metric: Perplexity"),
         ("atLeast: \"0.7\"", "atMost: \"1\""),
