@@ -14,7 +14,7 @@ use crate::{NameRef, PlanStatus, PodOverrides, conditions};
     doc = "Serves a Model and its adapters behind an OpenAI-compatible endpoint.",
     scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas", label_selector_path = ".status.selector"),
     printcolumn(name = "Model", type_ = "string", json_path = ".spec.modelRef.name", description = "Base model"),
-    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.replicas", description = "Replicas that are ready"),
+    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.readyReplicas", description = "Replicas that are ready"),
     printcolumn(name = "Tokens/s", type_ = "string", json_path = ".status.throughput.generation", description = "Generated tokens a second"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status", description = "Whether it answers"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", description = "Why, or why not"),
@@ -131,10 +131,14 @@ pub struct InferenceServiceStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 65), inner(length(max = 253)), extend("x-kubernetes-list-type" = "set"))]
     pub model_ids: Vec<String>,
-    /// Replicas that are ready.
+    /// Replicas that there are, ready or not: what autoscalers divide a load by.
     #[serde(default)]
     #[schemars(range(min = 0, max = 10000))]
     pub replicas: i32,
+    /// Replicas that are ready.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 10000))]
+    pub ready_replicas: i32,
     /// Label selector of the pods, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]

@@ -166,7 +166,7 @@ async fn a_service_is_made_and_scaled(session: &Session) -> Result<()> {
     let services = session.api("lathe.dev/v1alpha1", "InferenceService").await?;
     let before = services.get_scale("shop").await?;
     let (spec, status) = (before.spec.unwrap_or_default(), before.status.unwrap_or_default());
-    ensure!(spec.replicas == Some(1) && status.replicas == 0, "{spec:?} {status:?}");
+    ensure!(spec.replicas == Some(1) && status.replicas == 1, "{spec:?} {status:?}");
     let scaled = Patch::Merge(json!({"spec": {"replicas": 3}}));
     services.patch_scale("shop", &PatchParams::default(), &scaled).await?;
     let pods: Api<Pod> = Api::namespaced(session.client.clone(), &session.namespace);

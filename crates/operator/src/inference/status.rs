@@ -76,6 +76,8 @@ impl Said {
 /// Counts over the pods.
 struct Counts {
     wanted: i32,
+    /// Pods that neither end nor have ended.
+    all: i32,
     /// Ready pods of any revision.
     ready: i32,
     /// Ready pods of the revision that is wanted.
@@ -118,7 +120,8 @@ pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
         conditions,
         url: facts.deployment.map(|_| url(service)),
         model_ids: model_ids(facts, &counts),
-        replicas: counts.ready,
+        replicas: counts.all,
+        ready_replicas: counts.ready,
         selector: Some(selector_text(service)),
         throughput: throughput::throughput(facts, old.throughput.as_ref()),
         plan: facts.plan.ok().map(|serving| serving.plan.clone()).or(old.plan),
@@ -131,6 +134,10 @@ pub fn summary(status: &InferenceServiceStatus) -> Option<&Condition> {
     lathe_api::conditions::find(&status.conditions, READY)
 }
 
+fn stays(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && !pods::is_over(pod)
+}
+
 fn counts(facts: &Facts<'_>) -> Counts {
     let wanted_revision = facts.deployment.and_then(revision);
     let of = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == wanted_revision;
@@ -138,6 +145,7 @@ fn counts(facts: &Facts<'_>) -> Counts {
     let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
     Counts {
         wanted: facts.service.spec.replicas,
+        all: count(facts.pods.iter().filter(|pod| stays(pod)).count()),
         ready: count(ready.len()),
         current: count(ready.iter().copied().filter(of).count()),
         old: count(facts.pods.iter().filter(|pod| !of(pod)).count()),

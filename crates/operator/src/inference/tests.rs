@@ -234,7 +234,7 @@ async fn a_worker_that_does_not_answer_holds_up_nothing() {
     let pods = vec![pod("p", "none", status)];
     let calls = round(&service(json!({})), Children::default(), pods, &[]).await;
     let written: Value = sent(&calls, STATUS);
-    assert_eq!(written["status"]["replicas"], 1);
+    assert_eq!(written["status"]["readyReplicas"], 1);
     assert!(written["status"].get("throughput").is_none());
 }
 

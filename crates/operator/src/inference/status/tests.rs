@@ -306,6 +306,13 @@ fn a_roll_out_for_an_adapter_says_so() {
 }
 
 #[test]
+fn replicas_are_all_that_there_are_for_whoever_scales() {
+    let ending = json!({"phase": "Succeeded"});
+    let status = World::new(json!({"replicas": 3})).pods(&[ready(), json!({}), ending]).status();
+    assert_eq!((status.replicas, status.ready_replicas), (2, 1));
+}
+
+#[test]
 fn ids_are_those_that_answer() {
     assert_eq!(with_tone().pods(&[json!({})]).status().model_ids, Vec::<String>::new());
     assert_eq!(with_tone().adapter("Loading", None).status().model_ids, ["svc"]);
@@ -313,7 +320,7 @@ fn ids_are_those_that_answer() {
     assert_eq!(status.model_ids, ["svc", "tone"]);
     assert_eq!(status.url.as_deref(), Some("http://svc.n.svc:8080"));
     assert_eq!(status.selector.as_deref(), Some("lathe.dev/kind=inferenceservice,lathe.dev/name=svc"));
-    assert_eq!(status.replicas, 1);
+    assert_eq!((status.replicas, status.ready_replicas), (1, 1));
     assert_eq!(status.plan.unwrap().profile.as_deref(), Some("cpu"));
 }
 
