@@ -1,9 +1,9 @@
 //! What `serve` adds to the control port: `PUT /v1/adapters`.
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::body::to_bytes;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::put;
 use axum::{Json, Router};
@@ -16,14 +16,19 @@ const MAX_BODY: usize = 1 << 20;
 
 /// The routes, for [`crate::control::router`].
 pub fn routes(front: Arc<Front>) -> Router {
-    Router::new().route("/v1/adapters", put(set)).layer(DefaultBodyLimit::max(MAX_BODY)).with_state(front)
+    Router::new().route("/v1/adapters", put(set)).with_state(front)
 }
 
 /// Takes the set that is wanted and says where each adapter stands; the report says it later.
-async fn set(State(front): State<Arc<Front>>, headers: HeaderMap, body: Bytes) -> Response {
-    if let Err(refusal) = front.control.check(&headers, Scope::Adapters) {
+/// Nothing of the body is read before the token is known to be good.
+async fn set(State(front): State<Arc<Front>>, request: Request) -> Response {
+    if let Err(refusal) = front.control.check(request.headers(), Scope::Adapters) {
         return refusal.into_response();
     }
+    let Ok(body) = to_bytes(request.into_body(), MAX_BODY).await else {
+        let what = format!("The body must come whole and have at most {MAX_BODY} bytes.");
+        return ApiError::invalid(Some("invalid_body"), what).into_response();
+    };
     let Some(app) = front.app.get() else {
         return ApiError::unavailable("model_not_ready", "The base model is being loaded; ask again.")
             .into_response();

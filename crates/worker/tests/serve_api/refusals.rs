@@ -228,6 +228,18 @@ async fn only_the_gateway_may_ask_where_access_is_not_direct() {
     assert_eq!(status(operator.sign("uid-1", Scope::Adapters, now)).await, 202);
     assert_eq!(status(operator.sign("uid-1", Scope::Report, now)).await, 403);
     assert_eq!(status(gateway.sign("uid-1", Scope::Adapters, now)).await, 401);
+    // A body that is too large is told so only to whoever may send one, and in the same form.
+    let large = async |token: String| {
+        let url = format!("{}/v1/adapters", server.control);
+        let request = server.client.put(url).bearer_auth(token).body(vec![b' '; (1 << 20) + 1]);
+        request.send().await.map(|answer| (answer.status().as_u16(), answer))
+    };
+    let (code, answer) = large(operator.sign("uid-1", Scope::Adapters, now)).await.expect("an answer");
+    let body: Value = answer.json().await.expect("JSON");
+    assert_eq!((code, body["error"]["code"].as_str()), (400, Some("invalid_body")));
+    // The answer may come before all is sent, and the connection end then.
+    let refused = large(gateway.sign("uid-1", Scope::Adapters, now)).await;
+    assert!(refused.is_err() || refused.is_ok_and(|(code, _)| code == 401));
 }
 
 #[rstest]
