@@ -67,6 +67,10 @@ fn a_byte_order_mark_crlf_blank_lines_and_a_missing_last_newline_are_fine() {
 #[case(r#"{"messages":["a"]}"#, "`messages[0]` must be an object with `role` and `content` (found a string)")]
 #[case(r#"{"messages":{}}"#, "`messages` must be a list (found an object)")]
 #[case(r#"{"messages":[]}"#, "`messages` must have at least one message")]
+#[case(
+    &format!("{{\"messages\":[{}]}}", vec![r#"{"role":"assistant","content":"a"}"#; 1025].join(",")),
+    "`messages` must have at most 1024 messages (found 1025); split the conversation"
+)]
 #[case(r#"{"messages":[{"role":"user","content":"a"}]}"#, "must have a message of the assistant to learn")]
 #[case(
     r#"{"messages":[{"role":"assistant","content":"","tool_calls":[{}]}]}"#,

@@ -102,6 +102,9 @@ impl Example {
     }
 }
 
+/// Each answer is found by writing out the conversation up to it, so the work grows with the square of their number.
+const MAX_MESSAGES: usize = 1024;
+
 fn chat(row: &Map<String, Value>) -> Result<Example, String> {
     if row.get("tools").is_some_and(|tools| !tools.is_null()) {
         return Err("`tools` is not supported; leave it out".to_owned());
@@ -110,6 +113,12 @@ fn chat(row: &Map<String, Value>) -> Result<Example, String> {
     let list = value.and_then(Value::as_array).ok_or_else(|| wrong("messages", "a list", value))?;
     if list.is_empty() {
         return Err("`messages` must have at least one message (found none)".to_owned());
+    }
+    if list.len() > MAX_MESSAGES {
+        let found = list.len();
+        return Err(format!(
+            "`messages` must have at most {MAX_MESSAGES} messages (found {found}); split the conversation"
+        ));
     }
     let messages =
         list.iter().enumerate().map(|(at, value)| message(at, value)).collect::<Result<Vec<_>, _>>()?;
