@@ -147,20 +147,20 @@ fn serve(model: Model, threads: usize, prompt: usize, batch: u64, answer: usize,
     add(&mut generator, batch);
     spans.lock().unwrap().clear();
     let mut started = Instant::now();
-    let (mut steps, mut done) = (0, 0);
+    let (mut steps, mut done, mut waiting) = (0, 0, batch as usize);
     while !generator.idle() {
-        let emitted = generator.step().unwrap();
-        if answer > 1 && done == 0 && emitted.len() == batch as usize {
-            // All prompts are read: from here on it is decoding alone.
+        let emitted = generator.step().unwrap().len();
+        if answer > 1 && waiting > 0 {
+            // Until all prompts are read: from then on it is decoding alone.
+            waiting = waiting.saturating_sub(emitted);
             spans.lock().unwrap().clear();
             started = Instant::now();
         } else {
-            steps += 1;
+            (steps, done) = (steps + 1, done + emitted);
         }
-        done += emitted.len();
     }
     let took = started.elapsed();
-    let count = if answer == 1 { prompt } else { done - batch as usize };
+    let count = if answer == 1 { prompt } else { done };
     report(
         &format!("{} of batch {batch}, {steps} steps", if answer == 1 { "prefill" } else { "decode" }),
         count,

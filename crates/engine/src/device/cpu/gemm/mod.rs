@@ -21,6 +21,9 @@ const MOST_TERMS: usize = 1024;
 const ROW_BLOCK: usize = 120;
 /// Up to here weights are read where they lie, beyond it from scratch.
 const FEW: usize = 2 * DOT_ROWS;
+/// Weights' rows that few rows are given at a time: the second block of rows finds them in the second-level cache. A
+/// multiple of the columns of every block of few rows.
+const FEW_COLUMNS: usize = 120;
 /// Terms of a block of an outer product: with its columns they stay in the first-level cache.
 const OUTER_TERMS: usize = 256;
 /// Outputs of a task of the weights' gradient.
@@ -161,7 +164,7 @@ fn sum_block(terms: usize) -> usize {
 /// `y = begin + x w^T`.
 pub(super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32>, e: Extent, begin: Begin) {
     e.check(x.len(), y.len(), w.len());
-    let grid = Grid::new(e.rows, ROW_BLOCK, e.outputs, DOT_COLUMNS, cpu.pool_threads());
+    let grid = Grid::new(e.rows, ROW_BLOCK, e.outputs, 2 * DOT_COLUMNS, cpu.pool_threads());
     cpu.run(grid.tasks(), |level, task, scratch| {
         let (rows, outputs) = grid.task(task);
         begin.fill(y, e.y_stride, rows.clone(), outputs.clone());
@@ -181,9 +184,11 @@ pub(super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32>, e: Exte
                         }
                     }
                     Matrix::BF16(w) if rows.len() <= FEW => {
-                        let (b, c) = (w.ptr().add(at(outputs.start)), c(outputs.start));
-                        let t = Dots { k: k.len(), a, a_row, b, b_row: e.inputs, c, c_row };
-                        tile::dots_bf16(level, rows.len(), outputs.len(), t);
+                        for some in chunks(outputs.clone(), FEW_COLUMNS) {
+                            let (b, c) = (w.ptr().add(at(some.start)), c(some.start));
+                            let t = Dots { k: k.len(), a, a_row, b, b_row: e.inputs, c, c_row };
+                            tile::dots_bf16(level, rows.len(), some.len(), t);
+                        }
                     }
                     Matrix::BF16(w) => {
                         for some in chunks(outputs.clone(), DOT_COLUMNS) {
