@@ -77,6 +77,12 @@ pub fn paths(calls: &[Call]) -> Vec<&str> {
     calls.iter().map(|(call, _)| call.as_str()).filter(|call| !call.ends_with("/events")).collect()
 }
 
+/// Reasons of the events that were told, in their order.
+pub fn told(calls: &[Call]) -> Vec<String> {
+    let events = calls.iter().filter(|(call, _)| call.ends_with("/events"));
+    events.map(|(_, body)| body["reason"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
 /// The last body that was sent with this call.
 pub fn sent<K: DeserializeOwned>(calls: &[Call], call: &str) -> K {
     let body = calls.iter().rev().find(|(made, _)| made == call).map(|(_, body)| body.clone());

@@ -76,7 +76,31 @@ fn own_account() -> Result<Value> {
 async fn story(session: &Session) -> Result<()> {
     a_model_is_inspected(session).await?;
     a_job_trains(session).await?;
-    a_service_is_made_and_scaled(session).await
+    a_service_is_made_and_scaled(session).await?;
+    columns_and_descriptions_answer_what_people_ask()
+}
+
+fn columns_and_descriptions_answer_what_people_ask() -> Result<()> {
+    for (kind, columns) in [
+        ("models.lathe.dev", "NAME ARCHITECTURE PARAMETERS SIZE READY REASON AGE"),
+        ("finetunejobs", "NAME MODEL METHOD PROGRESS LOSS TOKENS/S SUCCEEDED REASON AGE"),
+        ("inferenceservices.lathe.dev", "NAME MODEL REPLICAS TOKENS/S READY REASON URL AGE"),
+    ] {
+        let table = kubectl(&["get", kind, "--namespace", NAMESPACE])?;
+        let header: Vec<&str> = table.lines().next().unwrap_or_default().split_whitespace().collect();
+        ensure!(header.join(" ") == columns && table.lines().count() > 1, "{table}");
+    }
+    let jobs = kubectl(&["get", "finetunejobs", "--namespace", NAMESPACE])?;
+    ensure!(jobs.contains("LoRA") && jobs.contains("True") && jobs.contains("Tuned"), "{jobs}");
+    for (field, words) in [
+        ("finetunejobs.spec.training.learningRate", "Peak learning rate"),
+        ("finetunejobs.status.plan", "memory"),
+        ("inferenceservices.lathe.dev.status.replicas", "autoscalers"),
+    ] {
+        let explained = kubectl(&["explain", field])?;
+        ensure!(explained.contains(words), "{explained}");
+    }
+    Ok(())
 }
 
 async fn a_model_is_inspected(session: &Session) -> Result<()> {

@@ -21,9 +21,10 @@ use kube::{
     ResourceExt as _,
     runtime::{controller::Action, reflector::Store, watcher},
 };
-use lathe_api::{Model, conditions, names};
+use lathe_api::{Model, ModelStatus, conditions, names};
 
 use crate::{
+    apply::Happened,
     claims,
     context::{Context, Scope},
     error::Error,
@@ -93,6 +94,7 @@ impl Reconcile for Models {
         let fresh = status::status(model, &observed, &plan, refusal);
         if self.context.writer.status(model, model.status.as_ref(), &fresh).await? {
             tracing::info!(model = model.name_any(), namespace = ?model.namespace(), reason = plan.view.reason(), "status");
+            self.tell(model, &fresh).await;
         }
         match refused {
             Some((_, error)) => Err(error),
@@ -102,6 +104,20 @@ impl Reconcile for Models {
 }
 
 impl Models {
+    /// Becoming ready, and what only a person can mend, is told as an event too.
+    async fn tell(&self, model: &Model, fresh: &ModelStatus) {
+        let became = |type_: &str| {
+            let is_true = |status: &ModelStatus| conditions::is_true(&status.conditions, type_);
+            is_true(fresh) && !model.status.as_ref().is_some_and(is_true)
+        };
+        let good = became(conditions::READY);
+        let ready = conditions::find(&fresh.conditions, conditions::READY);
+        if let Some(is) = ready.filter(|_| good || became(conditions::STALLED)) {
+            let happened = Happened { good, reason: &is.reason, action: "Reconcile", message: &is.message };
+            self.context.writer.event(model, &happened).await;
+        }
+    }
+
     async fn apply(&self, model: &Model, observed: &Observed, plan: &Plan) -> Result<(), Error> {
         let writer = &self.context.writer;
         match &plan.write {

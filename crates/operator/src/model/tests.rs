@@ -8,7 +8,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::{Call, Server, context, failure, filled, object, paths, sent};
+use crate::testing::{Call, Server, context, failure, filled, object, paths, sent, told};
 
 const JOB: &str = "/apis/batch/v1/namespaces/ns/jobs/m-inspect";
 const MAKE_CONTRACT: &str = "PATCH /api/v1/namespaces/ns/configmaps/m-inspect-contract";
@@ -140,6 +140,7 @@ async fn what_the_pod_found_is_recorded_then_the_job_goes_then_nothing_is_writte
     let (calls, status) =
         round(&model("m", source(), Value::Null), vec![done()], vec![pod(0, report(&[]))], vec![]).await;
     assert_eq!(paths(&calls), [STATUS]);
+    assert_eq!(told(&calls), ["Inspected"]);
     let status = status.expect("a status");
     assert_eq!(
         condition(&status, READY),
@@ -187,6 +188,7 @@ async fn a_failed_look_says_why_and_is_repeated_after_a_while() {
     let (calls, status) =
         round(&model("m", source(), Value::Null), vec![just], vec![pod(64, words.clone())], vec![]).await;
     assert_eq!(paths(&calls), [STATUS]);
+    assert_eq!(told(&calls), ["MalformedModel"]);
     let status = status.expect("a status");
     assert_eq!(
         condition(&status, READY),

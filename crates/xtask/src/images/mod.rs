@@ -9,7 +9,7 @@ pub mod push;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{paths, toolchain, ui};
 use archive::Tree;
@@ -21,6 +21,8 @@ pub const REGISTRY: &str = "ghcr.io/lathe-dev";
 pub const PAUSE_IMAGE: &str = "ghcr.io/lathe-dev/pause:1";
 /// The image that tries the local cluster from inside.
 pub const PROBE_IMAGE: &str = "ghcr.io/lathe-dev/probe:1";
+/// The largest that a program's image may be, compressed.
+const MOST_BYTES: usize = 40_000_000;
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Builds all images of the product and of the quick-start.
@@ -36,7 +38,13 @@ pub fn build(registry: &str) -> Result<Vec<Image>> {
     step.done("");
     let mut images = Vec::new();
     for (name, program) in packages.iter().zip(built) {
-        images.push(of_program(registry, name, &program)?);
+        let image = of_program(registry, name, &program)?;
+        let bytes = image.layer.bytes.len();
+        ensure!(
+            bytes <= MOST_BYTES,
+            "image {name} has {bytes} bytes; a node that wakes fetches it, so at most {MOST_BYTES}"
+        );
+        images.push(image);
     }
     images.push(quickstart(registry)?);
     Ok(images)

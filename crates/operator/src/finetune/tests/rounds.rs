@@ -1,6 +1,6 @@
 //! Whole rounds against a scripted API server: which calls are made, in which order, with what.
 use super::{super::*, *};
-use crate::testing::{Call, failure, paths, sent};
+use crate::testing::{Call, failure, paths, sent, told};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rstest::rstest;
 
@@ -38,6 +38,7 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
         [of(&map), of(POLICY)].concat().into_iter().chain([format!("POST {JOBS}")]).collect::<Vec<_>>()
     };
     assert_eq!(paths(&calls), [made("t-check-data"), vec![STATUS.to_owned()]].concat());
+    assert!(told(&calls).is_empty());
     let status = status_of(&calls);
 
     // The rows are good: the volume, the contract, the Job, in this order.
@@ -50,6 +51,7 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
         paths(&calls),
         [vec![LIST.to_owned(), CLAIM.to_owned()], made("t-1"), vec![STATUS.to_owned()]].concat()
     );
+    assert_eq!(told(&calls), ["AttemptStarted"]);
     let status = status_of(&calls);
     assert_eq!((&status["attempt"], &status["datasetDigest"]), (&json!(1), &json!(digest('d'))));
     assert_eq!(status["plan"]["profile"], "cpu");
@@ -70,6 +72,7 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
         STATUS.to_owned(),
     ];
     assert_eq!(paths(&calls), expected);
+    assert_eq!(told(&calls), ["ModelMade", "Tuned"]);
     let made = calls.iter().find(|(call, _)| *call == format!("POST {models}")).map(|(_, body)| body.clone());
     assert_eq!(
         made.expect("a Model"),
