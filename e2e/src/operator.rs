@@ -1,6 +1,6 @@
 //! The operator, as something that is killed, stopped and brought back.
-use anyhow::Result;
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use anyhow::{Context, Result};
+use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod};
 use kube::{
     Api,
     api::{DeleteParams, ListParams, Patch, PatchParams},
@@ -19,6 +19,27 @@ pub async fn kill(session: &Session) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(session.client.clone(), RELEASE_NAMESPACE);
     let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
     pods.delete_collection(&at_once, &selector()).await?;
+    Ok(())
+}
+
+/// The pod that holds the Lease.
+///
+/// # Errors
+/// The API server does not answer, or nobody holds it.
+pub async fn leader(session: &Session) -> Result<String> {
+    let leases: Api<Lease> = Api::namespaced(session.client.clone(), RELEASE_NAMESPACE);
+    let spec = leases.get(NAME).await?.spec.unwrap_or_default();
+    spec.holder_identity.filter(|holder| !holder.is_empty()).context("nobody holds the Lease")
+}
+
+/// Kills one replica with SIGKILL, without waiting for the next one.
+///
+/// # Errors
+/// The API server refuses.
+pub async fn kill_one(session: &Session, pod: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(session.client.clone(), RELEASE_NAMESPACE);
+    let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    pods.delete(pod, &at_once).await?;
     Ok(())
 }
 
