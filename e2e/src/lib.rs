@@ -5,8 +5,6 @@
 mod cluster;
 pub mod events;
 mod explain;
-#[cfg(test)]
-mod failures;
 mod install;
 pub mod machine;
 mod manifests;

@@ -7,16 +7,13 @@ use crate::{begin, identities};
 #[tokio::test]
 async fn another_replica_takes_over_from_the_leader() -> Result<()> {
     let session = begin("lathe-leader").await?;
-    let ended = session.run(takes_over(&session)).await;
-    // Other tests have one.
-    operator::scale(&session, 1).await?;
-    ended?;
+    session.run(takes_over(&session)).await?;
     session.end().await
 }
 
 async fn takes_over(session: &Session) -> Result<()> {
     prepare(session).await?;
-    operator::scale(session, 2).await?;
+    operator::ready(session).await?;
     let first = operator::leader(session).await?;
     let names =
         |pods: Vec<(String, Option<String>, i32)>| pods.into_iter().map(|pod| pod.0).collect::<Vec<_>>();
