@@ -91,7 +91,7 @@ fn columns_and_descriptions_answer_what_people_ask() -> Result<()> {
         ensure!(header.join(" ") == columns && table.lines().count() > 1, "{table}");
     }
     let jobs = kubectl(&["get", "finetunejobs", "--namespace", NAMESPACE])?;
-    ensure!(jobs.contains("LoRA") && jobs.contains("True") && jobs.contains("Tuned"), "{jobs}");
+    ensure!(jobs.contains("lora") && jobs.contains("True") && jobs.contains("Tuned"), "{jobs}");
     for (field, words) in [
         ("finetunejobs.spec.training.learningRate", "Peak learning rate"),
         ("finetunejobs.status.plan", "memory"),

@@ -221,7 +221,11 @@ fn gist(kind: Kind, object: &Value) -> String {
         Kind::Model => text(&status["size"]),
         Kind::FineTuneJob => text(&status["progress"]["summary"]),
         Kind::InferenceService => {
-            format!("{}/{} replicas", status["readyReplicas"].as_i64().unwrap_or(0), object["spec"]["replicas"])
+            format!(
+                "{}/{} replicas",
+                status["readyReplicas"].as_i64().unwrap_or(0),
+                object["spec"]["replicas"]
+            )
         }
         Kind::AcceleratorProfile => text(&object["spec"]["runtime"]),
     }
