@@ -38,6 +38,16 @@ impl World {
         world
     }
 
+    /// Its job would train for hours.
+    fn endless() -> Self {
+        World::new(&[
+            ("epochs: 6", "steps: 100000"),
+            ("metrics: [Perplexity, BLEU, ROUGEL]", "metrics: [Perplexity]"),
+            ("metric: ROUGEL", "metric: Perplexity"),
+            ("atLeast: \"0.7\"", "atMost: \"1\""),
+        ])
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
@@ -258,12 +268,7 @@ fn a_bad_row_is_named_by_file_line_and_field() {
 
 #[test]
 fn a_worker_that_is_killed_says_what_may_have_done_it_and_loses_nothing() {
-    let world = World::new(&[
-        ("epochs: 6", "steps: 100000"),
-        ("metrics: [Perplexity, BLEU, ROUGEL]", "metrics: [Perplexity]"),
-        ("metric: ROUGEL", "metric: Perplexity"),
-        ("atLeast: \"0.7\"", "atMost: \"1\""),
-    ]);
+    let world = World::endless();
     let mut run = world.start(&["--no-serve"]);
     run.until("a step", |event| event["progress"]["step"].as_i64() >= Some(1));
     let sent = Command::new("kill").arg("-KILL").arg(run.worker()).status().unwrap();
@@ -277,12 +282,7 @@ fn a_worker_that_is_killed_says_what_may_have_done_it_and_loses_nothing() {
 
 #[test]
 fn a_run_that_is_killed_takes_its_worker_with_it() {
-    let world = World::new(&[
-        ("epochs: 6", "steps: 100000"),
-        ("metrics: [Perplexity, BLEU, ROUGEL]", "metrics: [Perplexity]"),
-        ("metric: ROUGEL", "metric: Perplexity"),
-        ("atLeast: \"0.7\"", "atMost: \"1\""),
-    ]);
+    let world = World::endless();
     let mut run = world.start(&["--no-serve"]);
     run.until("a step", |event| event["progress"]["step"].as_i64() >= Some(1));
     let worker = run.worker();

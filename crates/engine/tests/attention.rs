@@ -4,44 +4,15 @@
 
 mod common;
 
-use common::noise;
+use common::device::{cpu, get, numbers, put, random};
 use lathe_engine::device::cpu::{Cpu, Level};
-use lathe_engine::device::{Attention, Buf, Data, DataMut, Device, Element, Op};
+use lathe_engine::device::{Attention, Device, Op};
 use rstest::rstest;
 
 const HEADS: usize = 6;
 const KV_HEADS: usize = 2;
 const GROUP: usize = HEADS / KV_HEADS;
 const PAGE: usize = 16;
-
-fn cpu(threads: usize, level: Level) -> Cpu {
-    let mut cpu = Cpu::new(threads, level);
-    let scratch = cpu.alloc("scratch", Element::F32, threads << 16).unwrap();
-    cpu.set_scratch(scratch);
-    cpu
-}
-
-fn put(cpu: &mut Cpu, values: &[f32]) -> Buf {
-    let buf = cpu.alloc("test", Element::F32, values.len()).unwrap();
-    cpu.write(buf, Data::F32(values));
-    buf
-}
-
-fn numbers(cpu: &mut Cpu, values: &[u32]) -> Buf {
-    let buf = cpu.alloc("test", Element::U32, values.len()).unwrap();
-    cpu.write(buf, Data::U32(values));
-    buf
-}
-
-fn get(cpu: &mut Cpu, buf: Buf) -> Vec<f32> {
-    let mut values = vec![0.0; buf.len()];
-    cpu.read(buf, DataMut::F32(&mut values));
-    values
-}
-
-fn random(key: u64, len: usize) -> Vec<f32> {
-    (0..len).map(|i| noise(key, i as u64) as f32).collect()
-}
 
 /// Softmax of one query over the keys `0..=position`, in f64.
 fn weights(q: &[f32], keys: &dyn Fn(usize) -> Vec<f32>, position: usize) -> Vec<f64> {

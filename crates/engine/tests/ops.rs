@@ -3,33 +3,10 @@
 
 mod common;
 
-use common::noise;
-use lathe_engine::device::cpu::{Cpu, Level};
-use lathe_engine::device::{Buf, Data, DataMut, Device, Element, Op, Start};
+use common::device::{cpu, get, put, random};
+use lathe_engine::device::cpu::Level;
+use lathe_engine::device::{Data, Device, Element, Op, Start};
 use rstest::rstest;
-
-fn cpu(threads: usize, level: Level) -> Cpu {
-    let mut cpu = Cpu::new(threads, level);
-    let scratch = cpu.alloc("scratch", Element::F32, threads << 16).unwrap();
-    cpu.set_scratch(scratch);
-    cpu
-}
-
-fn put(cpu: &mut Cpu, values: &[f32]) -> Buf {
-    let buf = cpu.alloc("test", Element::F32, values.len()).unwrap();
-    cpu.write(buf, Data::F32(values));
-    buf
-}
-
-fn get(cpu: &mut Cpu, buf: Buf) -> Vec<f32> {
-    let mut values = vec![0.0; buf.len()];
-    cpu.read(buf, DataMut::F32(&mut values));
-    values
-}
-
-fn random(key: u64, len: usize) -> Vec<f32> {
-    (0..len).map(|i| noise(key, i as u64) as f32).collect()
-}
 
 /// What bf16 keeps of a number (cut, not rounded: the test's weights are made so).
 fn bf16(x: f32) -> f32 {

@@ -1,6 +1,7 @@
 //! Small random models, and the same decoder written naively in f64.
 #![allow(dead_code)] // Each test file uses a part.
 
+pub mod device;
 pub mod reference;
 
 use std::borrow::Cow;

@@ -1,0 +1,35 @@
+//! A device in a test's hands: buffers in, operations, buffers out.
+
+use lathe_engine::device::cpu::{Cpu, Level};
+use lathe_engine::device::{Buf, Data, DataMut, Device, Element};
+
+use super::noise;
+
+pub fn cpu(threads: usize, level: Level) -> Cpu {
+    let mut cpu = Cpu::new(threads, level);
+    let scratch = cpu.alloc("scratch", Element::F32, threads << 16).unwrap();
+    cpu.set_scratch(scratch);
+    cpu
+}
+
+pub fn put(cpu: &mut Cpu, values: &[f32]) -> Buf {
+    let buf = cpu.alloc("test", Element::F32, values.len()).unwrap();
+    cpu.write(buf, Data::F32(values));
+    buf
+}
+
+pub fn numbers(cpu: &mut Cpu, values: &[u32]) -> Buf {
+    let buf = cpu.alloc("test", Element::U32, values.len()).unwrap();
+    cpu.write(buf, Data::U32(values));
+    buf
+}
+
+pub fn get(cpu: &mut Cpu, buf: Buf) -> Vec<f32> {
+    let mut values = vec![0.0; buf.len()];
+    cpu.read(buf, DataMut::F32(&mut values));
+    values
+}
+
+pub fn random(key: u64, len: usize) -> Vec<f32> {
+    (0..len).map(|i| noise(key, i as u64) as f32).collect()
+}
