@@ -23,7 +23,7 @@ fn main() {
         for (outputs, inputs) in SHAPES {
             let rows = if outputs > 100_000 { rows.min(128) } else { rows };
             let mut cpu = Cpu::new(1, level);
-            let scratch = cpu.alloc("scratch", Element::F32, 1 << 15).unwrap();
+            let scratch = cpu.alloc("scratch", Element::F32, 1 << 16).unwrap();
             cpu.set_scratch(scratch);
             let mut f32 = |len| cpu.alloc("bench", Element::F32, len).unwrap();
             let (x, y) = (f32(rows * inputs), f32(rows * outputs));

@@ -286,7 +286,7 @@ pub const ATTENTION_QUERIES: usize = 64;
 /// Elements of scratch per thread: blocks of a product, or of attention (for each query two chunks of scores, four
 /// vectors, and some numbers).
 fn thread_scratch(shape: &ModelShape) -> usize {
-    const BLOCKS: usize = 1 << 15;
+    const BLOCKS: usize = 1 << 16;
     let queries = ATTENTION_QUERIES.max(shape.heads / shape.kv_heads);
     BLOCKS.max(queries * (2 * ATTENTION_KEYS + 4 * shape.head_dim + 4))
 }

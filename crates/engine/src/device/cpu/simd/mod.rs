@@ -8,13 +8,15 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod pairs;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
-pub(super) use portable::Portable;
+pub(super) use pairs::{Pairs, pair_kernel};
+pub(super) use portable::{Lanes, Portable};
 
 /// Singles in the widest vector.
 pub(super) const MOST_LANES: usize = 16;
@@ -140,7 +142,9 @@ macro_rules! kernel {
             match level {
                 // SAFETY: a `Cpu` has a level only on a machine that has its instructions; the rest is the caller's.
                 #[cfg(target_arch = "x86_64")]
-                $crate::device::cpu::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::device::cpu::Level::Avx512 | $crate::device::cpu::Level::Avx512Bf16 => unsafe {
+                    avx512($($arg),*)
+                },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::device::cpu::Level::Avx2 => unsafe { avx2($($arg),*) },
