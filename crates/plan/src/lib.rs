@@ -16,7 +16,7 @@ mod tensors;
 mod training;
 
 pub use buffers::{Buffer, Category, Element, Totals};
-pub use method::{LoraSpec, Precision, Target, TrainMethod};
+pub use method::{LoraSpec, Precision, QUANT_GROUP, Target, TrainMethod};
 pub use serving::{
     AdapterBudget, BLOCK, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, SPARE_RANK, ServePlan, ServeRequest,
     plan_serving,

@@ -48,7 +48,11 @@ pub enum Op {
     /// `to[..] = from[..]`.
     Copy { from: Buf, to: Buf },
 
-    /// `y[rows, outputs] = start + x[rows, inputs] w^T`.
+    /// Rows `first..first + rows` of `to [outputs, inputs]`, of 8 or 4 bits ([`Element::quantized_bytes`]), become
+    /// `from [rows, inputs]`.
+    Quantize { from: Buf, to: Buf, first: usize, rows: usize, outputs: usize, inputs: usize },
+
+    /// `y[rows, outputs] = start + x[rows, inputs] w^T`. Where `w` has 8 or 4 bits, `x` is rounded to 8.
     Linear { x: Buf, w: Buf, y: Buf, rows: usize, outputs: usize, inputs: usize, start: Start },
     /// `dx[rows, inputs] = (dx or 0) + dy[rows, outputs] w`.
     LinearInputGrad { dy: Buf, w: Buf, dx: Buf, rows: usize, outputs: usize, inputs: usize, keep: bool },

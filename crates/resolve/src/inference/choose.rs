@@ -166,7 +166,7 @@ fn request(spec: &InferenceServiceSpec, context: i64, room: AdapterRoom) -> Resu
 
 /// As many cores as read all weights ten times a second.
 fn cores(shape: &ModelShape, weights: Precision, profile: &AcceleratorProfile) -> i32 {
-    let bytes = shape.parameters() as f64 * weights.element().bytes() as f64;
+    let bytes = shape.parameters() as f64 * weights.bytes_per_weight();
     let own = profile.spec.bandwidth.as_ref().and_then(|rate| rate.value()).map(|gigabytes| gigabytes * 1e9);
     let core =
         own.filter(|rate| *rate > 0.0).unwrap_or(CORE_BANDWIDTH) * lathe_plan::estimate::BANDWIDTH_SHARE;

@@ -24,7 +24,7 @@ use super::{Buf, Data, DataMut, Device, Element, Op};
 use crate::files::Mapped;
 use crate::{Error, Result};
 use cells::Cells;
-use gemm::Matrix;
+use gemm::{Matrix, Quantized};
 use pool::Pool;
 
 /// Which instructions the kernels use. A level is part of a result's identity: bits are equal within a level.
@@ -213,8 +213,9 @@ impl Cpu {
         self.cells(buf, Element::F64)
     }
 
-    fn matrix(&self, buf: Buf) -> Matrix {
+    fn matrix(&self, buf: Buf, outputs: usize, inputs: usize) -> Matrix {
         match buf.element() {
+            Element::Int8 | Element::Int4 => Matrix::Int(Quantized::of(self, buf, outputs, inputs)),
             Element::BF16 => Matrix::BF16(self.cells(buf, Element::BF16)),
             _ => Matrix::F32(self.f32(buf)),
         }
@@ -222,8 +223,10 @@ impl Cpu {
 
     /// Calls `task(level, number, scratch)` for each number below `tasks`, on all threads.
     fn run(&self, tasks: usize, task: impl Fn(Level, usize, Cells<f32>) + Sync) {
-        let Some(scratch) = self.scratch else { panic!("no scratch was set") };
-        let scratch = self.f32(scratch);
+        // Loading needs none.
+        // SAFETY: nothing is read or written through an empty range.
+        let none = || unsafe { Cells::new(std::ptr::NonNull::dangling().as_ptr(), 0) };
+        let scratch = self.scratch.map_or_else(none, |scratch| self.f32(scratch));
         let each = scratch.len() / self.threads;
         let level = self.level;
         self.pool.borrow_mut().run(tasks, &|number, thread| {

@@ -52,9 +52,25 @@ unsafe fn dot_block<S: Simd, K: Terms<S>, const R: usize, const C: usize>(t: Dot
                 }
             }
         }
-        // Through memory: registers cannot be indexed by the loop over sums.
-        let mut lanes = MaybeUninit::<[[f32; MOST_LANES]; 32]>::uninit();
-        let lanes = lanes.as_mut_ptr().cast::<[f32; MOST_LANES]>();
+        add_sums::<S, R, C>(&acc, t.c, t.c_row);
+    }
+}
+
+/// `C[i, j] += ` the sum of the lanes of `acc[j][i]`.
+///
+/// # Safety
+/// `C` has these rows and columns, and is nobody else's.
+#[inline(always)]
+pub(super) unsafe fn add_sums<S: Simd, const R: usize, const C: usize>(
+    acc: &[[S::V; R]; C],
+    c: *mut f32,
+    c_row: usize,
+) {
+    // Through memory: registers cannot be indexed by the loop over sums.
+    let mut lanes = MaybeUninit::<[[f32; MOST_LANES]; 32]>::uninit();
+    let lanes = lanes.as_mut_ptr().cast::<[f32; MOST_LANES]>();
+    // SAFETY: there are at most 32 sums; the rest is the caller's.
+    unsafe {
         for (j, column) in acc.iter().enumerate() {
             for (i, sum) in column.iter().enumerate() {
                 S::store(lanes.add(j * R + i).cast(), *sum);
@@ -65,7 +81,7 @@ unsafe fn dot_block<S: Simd, K: Terms<S>, const R: usize, const C: usize>(t: Dot
             let four = std::array::from_fn(|n| of(first + n));
             for (n, sum) in S::sum4(four).into_iter().enumerate().take(R * C - first) {
                 let (j, i) = ((first + n) / R, (first + n) % R);
-                *t.c.add(i * t.c_row + j) += sum;
+                *c.add(i * c_row + j) += sum;
             }
         }
     }

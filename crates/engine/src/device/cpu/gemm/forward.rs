@@ -4,14 +4,19 @@
 use std::ops::Range;
 
 use super::dots::{DOT_COLUMNS, DOT_ROWS, Dots, dots, dots_bf16, dots_pairs};
+use super::ints::{IntDots, dots_int4, dots_int8};
+use super::quantized::{Bits, Rows, quantize_row};
 use super::terms::{narrow, widen};
-use super::{Begin, Extent, Grid, Matrix, ROW_BLOCK, chunks};
+use super::{Begin, Extent, Grid, Matrix, Quantized, ROW_BLOCK, chunks};
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::{Cpu, Level};
+use lathe_plan::QUANT_GROUP;
 
 /// The most terms whose lanes are summed apart: a block of five weights and one of five rows stay in the first-level
 /// cache.
 const MOST_TERMS: usize = 1024;
+/// The same of quantized terms, of which [`ROW_BLOCK`] rows fit into a thread's scratch.
+const INT_TERMS: usize = 16 * QUANT_GROUP;
 /// Up to here weights are read where they lie, beyond it from scratch.
 const FEW: usize = 2 * DOT_ROWS;
 /// Weights' rows that few rows are given at a time: the second block of rows finds them in the second-level cache. A
@@ -25,7 +30,8 @@ pub(in super::super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32
     cpu.run(grid.tasks(), |level, task, scratch| {
         let (rows, outputs) = grid.task(task);
         begin.fill(y, e.y_stride, rows.clone(), outputs.clone());
-        for k in chunks(0..e.inputs, sum_block(e.inputs)) {
+        let terms = if matches!(w, Matrix::Int(_)) { INT_TERMS } else { sum_block(e.inputs) };
+        for k in chunks(0..e.inputs, terms) {
             let block = Block { level, rows: rows.clone(), outputs: outputs.clone(), k, e };
             // SAFETY: `check` saw that weights, rows and columns exist; this task owns its block of y and its scratch.
             unsafe {
@@ -34,6 +40,7 @@ pub(in super::super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32
                     Matrix::BF16(w) if level.takes_pairs(e.inputs) => block.pairs(x, w, y, scratch),
                     Matrix::BF16(w) if rows.len() <= FEW => block.few_rows(x, w, y),
                     Matrix::BF16(w) => block.widened(x, w, y, scratch),
+                    Matrix::Int(w) => block.ints(x, w, y, scratch),
                 }
             }
         }
@@ -100,6 +107,45 @@ impl Block {
             let t = Dots { k: k / 2, a, a_row: k / 2, b, b_row: b_row / 2, c, c_row };
             // SAFETY: the caller's; `inputs` is even, so rows of pairs are whole.
             unsafe { dots_pairs(self.level, self.rows.len(), some.len(), t) };
+        }
+    }
+
+    /// Rows are quantized once for all outputs.
+    unsafe fn ints(&self, x: Cells<f32>, w: Quantized, y: Cells<f32>, scratch: Cells<f32>) {
+        let (e, group) = (self.e, self.k.start / QUANT_GROUP);
+        let groups = self.k.len().div_ceil(QUANT_GROUP);
+        let all = Rows::within(scratch, self.rows.len(), groups);
+        // SAFETY: the caller's.
+        unsafe {
+            for (i, row) in self.rows.clone().enumerate() {
+                let from = x.part(row * e.x_stride + self.k.start..row * e.x_stride + self.k.end);
+                let to = Rows {
+                    codes: all.codes.add(i * groups * QUANT_GROUP),
+                    scales: all.scales.add(i * groups),
+                    sums: all.sums.add(i * groups),
+                };
+                quantize_row(self.level, from.ptr(), from.len(), to, groups);
+            }
+            let b_row = w.groups() * w.group_bytes();
+            for some in chunks(self.outputs.clone(), DOT_COLUMNS) {
+                let t = IntDots {
+                    groups,
+                    a: all.codes,
+                    a_scales: all.scales,
+                    a_sums: all.sums,
+                    a_row: groups * QUANT_GROUP,
+                    b: w.codes.ptr().add(some.start * b_row + group * w.group_bytes()),
+                    b_row,
+                    b_scales: w.scales.ptr().add(some.start * w.groups() + group),
+                    b_scales_row: w.groups(),
+                    c: y.ptr_mut().add(self.rows.start * e.y_stride + some.start),
+                    c_row: e.y_stride,
+                };
+                match w.bits {
+                    Bits::Eight => dots_int8(self.level, self.rows.len(), some.len(), t),
+                    Bits::Four => dots_int4(self.level, self.rows.len(), some.len(), t),
+                }
+            }
         }
     }
 

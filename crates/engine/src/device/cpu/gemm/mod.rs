@@ -8,7 +8,9 @@
 mod dots;
 mod forward;
 mod gradients;
+mod ints;
 mod outer;
+mod quantized;
 mod terms;
 
 use std::ops::Range;
@@ -20,6 +22,7 @@ pub(super) use dots::{Dots, dots};
 pub(super) use forward::linear;
 pub(super) use gradients::{input_grad, weight_grad};
 pub(super) use outer::{Outer, outer};
+pub(super) use quantized::{Quantized, quantize};
 use terms::widen;
 
 /// Rows of a task: a block of them stays in the second-level cache.
@@ -30,6 +33,7 @@ const ROW_BLOCK: usize = 120;
 pub(super) enum Matrix {
     F32(Cells<f32>),
     BF16(Cells<u16>),
+    Int(Quantized),
 }
 
 impl Matrix {
@@ -37,15 +41,17 @@ impl Matrix {
         match self {
             Matrix::F32(w) => w.len(),
             Matrix::BF16(w) => w.len(),
+            Matrix::Int(w) => w.outputs * w.inputs,
         }
     }
 
-    /// `to[..] = ` the elements from `at`, widened.
+    /// `to[..] = ` the elements from `at`, all of one row, widened.
     pub(super) fn copy(self, level: Level, at: usize, to: Cells<f32>) {
         // SAFETY: `part` checks the range; nobody writes a weight while an operation reads it, and `to` is the caller's.
         unsafe {
             match self {
                 Matrix::F32(w) => to.write().copy_from_slice(w.part(at..at + to.len()).read()),
+                Matrix::Int(w) => w.copy(at, to),
                 Matrix::BF16(w) => widen(level, w.part(at..at + to.len()).ptr(), to.ptr_mut(), to.len()),
             }
         }

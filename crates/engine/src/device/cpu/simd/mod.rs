@@ -8,6 +8,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bytes;
 mod pairs;
 mod portable;
 
@@ -15,6 +16,7 @@ mod portable;
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
+pub(super) use bytes::{Bytes, Vnni, byte_kernel};
 pub(super) use pairs::{Pairs, pair_kernel};
 pub(super) use portable::{Lanes, Portable};
 
