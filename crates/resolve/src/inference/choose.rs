@@ -149,6 +149,8 @@ fn request(spec: &InferenceServiceSpec, context: i64, room: AdapterRoom) -> Resu
         weights: match spec.serving.weights {
             WeightPrecision::BFloat16 => Precision::BF16,
             WeightPrecision::Float32 => Precision::F32,
+            WeightPrecision::Int8 => Precision::Int8,
+            WeightPrecision::Int4 => Precision::Int4,
         },
         context: size(context),
         max_sequences,
