@@ -141,6 +141,31 @@ pub fn trainer_of(shape: &ModelShape, request: &TrainRequest, hyper: Hyper) -> T
     Trainer::new(model(shape, request.weights, request.threads), &plan, hyper).unwrap()
 }
 
+/// Lengths of ragged rows, all together longer than a few pages.
+pub const LENGTHS: [usize; 6] = [21, 5, 9, 33, 17, 2];
+
+/// A trainer after some steps on rows of these lengths, and its state.
+pub fn trained(
+    shape: &ModelShape,
+    request: &TrainRequest,
+    lengths: &[usize],
+    steps: usize,
+) -> (Trainer, Vec<u8>) {
+    let mut trainer = trainer_of(shape, request, hyper());
+    let rows = rows(shape, lengths);
+    for _ in 0..steps {
+        trainer.step(&rows).unwrap();
+    }
+    let state = state(&mut trainer);
+    (trainer, state)
+}
+
+pub fn state(trainer: &mut Trainer) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    trainer.save_state(&mut bytes).unwrap();
+    bytes
+}
+
 pub fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
