@@ -5,6 +5,7 @@ mod common;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::io::Cursor;
 
 use common::{
     LENGTHS, Noise, floats, hyper, llama, lora, model, qwen, request, rows, state, trained, trainer_of,
@@ -129,7 +130,7 @@ fn a_resumed_run_is_one_that_never_stopped(
     let expected = trained(&shape, &request, &LENGTHS, 5).1;
     let stopped = trained(&shape, &request, &LENGTHS, 2).1;
     let mut resumed = trainer_of(&shape, &request, hyper());
-    resumed.load_state(&mut &stopped[..]).unwrap();
+    resumed.load_state(&mut Cursor::new(stopped)).unwrap();
     assert_eq!(resumed.steps_done(), 2);
     for _ in 0..3 {
         resumed.step(&rows(&shape, &LENGTHS)).unwrap();
@@ -152,7 +153,7 @@ fn a_damaged_or_foreign_state_changes_nothing() {
         b"PK",
         b"",
     ] {
-        let error = trainer.load_state(&mut &*bad).unwrap_err();
+        let error = trainer.load_state(&mut Cursor::new(bad)).unwrap_err();
         assert!(matches!(error, Error::State { .. }), "{error}");
         assert!(state(&mut trainer) == before);
     }

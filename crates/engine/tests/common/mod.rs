@@ -5,8 +5,11 @@ pub mod device;
 pub mod reference;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
+use half::bf16;
+use lathe_engine::files::{TensorLayout, write_safetensors};
 use lathe_engine::plan::{
     LoraSpec, ModelShape, Precision, RopeScaling, Target, TrainMethod, TrainRequest, plan_training,
 };
@@ -86,6 +89,20 @@ impl WeightSource for Noise {
         let data = values.into_iter().flat_map(f32::to_le_bytes).collect();
         Ok(TensorView { dtype: Dtype::F32, shape, data: Cow::Owned(data), in_place: None })
     }
+}
+
+/// The noise model as a file; all tensors of `dtype`.
+pub fn written(path: &Path, shape: &ModelShape, dtype: Dtype) {
+    let layout = |t: lathe_engine::plan::Tensor| TensorLayout { name: t.name, dtype, shape: t.shape };
+    let tensors: Vec<_> = shape.tensors().into_iter().map(layout).collect();
+    write_safetensors(path, &tensors, &BTreeMap::new(), |tensor| {
+        let (_, values) = Noise(shape.clone()).values(&tensor.name).unwrap();
+        Ok(match dtype {
+            Dtype::F32 => values.into_iter().flat_map(f32::to_le_bytes).collect(),
+            _ => values.into_iter().flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
+        })
+    })
+    .unwrap();
 }
 
 pub fn model(shape: &ModelShape, precision: Precision, threads: usize) -> Model {
