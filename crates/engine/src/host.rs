@@ -1,5 +1,7 @@
 //! Between the host's numbers and a device's buffers.
 
+use std::ops::Range;
+
 use half::bf16;
 use lathe_plan::Element;
 
@@ -9,14 +11,22 @@ use crate::device::{Buf, Data, DataMut, Device};
 /// Elements that are converted at a time, so that no second copy of a tensor exists.
 const CHUNK: usize = 1 << 16;
 
+/// Ranges of at most [`CHUNK`] elements that cover `0..len`.
+pub(crate) fn chunks(len: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(CHUNK).map(move |start| start..(start + CHUNK).min(len))
+}
+
 /// Writes a tensor's elements.
 pub(crate) fn write_tensor(dev: &mut dyn Device, to: Buf, view: &TensorView<'_>) {
     let mut values = Vec::with_capacity(CHUNK.min(to.len()));
-    for start in (0..to.len()).step_by(CHUNK) {
-        let len = CHUNK.min(to.len() - start);
+    for range in chunks(to.len()) {
         values.clear();
-        values.extend(view.widen(start..start + len));
-        write_f32(dev, to.part(start, len), &values);
+        values.extend(view.widen(range.clone()));
+        write_f32(dev, to.part(range.start, range.len()), &values);
+        if let Some(bytes) = &view.in_place {
+            let width = view.dtype.bytes();
+            bytes.release(range.start * width..range.end * width);
+        }
     }
 }
 

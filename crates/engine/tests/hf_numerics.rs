@@ -1,19 +1,19 @@
-//! Tiny fully random models against transformers and PyTorch: logits, training, PEFT adapters.
+//! Tiny fully random models against transformers and PyTorch: logits, PEFT adapters.
 #![allow(clippy::unwrap_used)]
 
 mod hf;
 
-use hf::{BASE, Expected, folder, full_training, json, load, log_softmax, numbers, rows};
+use hf::{BASE, Expected, folder, hyper, json, load, log_softmax, numbers, rms, trainer};
 use lathe_engine::files::{ModelWeights, read_adapter};
 use lathe_engine::plan::{AdapterBudget, Precision, ServeRequest, TrainMethod, plan_serving};
-use lathe_engine::{Generator, Row, Sampling, WeightSource};
+use lathe_engine::{Generator, Row, Sampling};
 use rstest::rstest;
 
 /// Log-probabilities of every token after a prefix, for a few prefixes, by us and from logits in a fixture.
 fn log_probabilities(name: &str, precision: Precision, logits: &str) -> (Vec<f64>, Vec<f64>, f64) {
     let (model, _) = load(name, precision);
     let vocab = model.shape().vocab;
-    let mut trainer = full_training(model, 0);
+    let mut trainer = trainer(model, TrainMethod::Full, hyper(&json(BASE, "training-full.json")));
     let expected = Expected::read(name);
     let (mut ours, mut theirs, mut largest) = (Vec::new(), Vec::new(), 0.0_f64);
     for (sequence, prefixes) in [(0, vec![1, 2, 3, 4, 5]), (1, vec![1, 16, 17, 33, 47, 60])] {
@@ -31,10 +31,6 @@ fn log_probabilities(name: &str, precision: Precision, logits: &str) -> (Vec<f64
         }
     }
     (ours, theirs, largest)
-}
-
-fn rms(a: &[f64], b: &[f64]) -> f64 {
-    (a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / a.len() as f64).sqrt()
 }
 
 #[rstest]
@@ -56,38 +52,6 @@ fn bf16_is_as_close_to_the_truth_as_pytorch_is(#[values("llama-gqa", "llama-tied
     assert!(ours <= 1.25 * theirs, "{name}: our error is {ours:.2e}, PyTorch's {theirs:.2e}");
 }
 
-#[rstest]
-fn full_training_goes_the_way_of_pytorch(#[values("llama-gqa", "llama-tied", "qwen2")] name: &str) {
-    let expected = json(name, "training.json");
-    let rows = rows(&expected);
-    let (model, _) = load(name, Precision::F32);
-    let mut trainer = full_training(model, 5);
-    let (losses, norms) = (numbers(&expected, "losses"), numbers(&expected, "grad_norms"));
-    for (step, (loss, norm)) in losses.iter().zip(&norms).enumerate() {
-        let ours = trainer.step(&rows).unwrap();
-        assert!((ours.loss - loss).abs() < 1e-4 * loss, "step {step}: loss {} instead of {loss}", ours.loss);
-        let close = (ours.grad_norm - norm).abs() < 1e-3 * norm;
-        assert!(close, "step {step}: gradient norm {} instead of {norm}", ours.grad_norm);
-    }
-    let mut model = trainer.into_model();
-    let trained =
-        lathe_engine::files::SafetensorsFile::open(&folder(name).join("trained.safetensors")).unwrap();
-    let before = ModelWeights::open(&folder(name)).unwrap();
-    for (tensor, info) in &trained.header().tensors {
-        let ours = model.tensor(tensor, lathe_engine::Dtype::F32).unwrap();
-        let values = |bytes: &[u8]| -> Vec<f64> {
-            bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
-        };
-        let ours = values(&ours.data);
-        let theirs = values(&trained.tensor(tensor).unwrap().data);
-        let start = values(&before.tensor(tensor).unwrap().data);
-        assert_eq!(ours.len(), info.shape.iter().product::<usize>());
-        // Adam divides by the gradient's size, so an element whose gradient is about 0 may go another way.
-        let (moved, apart) = (rms(&theirs, &start), rms(&ours, &theirs));
-        assert!(apart < 0.01 * moved, "{tensor}: moved {moved:.2e}, but {apart:.2e} apart");
-    }
-}
-
 #[test]
 fn an_adapter_of_peft_gives_the_tokens_that_peft_gives() {
     let (model, shape) = load(BASE, Precision::F32);
@@ -100,7 +64,8 @@ fn an_adapter_of_peft_gives_the_tokens_that_peft_gives() {
     let expected = numbers(&expected, "log_probs");
 
     // Whole rows, as training sees them.
-    let mut trainer = hf::training(model, TrainMethod::Lora(config.lora.clone()), 0);
+    let mut trainer =
+        trainer(model, TrainMethod::Lora(config.lora.clone()), hyper(&json(BASE, "training-full.json")));
     trainer.set_adapter(&adapter).unwrap();
     let tokens: Vec<u32> = prompt.iter().chain(&greedy).copied().collect();
     let row = Row { weights: vec![1.0; tokens.len()], tokens };

@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-use hf::{BASE, folder, json, load, numbers, rows, training};
+use hf::{BASE, folder, hyper, json, load, lora, numbers, rows, trainer};
 use lathe_engine::files::{read_adapter, write_adapter};
-use lathe_engine::plan::{LoraSpec, Precision, Target, TrainMethod};
+use lathe_engine::plan::{Precision, TrainMethod};
 use serde_json::{Value, json};
+
+const STEPS: usize = 5;
 
 /// The interpreter of the reference environment, made on first use.
 fn python() -> PathBuf {
@@ -26,11 +28,21 @@ fn python() -> PathBuf {
 fn peft_loads_what_we_write_and_trains_as_we_do() {
     let dir = tempfile::tempdir().unwrap();
     let (model, shape) = load(BASE, Precision::F32);
-    let rows = rows(&json(BASE, "training.json"));
-    let lora = LoraSpec { rank: 4, alpha: 6.0, dropout: 0.0, targets: Target::ALL.into_iter().collect() };
-    let mut trainer = training(model, TrainMethod::Lora(lora.clone()), 5);
+    let mut settings = json(BASE, "training-lora.json");
+    let rows = rows(&settings);
+    let changes = [
+        ("steps", json!(STEPS)),
+        ("total_steps", json!(6)),
+        ("warmup_steps", json!(2)),
+        ("schedule", json!("cosine")),
+    ];
+    for (name, value) in changes {
+        settings[name] = value;
+    }
+    let lora = lora();
+    let mut trainer = trainer(model, TrainMethod::Lora(lora.clone()), hyper(&settings));
     let mut losses = Vec::new();
-    for (name, steps) in [("start", 0), ("end", 5)] {
+    for (name, steps) in [("start", 0), ("end", STEPS)] {
         for _ in 0..steps {
             losses.push(trainer.step(&rows).unwrap().loss);
         }
@@ -47,6 +59,7 @@ fn peft_loads_what_we_write_and_trains_as_we_do() {
         "base": folder(BASE), "start": dir.path().join("start"), "end": dir.path().join("end"),
         "rows": rows.iter().map(|row| &row.tokens).collect::<Vec<_>>(),
         "weights": rows.iter().map(|row| &row.weights).collect::<Vec<_>>(),
+        "settings": settings,
     });
     let script = folder("..").join("check_peft.py");
     let done = Command::new(python()).arg(script).arg(task.to_string()).output().unwrap();

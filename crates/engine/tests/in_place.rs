@@ -3,31 +3,14 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
-use common::{Noise, hyper, qwen, request, rows};
+use common::{Noise, hyper, qwen, request, rows, written};
 use half::bf16;
 use lathe_engine::device::cpu::{Cpu, Level};
 use lathe_engine::device::{Event, Recorder};
-use lathe_engine::files::{SafetensorsFile, TensorLayout, write_safetensors};
+use lathe_engine::files::SafetensorsFile;
 use lathe_engine::plan::{ModelShape, Precision, TrainMethod, plan_training};
 use lathe_engine::{Dtype, Model, Trainer, WeightSource};
 use rstest::rstest;
-
-/// The noise model as a file; all tensors of `dtype`.
-fn written(path: &Path, shape: &ModelShape, dtype: Dtype) {
-    let layout = |t: lathe_engine::plan::Tensor| TensorLayout { name: t.name, dtype, shape: t.shape };
-    let tensors: Vec<_> = shape.tensors().into_iter().map(layout).collect();
-    write_safetensors(path, &tensors, &BTreeMap::new(), |tensor| {
-        let (_, values) = Noise(shape.clone()).values(&tensor.name).unwrap();
-        Ok(match dtype {
-            Dtype::F32 => values.into_iter().flat_map(f32::to_le_bytes).collect(),
-            _ => values.into_iter().flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
-        })
-    })
-    .unwrap();
-}
 
 fn loaded(shape: &ModelShape, precision: Precision, source: &dyn WeightSource) -> (Model, usize) {
     let (device, events) = Recorder::new(Cpu::new(1, Level::detect().expect("a level")));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::device::{cpu, get, put, random};
+use common::device::{cpu, get, numbers, put, random};
 use lathe_engine::device::cpu::Level;
 use lathe_engine::device::{Data, Device, Element, Op, Start};
 use rstest::rstest;
@@ -194,4 +194,55 @@ fn dropout_keeps_the_mean_and_drops_its_share() {
     let same =
         get(&mut cpu, y).iter().zip(&first).filter(|(a, b)| a == b).count() as f32 / first.len() as f32;
     assert!((same - (0.7 * 0.7 + 0.3 * 0.3)).abs() < 0.02, "two layers drop the same: {same}");
+}
+
+/// The mask is a function of the row's seed, its position and the column: how rows are batched and by how many threads
+/// they are computed changes none of it.
+#[rstest]
+fn dropout_is_keyed_by_row_and_position(
+    #[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level,
+    #[values(1, 3)] threads: usize,
+) {
+    if !Level::here().any(|here| here == level) {
+        return eprintln!("skipped: this machine lacks {}", level.name());
+    }
+    let (width, lengths, row_seeds) = (45, [20usize, 3, 31], [5u64, 6, 7]);
+    let mut cpu = cpu(threads, level);
+    let mut mask = |of: &[(usize, usize, u64)]| -> Vec<f32> {
+        // First position, positions and seed of each sequence.
+        let rows: usize = of.iter().map(|s| s.1).sum();
+        let (x, y) = (put(&mut cpu, &vec![1.0; rows * width]), put(&mut cpu, &vec![0.0; rows * width]));
+        let seeds = cpu.alloc("test", Element::U64, of.len()).unwrap();
+        cpu.write(seeds, Data::U64(&of.iter().map(|s| s.2).collect::<Vec<u64>>()));
+        let mut ends = vec![0u32];
+        ends.extend(of.iter().scan(0, |sum, s| {
+            *sum += s.1 as u32;
+            Some(*sum)
+        }));
+        let starts = numbers(&mut cpu, &ends);
+        let positions = of.iter().flat_map(|s| s.0 as u32..(s.0 + s.1) as u32).collect::<Vec<u32>>();
+        let positions = numbers(&mut cpu, &positions);
+        let (sequences, salt, rate) = (of.len(), 4, 0.3);
+        cpu.enqueue(Op::Dropout {
+            x,
+            y,
+            seeds,
+            starts,
+            positions,
+            sequences,
+            width,
+            salt,
+            rate,
+            keep: false,
+        });
+        get(&mut cpu, y)
+    };
+    let together: Vec<_> = (0..3).map(|i| (0, lengths[i], row_seeds[i])).collect();
+    let all = mask(&together);
+    let alone: Vec<f32> = together.iter().flat_map(|&sequence| mask(&[sequence])).collect();
+    assert!(alone == all, "alone a row has another mask");
+    let (first, last) = (mask(&[(0, 11, 7), (0, 20, 5)]), mask(&[(11, 20, 7)]));
+    assert!(first[11 * width..] == all[..20 * width], "another order of rows gives another mask");
+    assert!([&first[..11 * width], &last].concat() == all[23 * width..], "a cut row has another mask");
+    assert!(mask(&[(0, 20, 6)]) != all[..20 * width], "two rows have one mask");
 }

@@ -55,7 +55,7 @@ pub struct Generator {
     /// By arrival.
     sequences: BTreeMap<u64, Sequence>,
     arrivals: u64,
-    /// Logits on the host, and of each row the largest, the sum of exponentials and one more; used again and again.
+    /// On the host one row of logits, and of every row the largest, the sum of exponentials and one more.
     logits: Vec<f32>,
     stats: Vec<f32>,
 }
@@ -113,7 +113,7 @@ impl Generator {
             slots: Slots::new(plan.adapters.slots),
             sequences: BTreeMap::new(),
             arrivals: 0,
-            logits: Vec::new(),
+            logits: vec![0.0; shape.vocab],
             stats: Vec::new(),
             plan: plan.clone(),
             planned,
@@ -246,13 +246,9 @@ impl Generator {
     fn emit(&mut self, run: &[(u64, usize)]) -> Result<Vec<Emitted>> {
         let vocab = self.model.shape.vocab;
         let count = self.host.chosen();
-        self.logits.resize(count * vocab, 0.0);
-        if count > 0 {
-            self.model.device.read(self.head.logits.first(count * vocab), DataMut::F32(&mut self.logits));
-            self.stats.resize(3 * count, 0.0);
-            self.model.device.read(self.head.stats.first(3 * count), DataMut::F32(&mut self.stats));
-        }
-        let mut rows_of = self.logits.chunks_exact(vocab).zip(self.stats.chunks_exact(3));
+        self.stats.resize(3 * count, 0.0);
+        self.model.device.read(self.head.stats.first(3 * count), DataMut::F32(&mut self.stats));
+        let mut rows_of = self.stats.chunks_exact(3).enumerate();
         let mut emitted = Vec::with_capacity(count);
         let mut done = Vec::new();
         for &(at, rows) in run {
@@ -261,9 +257,11 @@ impl Generator {
             if sequence.computed < sequence.tokens.len() {
                 continue;
             }
-            let Some((logits, stats)) = rows_of.next() else { continue };
+            let Some((row, stats)) = rows_of.next() else { continue };
+            self.model.device.read(self.head.logits.part(row * vocab, vocab), DataMut::F32(&mut self.logits));
             let place = sequence.tokens.len() as u64;
-            let (token, log_prob) = sampling::sample(logits, [stats[0], stats[1]], &sequence.sampling, place);
+            let stats = [stats[0], stats[1]];
+            let (token, log_prob) = sampling::sample(&self.logits, stats, &sequence.sampling, place);
             sequence.tokens.push(token);
             let finished = sequence.tokens.len() - sequence.prompt >= sequence.max_new_tokens
                 || sequence.tokens.len() >= self.plan.context;

@@ -5,7 +5,7 @@ mod optimizer;
 mod settings;
 mod state;
 
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 
 use lathe_plan::{LoraSpec, TrainMethod, TrainPlan};
 
@@ -188,14 +188,16 @@ impl Trainer {
         state::save(&mut *self.model.device, &identity, self.steps, &self.parameters, to)
     }
 
-    /// Takes up a state written by [`Trainer::save_state`].
+    /// Takes up a state written by [`Trainer::save_state`]. Reads it twice, first to check it, so that no second copy of
+    /// it is ever in memory.
     ///
     /// # Errors
-    /// [`Error::State`] for a damaged state or one of another run; the trainer is then unchanged.
-    pub fn load_state(&mut self, from: &mut dyn Read) -> Result<()> {
-        let identity = self.identity();
-        self.steps = state::load(&mut *self.model.device, &identity, &self.parameters, from)?;
-        Ok(())
+    /// [`Error::State`] for a damaged state or one of another run, [`Error::Io`] where it cannot be read; the trainer is then
+    /// unchanged. Only where the second reading fails has it taken up a part: [`Trainer::steps_done`] is then the state's.
+    pub fn load_state(&mut self, from: &mut (impl Read + Seek)) -> Result<()> {
+        let steps = state::check(&self.identity(), &self.parameters, from)?;
+        self.steps = steps;
+        state::take_up(&mut *self.model.device, &self.parameters, from)
     }
 
     /// The adapter as trained so far; `None` when every weight is trained.

@@ -168,8 +168,11 @@ impl Parameters {
     pub(super) fn fill_masters(&self, model: &mut Model) {
         for parameter in &self.all {
             if let Some(copy) = parameter.copy {
-                let values = host::read_f32(&mut *model.device, copy);
-                model.device.write(parameter.weights, Data::F32(&values));
+                for range in host::chunks(copy.len()) {
+                    let part = |buf: Buf| buf.part(range.start, range.len());
+                    let values = host::read_f32(&mut *model.device, part(copy));
+                    model.device.write(part(parameter.weights), Data::F32(&values));
+                }
             }
         }
     }

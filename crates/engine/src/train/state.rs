@@ -1,9 +1,9 @@
 //! A run's state as bytes: identity, step, then weights and moments of every parameter, then a checksum.
 
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 
 use super::optimizer::Parameters;
-use crate::device::{Data, Device};
+use crate::device::{Buf, Data, Device};
 use crate::random::mix;
 use crate::{Error, Result, host};
 
@@ -39,31 +39,33 @@ pub(super) fn save(
     put(&(identity.len() as u64).to_le_bytes())?;
     put(identity.as_bytes())?;
     put(&steps.to_le_bytes())?;
-    for (buffers, _) in parameters.states() {
-        for buf in buffers {
-            let bytes: Vec<u8> = host::read_f32(dev, buf).into_iter().flat_map(f32::to_le_bytes).collect();
-            put(&bytes)?;
-        }
+    for (part, _) in parts(parameters) {
+        let bytes: Vec<u8> = host::read_f32(dev, part).into_iter().flat_map(f32::to_le_bytes).collect();
+        put(&bytes)?;
     }
     let sum = sum.0;
     to.write_all(&sum.to_le_bytes())?;
     Ok(to.flush()?)
 }
 
-/// Reads a state, checks it in full, and only then takes it up; returns its step.
-pub(super) fn load(
-    dev: &mut dyn Device,
-    identity: &str,
-    parameters: &Parameters,
-    from: &mut dyn Read,
-) -> Result<u64> {
-    let damaged = |what: &str| Error::State { what: what.to_owned() };
+/// All values of a state in their order, in parts so small that a copy of one does not matter; where a part is of
+/// weights, with the bf16 weights that follow them.
+fn parts(parameters: &Parameters) -> impl Iterator<Item = (Buf, Option<Buf>)> {
+    parameters.states().flat_map(|(buffers, copy)| buffers.into_iter().zip([copy, None, None])).flat_map(
+        |(buf, copy)| {
+            host::chunks(buf.len()).map(move |range| {
+                let part = |buf: Buf| buf.part(range.start, range.len());
+                (part(buf), copy.map(part))
+            })
+        },
+    )
+}
+
+/// Reads a state to its end and checks it. Returns its step; `from` stands where the values begin then.
+pub(super) fn check(identity: &str, parameters: &Parameters, from: &mut (impl Read + Seek)) -> Result<u64> {
     let mut sum = Sum(0);
     let mut take = |bytes: &mut [u8]| -> Result<()> {
-        from.read_exact(bytes).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => damaged("it ends too early"),
-            _ => Error::Io(error),
-        })?;
+        fill(from, bytes)?;
         sum.add(bytes);
         Ok(())
     };
@@ -84,30 +86,44 @@ pub(super) fn load(
     }
     take(&mut word)?;
     let steps = u64::from_le_bytes(word);
-    let mut values = Vec::new();
-    for (buffers, _) in parameters.states() {
-        for buf in buffers {
-            let mut bytes = vec![0; buf.len() * 4];
-            take(&mut bytes)?;
-            values.push(bytes);
-        }
+    let (mut bytes, mut read) = (Vec::new(), 0);
+    for (part, _) in parts(parameters) {
+        bytes.resize(part.len() * 4, 0);
+        take(&mut bytes)?;
+        read += bytes.len() as i64;
     }
     let expected = sum.0;
-    from.read_exact(&mut word).map_err(|_| damaged("it ends too early"))?;
+    fill(from, &mut word)?;
     if u64::from_le_bytes(word) != expected {
         return Err(damaged("its checksum is wrong"));
     }
-    let mut values = values.into_iter().map(|bytes| {
-        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect::<Vec<f32>>()
-    });
-    for (buffers, copy) in parameters.states() {
-        for (i, buf) in buffers.into_iter().enumerate() {
-            let values = values.next().unwrap_or_default();
-            dev.write(buf, Data::F32(&values));
-            if let (0, Some(copy)) = (i, copy) {
-                host::write_f32(dev, copy, &values);
-            }
+    from.seek(SeekFrom::Current(-read - word.len() as i64))?;
+    Ok(steps)
+}
+
+/// Takes up the values of a state that was checked.
+pub(super) fn take_up(dev: &mut dyn Device, parameters: &Parameters, from: &mut dyn Read) -> Result<()> {
+    let mut bytes = Vec::new();
+    for (part, copy) in parts(parameters) {
+        bytes.resize(part.len() * 4, 0);
+        fill(from, &mut bytes)?;
+        let values: Vec<f32> =
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        dev.write(part, Data::F32(&values));
+        if let Some(copy) = copy {
+            host::write_f32(dev, copy, &values);
         }
     }
-    Ok(steps)
+    Ok(())
+}
+
+fn fill(from: &mut (impl Read + ?Sized), bytes: &mut [u8]) -> Result<()> {
+    from.read_exact(bytes).map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => damaged("it ends too early"),
+        _ => Error::Io(error),
+    })
+}
+
+fn damaged(what: &str) -> Error {
+    Error::State { what: what.to_owned() }
 }

@@ -5,8 +5,11 @@ pub mod device;
 pub mod reference;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
+use half::bf16;
+use lathe_engine::files::{TensorLayout, write_safetensors};
 use lathe_engine::plan::{
     LoraSpec, ModelShape, Precision, RopeScaling, Target, TrainMethod, TrainRequest, plan_training,
 };
@@ -88,6 +91,20 @@ impl WeightSource for Noise {
     }
 }
 
+/// The noise model as a file; all tensors of `dtype`.
+pub fn written(path: &Path, shape: &ModelShape, dtype: Dtype) {
+    let layout = |t: lathe_engine::plan::Tensor| TensorLayout { name: t.name, dtype, shape: t.shape };
+    let tensors: Vec<_> = shape.tensors().into_iter().map(layout).collect();
+    write_safetensors(path, &tensors, &BTreeMap::new(), |tensor| {
+        let (_, values) = Noise(shape.clone()).values(&tensor.name).unwrap();
+        Ok(match dtype {
+            Dtype::F32 => values.into_iter().flat_map(f32::to_le_bytes).collect(),
+            _ => values.into_iter().flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
+        })
+    })
+    .unwrap();
+}
+
 pub fn model(shape: &ModelShape, precision: Precision, threads: usize) -> Model {
     Model::load(shape, precision, &Noise(shape.clone()), threads).unwrap()
 }
@@ -139,6 +156,31 @@ pub fn request(method: &TrainMethod, weights: Precision) -> TrainRequest {
 pub fn trainer_of(shape: &ModelShape, request: &TrainRequest, hyper: Hyper) -> Trainer {
     let plan = plan_training(shape, request).unwrap();
     Trainer::new(model(shape, request.weights, request.threads), &plan, hyper).unwrap()
+}
+
+/// Lengths of ragged rows, all together longer than a few pages.
+pub const LENGTHS: [usize; 6] = [21, 5, 9, 33, 17, 2];
+
+/// A trainer after some steps on rows of these lengths, and its state.
+pub fn trained(
+    shape: &ModelShape,
+    request: &TrainRequest,
+    lengths: &[usize],
+    steps: usize,
+) -> (Trainer, Vec<u8>) {
+    let mut trainer = trainer_of(shape, request, hyper());
+    let rows = rows(shape, lengths);
+    for _ in 0..steps {
+        trainer.step(&rows).unwrap();
+    }
+    let state = state(&mut trainer);
+    (trainer, state)
+}
+
+pub fn state(trainer: &mut Trainer) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    trainer.save_state(&mut bytes).unwrap();
+    bytes
 }
 
 pub fn floats(bytes: &[u8]) -> Vec<f32> {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use lathe_engine::files::{ModelConfig, ModelWeights, SafetensorsFile, StoredDtype};
-use lathe_engine::plan::{ModelShape, Precision, TrainMethod, TrainRequest, plan_training};
+use lathe_engine::plan::{LoraSpec, ModelShape, Precision, Target, TrainMethod, TrainRequest, plan_training};
 use lathe_engine::{Hyper, Model, Row, Schedule, Trainer};
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ pub fn numbers(value: &Value, field: &str) -> Vec<f64> {
     serde_json::from_value(value[field].clone()).unwrap()
 }
 
-/// The rows of `training.json`.
+/// The rows of `training-METHOD.json`.
 pub fn rows(training: &Value) -> Vec<Row> {
     let tokens: Vec<Vec<u32>> = serde_json::from_value(training["rows"].clone()).unwrap();
     let weights: Vec<Vec<f32>> = serde_json::from_value(training["weights"].clone()).unwrap();
@@ -37,23 +37,33 @@ pub fn load(name: &str, precision: Precision) -> (Model, ModelShape) {
     (Model::load(&shape, precision, &weights, 1).unwrap(), shape)
 }
 
-/// The hyper-parameters of `make_hf.py`.
-pub fn hyper(steps: u64) -> Hyper {
+/// The settings of `training-METHOD.json`.
+pub fn hyper(training: &Value) -> Hyper {
+    let real = |name: &str| training[name].as_f64().unwrap();
+    let count = |name: &str| training[name].as_u64().unwrap();
     Hyper {
-        learning_rate: 0.003,
-        schedule: Schedule::Constant,
-        warmup_steps: 0,
-        total_steps: steps.max(1),
-        weight_decay: 0.1,
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        max_grad_norm: None,
+        learning_rate: real("learning_rate"),
+        schedule: match training["schedule"].as_str().unwrap() {
+            "cosine" => Schedule::Cosine,
+            _ => Schedule::Linear,
+        },
+        warmup_steps: count("warmup_steps"),
+        total_steps: count("total_steps"),
+        weight_decay: real("weight_decay"),
+        beta1: real("beta1"),
+        beta2: real("beta2"),
+        epsilon: real("epsilon"),
+        max_grad_norm: Some(real("max_grad_norm")),
         seed: 3,
     }
 }
 
-pub fn training(model: Model, method: TrainMethod, steps: u64) -> Trainer {
+/// The adapter that the script trains; its `B` is not zero at the start.
+pub fn lora() -> LoraSpec {
+    LoraSpec { rank: 4, alpha: 6.0, dropout: 0.0, targets: Target::ALL.into_iter().collect() }
+}
+
+pub fn trainer(model: Model, method: TrainMethod, hyper: Hyper) -> Trainer {
     let request = TrainRequest {
         method,
         weights: model.precision(),
@@ -65,11 +75,7 @@ pub fn training(model: Model, method: TrainMethod, steps: u64) -> Trainer {
         memory_limit: None,
     };
     let plan = plan_training(model.shape(), &request).unwrap();
-    Trainer::new(model, &plan, hyper(steps)).unwrap()
-}
-
-pub fn full_training(model: Model, steps: u64) -> Trainer {
-    training(model, TrainMethod::Full, steps)
+    Trainer::new(model, &plan, hyper).unwrap()
 }
 
 /// `expected.safetensors` of a model.
@@ -91,23 +97,30 @@ impl Expected {
     /// Rows of logits, one for each position.
     pub fn logits(&self, name: &str, vocab: usize) -> Vec<Vec<f64>> {
         let tensor = self.0.get(name).unwrap();
-        let values: Vec<f64> = match tensor.dtype {
-            StoredDtype::F64 => {
-                tensor.bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
-            }
-            StoredDtype::F32 => tensor
-                .bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes(b.try_into().unwrap()).into())
-                .collect(),
-            _ => tensor
-                .bytes
-                .chunks_exact(2)
-                .map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64())
-                .collect(),
-        };
-        values.chunks_exact(vocab).map(<[f64]>::to_vec).collect()
+        wide(tensor.dtype, tensor.bytes).chunks_exact(vocab).map(<[f64]>::to_vec).collect()
     }
+}
+
+/// The elements of F64, F32 or BF16 bytes.
+pub fn wide(dtype: StoredDtype, bytes: &[u8]) -> Vec<f64> {
+    match dtype {
+        StoredDtype::F64 => {
+            bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+        }
+        StoredDtype::F32 => {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect()
+        }
+        StoredDtype::BF16 => {
+            bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect()
+        }
+        other => panic!("fixtures have no {other:?}"),
+    }
+}
+
+/// The root of the mean square of what two lists differ by.
+pub fn rms(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    (a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / a.len() as f64).sqrt()
 }
 
 pub fn log_softmax(logits: &[f64]) -> Vec<f64> {

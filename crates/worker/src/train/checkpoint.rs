@@ -10,7 +10,7 @@ mod owner;
 mod tests;
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -185,7 +185,7 @@ impl Store {
     ///
     /// # Errors
     /// The folder cannot be listed.
-    pub fn resume(&self, mut take: impl FnMut(&Found, &mut dyn Read) -> Done<()>) -> Done<Option<Found>> {
+    pub fn resume(&self, mut take: impl FnMut(&Found, &mut File) -> Done<()>) -> Done<Option<Found>> {
         for place in self.places()?.into_iter().rev() {
             let step = place.step;
             let taken = self.verify(&place).and_then(|found| {

@@ -123,7 +123,7 @@ impl Run<'_> {
             // A state that was taken up and then not believed must not stay.
             None if self.trainer.steps_done() > 0 => Err(Halt::user(
                 "CheckpointUnusable",
-                "a checkpoint's state is of another step than its manifest",
+                "a checkpoint's state is of another step than its manifest, or could be read only in part",
                 "remove the checkpoints",
             )),
             None => Ok((Position::default(), (0, String::new()))),
