@@ -7,7 +7,7 @@
 use std::mem::MaybeUninit;
 
 use super::terms::{BF16Pairs, Singles, Terms, Widened};
-use crate::device::cpu::simd::{MOST_LANES, Pairs, Simd, kernel, pair_kernel};
+use crate::device::cpu::simd::{MOST_LANES, Pairs, Simd, kernel, pair_kernel, prefetch};
 
 /// Rows of the largest block.
 pub(super) const DOT_ROWS: usize = 5;
@@ -34,25 +34,52 @@ unsafe fn dot_block<S: Simd, K: Terms<S>, const R: usize, const C: usize>(t: Dot
         let mut acc = [[S::splat(0.0); R]; C];
         let whole = t.k / S::LANES * S::LANES;
         for k in (0..whole).step_by(S::LANES) {
-            let a: [S::V; R] = std::array::from_fn(|i| K::load_a(t.a.add(i * t.a_row + k)));
-            for (j, column) in acc.iter_mut().enumerate() {
-                let b = K::load_b(t.b.add(j * t.b_row + k));
-                for (sum, a) in column.iter_mut().zip(a) {
-                    *sum = K::add_product(a, b, *sum);
+            let a = |i: usize| K::load_a(t.a.add(i * t.a_row + k));
+            let b = |j: usize| {
+                if R <= K::AHEAD {
+                    prefetch(t.b.wrapping_add((C + j) * t.b_row + k));
                 }
-            }
+                K::load_b(t.b.add(j * t.b_row + k))
+            };
+            add_products::<S, K, R, C>(&mut acc, a, b);
         }
         if whole < t.k {
             let rest = t.k - whole;
-            let a: [S::V; R] = std::array::from_fn(|i| K::load_a_first(t.a.add(i * t.a_row + whole), rest));
-            for (j, column) in acc.iter_mut().enumerate() {
-                let b = K::load_b_first(t.b.add(j * t.b_row + whole), rest);
-                for (sum, a) in column.iter_mut().zip(a) {
-                    *sum = K::add_product(a, b, *sum);
-                }
-            }
+            let a = |i: usize| K::load_a_first(t.a.add(i * t.a_row + whole), rest);
+            let b = |j: usize| K::load_b_first(t.b.add(j * t.b_row + whole), rest);
+            add_products::<S, K, R, C>(&mut acc, a, b);
         }
         add_sums::<S, R, C>(&acc, t.c, t.c_row);
+    }
+}
+
+/// A vector's lanes in a cache line of their own: a load that crosses lines waits until its store has left the core.
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [f32; MOST_LANES]);
+
+/// `acc[j][i] += a[i] b[j]`. The fewer operands stay in registers.
+#[inline(always)]
+fn add_products<S: Simd, K: Terms<S>, const R: usize, const C: usize>(
+    acc: &mut [[S::V; R]; C],
+    a: impl Fn(usize) -> S::V,
+    b: impl Fn(usize) -> S::V,
+) {
+    if R <= C {
+        let a: [S::V; R] = std::array::from_fn(a);
+        for (j, column) in acc.iter_mut().enumerate() {
+            let b = b(j);
+            for (sum, a) in column.iter_mut().zip(a) {
+                *sum = K::add_product(a, b, *sum);
+            }
+        }
+    } else {
+        let b: [S::V; C] = std::array::from_fn(b);
+        for i in 0..R {
+            let a = a(i);
+            for (column, b) in acc.iter_mut().zip(b) {
+                column[i] = K::add_product(a, b, column[i]);
+            }
+        }
     }
 }
 
@@ -67,8 +94,8 @@ pub(super) unsafe fn add_sums<S: Simd, const R: usize, const C: usize>(
     c_row: usize,
 ) {
     // Through memory: registers cannot be indexed by the loop over sums.
-    let mut lanes = MaybeUninit::<[[f32; MOST_LANES]; 32]>::uninit();
-    let lanes = lanes.as_mut_ptr().cast::<[f32; MOST_LANES]>();
+    let mut lanes = MaybeUninit::<[Line; 32]>::uninit();
+    let lanes = lanes.as_mut_ptr().cast::<Line>();
     // SAFETY: there are at most 32 sums; the rest is the caller's.
     unsafe {
         for (j, column) in acc.iter().enumerate() {
@@ -113,10 +140,12 @@ unsafe fn dot_rows<S: Simd, K: Terms<S>, const R: usize, const C: usize>(
 /// sums are in flight to hide the latency of an addition.
 #[inline(always)]
 unsafe fn dot_all<S: Simd, K: Terms<S>>(rows: usize, columns: usize, t: Dots<K::A, K::B>) {
-    let most = if S::MANY_REGISTERS { DOT_ROWS } else { 3 };
     let mut row = 0;
     while row < rows {
-        let count = (rows - row).min(most);
+        let count = match rows - row {
+            left @ ..=8 if S::MANY_REGISTERS => left,
+            left => left.min(if S::MANY_REGISTERS { DOT_ROWS } else { 3 }),
+        };
         // SAFETY: the caller's; rows `row..row + count` exist.
         unsafe {
             let here = Dots { a: t.a.add(row * t.a_row), c: t.c.add(row * t.c_row), ..t };
@@ -125,6 +154,9 @@ unsafe fn dot_all<S: Simd, K: Terms<S>>(rows: usize, columns: usize, t: Dots<K::
                 (true, 2) => dot_rows::<S, K, 2, 8>(columns, here),
                 (true, 3) => dot_rows::<S, K, 3, 8>(columns, here),
                 (true, 4) => dot_rows::<S, K, 4, 6>(columns, here),
+                (true, 6) => dot_rows::<S, K, 6, 4>(columns, here),
+                (true, 7) => dot_rows::<S, K, 7, 3>(columns, here),
+                (true, 8) => dot_rows::<S, K, 8, 3>(columns, here),
                 (true, _) => dot_rows::<S, K, 5, 5>(columns, here),
                 (false, 2) => dot_rows::<S, K, 2, 6>(columns, here),
                 (false, _) => dot_rows::<S, K, 3, 4>(columns, here),
