@@ -26,9 +26,9 @@ pub(in super::super) struct Dots<A, B> {
     pub c_row: usize,
 }
 
-/// One block of `R` rows and `C` columns.
+/// One block of `R` rows and `C` columns. A single column reads `B` ahead by so many elements.
 #[inline(always)]
-unsafe fn dot_block<S: Simd, K: Terms<S>, const R: usize, const C: usize>(t: Dots<K::A, K::B>) {
+unsafe fn dot_block<S: Simd, K: Terms<S>, const R: usize, const C: usize>(t: Dots<K::A, K::B>, ahead: usize) {
     // SAFETY: the caller of `dots` vouches for all operands.
     unsafe {
         let mut acc = [[S::splat(0.0); R]; C];
@@ -36,10 +36,11 @@ unsafe fn dot_block<S: Simd, K: Terms<S>, const R: usize, const C: usize>(t: Dot
         for k in (0..whole).step_by(S::LANES) {
             let a = |i: usize| K::load_a(t.a.add(i * t.a_row + k));
             let b = |j: usize| {
-                if R <= K::AHEAD {
-                    prefetch(t.b.wrapping_add((C + j) * t.b_row + k));
+                let at = t.b.wrapping_add(j * t.b_row + k);
+                if R > 1 && C == 1 {
+                    prefetch(at.wrapping_add(ahead));
                 }
-                K::load_b(t.b.add(j * t.b_row + k))
+                K::load_b(at)
             };
             add_products::<S, K, R, C>(&mut acc, a, b);
         }
@@ -56,6 +57,12 @@ unsafe fn dot_block<S: Simd, K: Terms<S>, const R: usize, const C: usize>(t: Dot
 /// A vector's lanes in a cache line of their own: a load that crosses lines waits until its store has left the core.
 #[repr(align(64))]
 struct Line(#[allow(dead_code)] [f32; MOST_LANES]);
+
+/// How many columns ahead few rows let weights be read, of so many bytes each: some 8 KiB.
+#[inline(always)]
+pub(super) fn columns_ahead(bytes: usize) -> usize {
+    (8192 / bytes.max(1)).max(1)
+}
 
 /// `acc[j][i] += a[i] b[j]`. The fewer operands stay in registers.
 #[inline(always)]
@@ -114,55 +121,54 @@ pub(super) unsafe fn add_sums<S: Simd, const R: usize, const C: usize>(
     }
 }
 
-/// `R` rows and any number of columns: blocks of `C` and what is left one by one.
+/// `R` rows and any number of columns: blocks of `C` and what is left one by one. Returns the rows.
 #[inline(always)]
 unsafe fn dot_rows<S: Simd, K: Terms<S>, const R: usize, const C: usize>(
     columns: usize,
     t: Dots<K::A, K::B>,
-) {
+) -> usize {
     let mut j = 0;
+    let ahead = columns_ahead(t.k * size_of::<K::B>()) * t.b_row;
     // SAFETY: the caller's; columns `j..` exist up to `columns`.
     unsafe {
         while j < columns {
             let here = Dots { b: t.b.add(j * t.b_row), c: t.c.add(j), ..t };
             if columns - j >= C {
-                dot_block::<S, K, R, C>(here);
+                dot_block::<S, K, R, C>(here, ahead);
                 j += C;
             } else {
-                dot_block::<S, K, R, 1>(here);
+                dot_block::<S, K, R, 1>(here, ahead);
                 j += 1;
             }
         }
     }
+    R
 }
 
-/// All rows and columns. Blocks are as large as the registers allow, and few rows get many columns, so that enough
-/// sums are in flight to hide the latency of an addition.
+/// All rows and columns. Many rows get blocks as large as the registers allow. Few rows get one column at a time, so that
+/// the second operand is read from memory in its order, which processors foresee.
 #[inline(always)]
 unsafe fn dot_all<S: Simd, K: Terms<S>>(rows: usize, columns: usize, t: Dots<K::A, K::B>) {
     let mut row = 0;
     while row < rows {
-        let count = match rows - row {
-            left @ ..=8 if S::MANY_REGISTERS => left,
-            left => left.min(if S::MANY_REGISTERS { DOT_ROWS } else { 3 }),
-        };
-        // SAFETY: the caller's; rows `row..row + count` exist.
+        // SAFETY: the caller's; rows `row..` exist up to `rows`.
         unsafe {
             let here = Dots { a: t.a.add(row * t.a_row), c: t.c.add(row * t.c_row), ..t };
-            match (S::MANY_REGISTERS, count) {
-                (_, 1) => dot_rows::<S, K, 1, 8>(columns, here),
-                (true, 2) => dot_rows::<S, K, 2, 8>(columns, here),
-                (true, 3) => dot_rows::<S, K, 3, 8>(columns, here),
-                (true, 4) => dot_rows::<S, K, 4, 6>(columns, here),
-                (true, 6) => dot_rows::<S, K, 6, 4>(columns, here),
-                (true, 7) => dot_rows::<S, K, 7, 3>(columns, here),
-                (true, 8) => dot_rows::<S, K, 8, 3>(columns, here),
-                (true, _) => dot_rows::<S, K, 5, 5>(columns, here),
+            row += match (S::MANY_REGISTERS, rows - row) {
+                (_, 1) => dot_rows::<S, K, 1, 1>(columns, here),
+                (true, 2) => dot_rows::<S, K, 2, 1>(columns, here),
+                (true, 3) => dot_rows::<S, K, 3, 1>(columns, here),
+                (true, 4) => dot_rows::<S, K, 4, 1>(columns, here),
+                (true, 5) => dot_rows::<S, K, 5, 1>(columns, here),
+                (true, 6) => dot_rows::<S, K, 6, 1>(columns, here),
+                (true, 7) => dot_rows::<S, K, 7, 1>(columns, here),
+                (true, 8) => dot_rows::<S, K, 8, 1>(columns, here),
+                (true, _) => dot_rows::<S, K, DOT_ROWS, 5>(columns, here),
+                (false, 2) if rows == 2 => dot_rows::<S, K, 2, 1>(columns, here),
                 (false, 2) => dot_rows::<S, K, 2, 6>(columns, here),
                 (false, _) => dot_rows::<S, K, 3, 4>(columns, here),
-            }
+            };
         }
-        row += count;
     }
 }
 

@@ -6,18 +6,17 @@
 
 use lathe_plan::QUANT_GROUP as GROUP;
 
-use super::dots::add_sums;
-use crate::device::cpu::simd::{Bytes, Simd, byte_kernel};
+use super::dots::{add_sums, columns_ahead};
+use super::quantized::Rows;
+use crate::device::cpu::simd::{Bytes, Simd, byte_kernel, prefetch};
 
 /// `C[i, j] += sum over k of A[i, k] B[j, k]`, for some groups of both.
 #[derive(Clone, Copy)]
 pub(super) struct IntDots {
     pub groups: usize,
-    /// Codes of rows; the next row's are `a_row` bytes on, its scales and sums `groups` on.
-    pub a: *const i8,
-    pub a_scales: *const f32,
-    pub a_sums: *const i32,
-    pub a_row: usize,
+    /// Of each row `a_groups` groups lie there, of which these are some.
+    pub a: Rows,
+    pub a_groups: usize,
     /// Codes of weights and their scales.
     pub b: *const u8,
     pub b_row: usize,
@@ -27,22 +26,28 @@ pub(super) struct IntDots {
     pub c_row: usize,
 }
 
-/// One block of `R` rows and `C` columns.
+/// One block of `R` rows and `C` columns. A single column reads `B` ahead by so many bytes.
 #[inline(always)]
-unsafe fn int_block<T: Bytes, const BITS: usize, const R: usize, const C: usize>(t: IntDots) {
+unsafe fn int_block<T: Bytes, const BITS: usize, const R: usize, const C: usize>(t: IntDots, ahead: usize) {
     let step = 4 * T::S::LANES;
     let bias = if BITS == 4 { 8 } else { T::WIDE_BIAS };
     // SAFETY: the caller of `int_dots` vouches for all operands.
     unsafe {
         let mut acc = [[T::S::splat(0.0); R]; C];
         for group in 0..t.groups {
-            let scales: [_; R] = std::array::from_fn(|i| T::S::splat(*t.a_scales.add(i * t.groups + group)));
-            let begins: [i32; R] = std::array::from_fn(|i| -bias * *t.a_sums.add(i * t.groups + group));
-            let x = |i: usize, term: usize| T::load(t.a.add(i * t.a_row + group * GROUP + term).cast());
+            let scales: [_; R] =
+                std::array::from_fn(|i| T::S::splat(*t.a.scales.add(i * t.a_groups + group)));
+            let begins: [i32; R] = std::array::from_fn(|i| -bias * *t.a.sums.add(i * t.a_groups + group));
+            let x = |i: usize, term: usize| {
+                T::load(t.a.codes.add((i * t.a_groups + group) * GROUP + term).cast())
+            };
             for (j, column) in acc.iter_mut().enumerate() {
                 let w = t.b.add(j * t.b_row + group * GROUP * BITS / 8);
                 let mut sums: [T::I; R] = std::array::from_fn(|i| T::begin(begins[i]));
                 for at in (0..GROUP * BITS / 8).step_by(step) {
+                    if R > 1 && C == 1 {
+                        prefetch(w.wrapping_add(ahead + at));
+                    }
                     let u = T::load(w.add(at));
                     for (i, sum) in sums.iter_mut().enumerate() {
                         if BITS == 4 {
@@ -63,48 +68,45 @@ unsafe fn int_block<T: Bytes, const BITS: usize, const R: usize, const C: usize>
     }
 }
 
-/// `R` rows and any number of columns.
+/// `R` rows and any number of columns: blocks of `C` and what is left one by one. Returns the rows.
 #[inline(always)]
-unsafe fn int_rows<T: Bytes, const BITS: usize, const R: usize>(columns: usize, t: IntDots) {
+unsafe fn int_rows<T: Bytes, const BITS: usize, const R: usize, const C: usize>(
+    columns: usize,
+    t: IntDots,
+) -> usize {
     let mut j = 0;
+    let ahead = columns_ahead(t.groups * GROUP * BITS / 8) * t.b_row;
     while j < columns {
         // SAFETY: the caller's; columns `j..` exist up to `columns`.
         unsafe {
             let (b, b_scales) = (t.b.add(j * t.b_row), t.b_scales.add(j * t.b_scales_row));
             let here = IntDots { b, b_scales, c: t.c.add(j), ..t };
-            if T::S::MANY_REGISTERS && columns - j >= 4 {
-                int_block::<T, BITS, R, 4>(here);
-                j += 4;
+            if columns - j >= C {
+                int_block::<T, BITS, R, C>(here, ahead);
+                j += C;
             } else {
-                int_block::<T, BITS, R, 1>(here);
+                int_block::<T, BITS, R, 1>(here, ahead);
                 j += 1;
             }
         }
     }
+    R
 }
 
+/// All rows and columns; few rows get one column at a time, as in [`super::dots`].
 #[inline(always)]
 unsafe fn int_all<T: Bytes, const BITS: usize>(rows: usize, columns: usize, t: IntDots) {
     let mut row = 0;
     while row < rows {
         // SAFETY: the caller's; rows `row..` exist up to `rows`.
         unsafe {
-            let (a, c) = (t.a.add(row * t.a_row), t.c.add(row * t.c_row));
-            let (a_scales, a_sums) = (t.a_scales.add(row * t.groups), t.a_sums.add(row * t.groups));
-            let here = IntDots { a, a_scales, a_sums, c, ..t };
-            row += match rows - row {
-                4.. => {
-                    int_rows::<T, BITS, 4>(columns, here);
-                    4
-                }
-                2.. => {
-                    int_rows::<T, BITS, 2>(columns, here);
-                    2
-                }
-                _ => {
-                    int_rows::<T, BITS, 1>(columns, here);
-                    1
-                }
+            let here = IntDots { a: t.a.row(row, t.a_groups), c: t.c.add(row * t.c_row), ..t };
+            row += match (T::S::MANY_REGISTERS, rows - row) {
+                (_, 1) => int_rows::<T, BITS, 1, 1>(columns, here),
+                (_, 2 | 3) => int_rows::<T, BITS, 2, 1>(columns, here),
+                (true, 8) if rows == 8 => int_rows::<T, BITS, 8, 1>(columns, here),
+                (true, 9..) => int_rows::<T, BITS, 4, 4>(columns, here),
+                (_, _) => int_rows::<T, BITS, 4, 1>(columns, here),
             };
         }
     }

@@ -168,7 +168,12 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Room for `rows` rows of `groups` groups in a thread's scratch.
+    /// Elements of scratch that `rows` rows of `groups` groups take.
+    pub(super) fn room(rows: usize, groups: usize) -> usize {
+        rows * groups * (GROUP / 4 + 2)
+    }
+
+    /// `rows` rows of `groups` groups in a thread's scratch.
     ///
     /// # Panics
     /// The scratch is too small: a mistake of the plan.
@@ -176,8 +181,22 @@ impl Rows {
         let all = rows * groups;
         let codes = scratch.part(0..all * GROUP / 4);
         let scales = scratch.part(codes.len()..codes.len() + all);
-        let sums = scratch.part(codes.len() + all..codes.len() + 2 * all);
+        let sums = scratch.part(codes.len() + all..Rows::room(rows, groups));
         Rows { codes: codes.ptr_mut().cast(), scales: scales.ptr_mut(), sums: sums.ptr_mut().cast() }
+    }
+
+    /// The same rows from a group on.
+    pub(super) fn from(self, group: usize) -> Rows {
+        Rows {
+            codes: self.codes.wrapping_add(group * GROUP),
+            scales: self.scales.wrapping_add(group),
+            sums: self.sums.wrapping_add(group),
+        }
+    }
+
+    /// From row `i` on, where rows have `groups` groups.
+    pub(super) fn row(self, i: usize, groups: usize) -> Rows {
+        self.from(i * groups)
     }
 }
 

@@ -9,8 +9,6 @@ pub(super) trait Terms<S: Simd> {
     type A: Copy;
     /// A term's part in the second.
     type B: Copy;
-    /// Blocks of up to so many rows let the next columns of the second operand be read ahead: they come from memory.
-    const AHEAD: usize;
 
     /// # Safety
     /// `from` is valid for reading `S::LANES` elements.
@@ -36,7 +34,6 @@ pub(super) struct Singles;
 impl<S: Simd> Terms<S> for Singles {
     type A = f32;
     type B = f32;
-    const AHEAD: usize = 2;
     #[inline(always)]
     unsafe fn load_a(from: *const f32) -> S::V {
         // SAFETY: the caller's.
@@ -73,7 +70,6 @@ pub(super) struct Widened;
 impl<S: Simd> Terms<S> for Widened {
     type A = f32;
     type B = u16;
-    const AHEAD: usize = usize::MAX;
     #[inline(always)]
     unsafe fn load_a(from: *const f32) -> S::V {
         // SAFETY: the caller's.
@@ -110,7 +106,6 @@ pub(super) struct BF16Pairs;
 impl<S: Pairs> Terms<S> for BF16Pairs {
     type A = u32;
     type B = u32;
-    const AHEAD: usize = usize::MAX;
     #[inline(always)]
     unsafe fn load_a(from: *const u32) -> S::V {
         // SAFETY: the caller's; a single's bits may be any.

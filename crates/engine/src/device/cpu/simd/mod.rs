@@ -23,13 +23,13 @@ pub(super) use portable::{Lanes, Portable};
 /// Singles in the widest vector.
 pub(super) const MOST_LANES: usize = 16;
 
-/// Lets the processor read the cache line of `from`, which need not exist, ahead.
+/// Lets the processor read the cache line of `from`, which need not exist, ahead into the second-level cache.
 #[inline(always)]
 pub(super) fn prefetch<T>(from: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint; no address faults.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(from.cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(from.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = from;
