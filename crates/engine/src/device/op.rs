@@ -138,6 +138,9 @@ pub enum Op {
     /// vocabulary this shard begins at `first`, a target outside it counts 0, and shards are merged by an
     /// all-reduce of `stats`.
     LogitStats { logits: Buf, targets: Buf, stats: Buf, rows: usize, vocab: usize, first: usize },
+    /// `sums[i, c]` = the sum of `exp((logits[i, j] - stats[i].max) / temperatures[i])` over the `c`th [`SAMPLE_CHUNK`] of the
+    /// vocabulary; zeros where the temperature is 0.
+    SampleSums { logits: Buf, stats: Buf, temperatures: Buf, sums: Buf, rows: usize, vocab: usize },
     /// `log_probs[i]` from `stats[i]`.
     LogProbs { stats: Buf, log_probs: Buf, rows: usize },
     /// In place: `logits` becomes the gradient of `-sum coefficients[i] * log_probs[i]` by the logits.
@@ -176,6 +179,8 @@ pub enum Op {
     /// Sums `x` over the devices that share a model; nothing on one device.
     AllReduce { x: Buf },
 }
+
+pub use lathe_plan::SAMPLE_CHUNK;
 
 /// Elements per partial sum of [`Op::SquaredNorm`], so that the sum's order does not depend on threads.
 pub use lathe_plan::NORM_CHUNK;

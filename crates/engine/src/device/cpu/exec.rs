@@ -100,6 +100,11 @@ pub(super) fn run(cpu: &Cpu, op: Op) {
             let targets = cpu.u32(targets).part(0..rows);
             loss::logit_stats(cpu, cpu.f32(logits), targets, cpu.f32(stats), vocab, first);
         }
+        Op::SampleSums { logits, stats, temperatures, sums, rows, vocab } => {
+            let (logits, stats) = (cpu.f32(logits), cpu.f32(stats));
+            let temperatures = cpu.f32(temperatures).part(0..rows);
+            loss::sample_sums(cpu, logits, stats, temperatures, cpu.f32(sums), vocab);
+        }
         Op::LogProbs { stats, log_probs, rows } => {
             loss::log_probs(cpu.f32(stats).part(0..3 * rows), cpu.f32(log_probs).part(0..rows));
         }
