@@ -1,7 +1,9 @@
 //! Where the time of a 0.5 B model (the shape of Qwen2.5-0.5B, random weights) goes:
-//! `cargo run --release -p lathe-engine --example profile -- train|prefill|decode [tokens or batch] [threads] [f32|bf16|int8|int4]`.
+//! `cargo run --release -p lathe-engine --example profile -- train|prefill|decode [tokens or batch] [threads] [f32|bf16|int8|int4]
+//! [--limits read,f32,bf16,int8] [--trace FILE]`.
 //!
-//! Prints time, GFLOP/s and GB/s by operation. `cargo xtask bench` measures whole processes.
+//! Prints time, GFLOP/s and GB/s by operation, with limits (in 1e9 a second) the share of the limit that binds it, and writes
+//! a trace. `cargo xtask bench --profile` measures the limits and runs all of it.
 #![allow(clippy::unwrap_used)] // A program for developers.
 
 use std::collections::BTreeMap;
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 use lathe_engine::device::cpu::{Cpu, Level};
-use lathe_engine::device::{Profiler, Span};
+use lathe_engine::device::{Element, Profiler, Span, Work};
 use lathe_engine::files::{ModelWeights, TensorLayout, write_safetensors};
 use lathe_engine::plan::{
     AdapterBudget, LoraSpec, ModelShape, Precision, RopeScaling, ServeRequest, Target, TrainMethod,
@@ -61,7 +63,17 @@ fn folder() -> PathBuf {
 }
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let mut option = |name: &str| {
+        let at = args.iter().position(|arg| arg == name)?;
+        args.remove(at);
+        Some(args.remove(at))
+    };
+    let wanted = Wanted {
+        trace: option("--trace").map(PathBuf::from),
+        limits: option("--limits").map(|text| Limits::parse(&text)),
+        level: Level::detect().unwrap(),
+    };
     let number = |at: usize, default| args.get(at).map_or(default, |n| n.parse().unwrap());
     let what = args.first().map_or("decode", String::as_str);
     let threads = number(2, Model::default_threads());
@@ -83,13 +95,13 @@ fn main() {
         started.elapsed().as_secs_f64()
     );
     match what {
-        "train" => train(model, threads, number(1, 256), &spans),
-        "prefill" => serve(model, threads, number(1, 512), 1, 1, &spans),
-        _ => serve(model, threads, 128, number(1, 1) as u64, 33, &spans),
+        "train" => train(model, threads, number(1, 256), &spans, &wanted),
+        "prefill" => serve(model, threads, number(1, 512), 1, 1, &spans, &wanted),
+        _ => serve(model, threads, 128, number(1, 1) as u64, 33, &spans, &wanted),
     }
 }
 
-fn train(model: Model, threads: usize, row: usize, spans: &Mutex<Vec<Span>>) {
+fn train(model: Model, threads: usize, row: usize, spans: &Mutex<Vec<Span>>, wanted: &Wanted) {
     let targets = Target::ALL.into_iter().collect();
     let request = TrainRequest {
         method: TrainMethod::Lora(LoraSpec { rank: 16, alpha: 32.0, dropout: 0.0, targets }),
@@ -121,10 +133,18 @@ fn train(model: Model, threads: usize, row: usize, spans: &Mutex<Vec<Span>>) {
     spans.lock().unwrap().clear();
     let started = Instant::now();
     trainer.step(&rows).unwrap();
-    report("LoRA training", 4 * row, started.elapsed(), spans);
+    report("LoRA training", 4 * row, started.elapsed(), spans, wanted);
 }
 
-fn serve(model: Model, threads: usize, prompt: usize, batch: u64, answer: usize, spans: &Mutex<Vec<Span>>) {
+fn serve(
+    model: Model,
+    threads: usize,
+    prompt: usize,
+    batch: u64,
+    answer: usize,
+    spans: &Mutex<Vec<Span>>,
+    wanted: &Wanted,
+) {
     let request = ServeRequest {
         weights: model.precision(),
         context: prompt + answer + 1,
@@ -172,30 +192,85 @@ fn serve(model: Model, threads: usize, prompt: usize, batch: u64, answer: usize,
         count,
         took,
         spans,
+        wanted,
     );
 }
 
-fn report(what: &str, tokens: usize, took: Duration, spans: &Mutex<Vec<Span>>) {
+/// What this machine can do at most, in 1e9 a second: bytes read, and operations on f32, bf16 and bytes.
+#[derive(Clone, Copy)]
+struct Limits([f64; 4]);
+
+impl Limits {
+    /// From `read,f32,bf16,int8`.
+    fn parse(text: &str) -> Limits {
+        let all: Vec<f64> = text.split(',').map(|limit| limit.parse().unwrap()).collect();
+        Limits(all.try_into().unwrap())
+    }
+
+    /// The least seconds that the work takes.
+    fn least(self, work: Work, level: Level) -> f64 {
+        let Limits([read, f32, bf16, int8]) = self;
+        let rate = match work.element {
+            Some(Element::BF16) if level >= Level::Avx512Bf16 => bf16,
+            Some(Element::Int8 | Element::Int4) => int8,
+            _ => f32,
+        };
+        (work.flops as f64 / rate / 1e9).max(work.bytes as f64 / read / 1e9)
+    }
+}
+
+/// Where the trace goes, and what shares are shares of.
+struct Wanted {
+    trace: Option<PathBuf>,
+    limits: Option<Limits>,
+    level: Level,
+}
+
+fn report(what: &str, tokens: usize, took: Duration, spans: &Mutex<Vec<Span>>, wanted: &Wanted) {
     println!(
         "{what}: {:.1} tokens/s ({tokens} in {:.3} s)",
         tokens as f64 / took.as_secs_f64(),
         took.as_secs_f64()
     );
-    let mut sums: BTreeMap<String, (Duration, u64, u64, usize)> = BTreeMap::new();
+    let spans = spans.lock().unwrap();
+    let mut sums: BTreeMap<&str, (Duration, Work, f64, usize)> = BTreeMap::new();
     let mut all = Duration::ZERO;
-    for span in spans.lock().unwrap().iter() {
-        let sum = sums.entry(span.name.clone()).or_default();
-        *sum = (sum.0 + span.took, sum.1 + span.flops, sum.2 + span.bytes, sum.3 + 1);
-        all += span.took;
+    for Span { name, took, work, .. } in spans.iter() {
+        let (time, sum, least, count) = sums.entry(name).or_default();
+        *time += *took;
+        (sum.flops, sum.bytes, *count) = (sum.flops + work.flops, sum.bytes + work.bytes, *count + 1);
+        *least += wanted.limits.map_or(0.0, |limits| limits.least(*work, wanted.level));
+        all += *took;
     }
     let mut sums: Vec<_> = sums.into_iter().collect();
     sums.sort_by_key(|(_, sum)| std::cmp::Reverse(sum.0));
-    println!("{:36} {:>7} {:>9} {:>6} {:>9} {:>7}", "operation", "count", "ms", "%", "GFLOP/s", "GB/s");
-    for (name, (took, flops, bytes, count)) in sums {
+    println!(
+        "{:36} {:>7} {:>9} {:>6} {:>9} {:>7} {:>9}",
+        "operation", "count", "ms", "%", "GFLOP/s", "GB/s", "of limit"
+    );
+    for (name, (took, work, least, count)) in sums {
         let seconds = took.as_secs_f64();
         let (ms, share) = (seconds * 1e3, 100.0 * seconds / all.as_secs_f64());
-        let (flops, bytes) = (flops as f64 / seconds / 1e9, bytes as f64 / seconds / 1e9);
-        println!("{name:36} {count:7} {ms:9.2} {share:6.1} {flops:9.1} {bytes:7.1}");
+        let (flops, bytes) = (work.flops as f64 / seconds / 1e9, work.bytes as f64 / seconds / 1e9);
+        let of = if least > 0.0 { format!("{:.0} %", 100.0 * least / seconds) } else { "-".to_owned() };
+        println!("{name:36} {count:7} {ms:9.2} {share:6.1} {flops:9.1} {bytes:7.1} {of:>9}");
     }
     println!("outside of operations: {:.2} ms", (took.as_secs_f64() - all.as_secs_f64()) * 1e3);
+    if let Some(path) = &wanted.trace {
+        std::fs::write(path, trace(&spans)).unwrap();
+        println!("trace for https://ui.perfetto.dev: {}", path.display());
+    }
+}
+
+/// Chrome's trace event format, which Perfetto opens: times in microseconds.
+fn trace(spans: &[Span]) -> String {
+    let event = |span: &Span| {
+        let (start, took) = (span.start.as_secs_f64() * 1e6, span.took.as_secs_f64() * 1e6);
+        let Work { flops, bytes, .. } = span.work;
+        format!(
+            r#"{{"name":"{}","ph":"X","pid":1,"tid":1,"ts":{start:.1},"dur":{took:.1},"args":{{"flops":{flops},"bytes":{bytes}}}}}"#,
+            span.name
+        )
+    };
+    format!("[{}]\n", spans.iter().map(event).collect::<Vec<_>>().join(",\n"))
 }

@@ -12,7 +12,7 @@ mod record;
 
 pub use lathe_plan::Element;
 pub use op::{Attention, LoraSlot, NO_ADAPTER, NORM_CHUNK, Op, SAMPLE_CHUNK, Start};
-pub use profile::{Profiler, Span};
+pub use profile::{Profiler, Span, Work};
 pub use record::{Event, Recorder};
 
 use crate::Result;

@@ -1,9 +1,10 @@
 //! A device that takes the time of what is asked of another.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Buf, Data, DataMut, Device, Element, Op, cpu::Level};
+use super::{Attention, Buf, Data, DataMut, Device, Element, Op, cpu::Level};
 use crate::Result;
 use crate::files::Mapped;
 
@@ -16,9 +17,18 @@ pub struct Span {
     pub start: Duration,
     /// How long it took.
     pub took: Duration,
-    /// Floating-point operations; a multiply-add is 2. 0 where they do not matter.
+    /// What is known of its work.
+    pub work: Work,
+}
+
+/// What an operation cannot do without.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Multiplications and additions of products; a multiply-add is 2.
     pub flops: u64,
-    /// Bytes of weights, keys and values that were read; 0 where they do not matter.
+    /// What is multiplied: the weights' type; f32 where there are none.
+    pub element: Option<Element>,
+    /// Bytes of weights, keys and values that products read once, or of all that passes through where nothing is multiplied.
     pub bytes: u64,
 }
 
@@ -26,6 +36,8 @@ pub struct Span {
 pub struct Profiler<D> {
     inner: D,
     made: Instant,
+    /// Positions of rows, by buffer: what attention costs depends on them.
+    numbers: HashMap<usize, Vec<u32>>,
     spans: Arc<Mutex<Vec<Span>>>,
 }
 
@@ -33,7 +45,8 @@ impl<D: Device> Profiler<D> {
     /// Takes the time of what reaches `inner`; the list is shared with the caller.
     pub fn new(inner: D) -> (Profiler<D>, Arc<Mutex<Vec<Span>>>) {
         let spans = Arc::new(Mutex::new(Vec::new()));
-        (Profiler { inner, made: Instant::now(), spans: Arc::clone(&spans) }, spans)
+        let numbers = HashMap::new();
+        (Profiler { inner, made: Instant::now(), numbers, spans: Arc::clone(&spans) }, spans)
     }
 }
 
@@ -55,15 +68,19 @@ impl<D: Device> Device for Profiler<D> {
     }
 
     fn write(&mut self, to: Buf, data: Data<'_>) {
+        if let (Data::U32(numbers), 0) = (data, to.start()) {
+            self.numbers.insert(to.id(), numbers.to_vec());
+        }
         self.inner.write(to, data);
     }
 
     fn enqueue(&mut self, op: Op) {
-        let (name, flops, bytes) = (op.label(), op.flops(), op.weight_bytes());
+        let (name, work) =
+            (op.label(), op.work(|buf| self.numbers.get(&buf.id()).map_or(&[], Vec::as_slice)));
         let start = self.made.elapsed();
         self.inner.enqueue(op);
         let took = self.made.elapsed() - start;
-        let span = Span { name, start, took, flops, bytes };
+        let span = Span { name, start, took, work };
         self.spans.lock().unwrap_or_else(PoisonError::into_inner).push(span);
     }
 
@@ -101,14 +118,57 @@ impl Op {
         }
     }
 
-    fn flops(&self) -> u64 {
-        self.extent().map_or(0, |extent| 2 * extent.into_iter().map(|d| d as u64).product::<u64>())
-    }
-
-    fn weight_bytes(&self) -> u64 {
-        match self {
-            Op::Linear { w, .. } | Op::LinearInputGrad { w, .. } => (w.len() * w.element().bytes()) as u64,
-            _ => 0,
+    /// What it costs at least; `numbers` gives what was last written to a buffer of indices.
+    fn work<'a>(&self, numbers: impl Fn(Buf) -> &'a [u32]) -> Work {
+        let size = |buf: Buf| (buf.len() * buf.element().bytes()) as u64;
+        let moved = |bytes: u64| Work { bytes, ..Work::default() };
+        let product = |[rows, outputs, inputs]: [usize; 3], element, bytes| Work {
+            flops: 2 * (rows * outputs * inputs) as u64,
+            element: Some(element),
+            bytes,
+        };
+        let f32s = |count: usize| 4 * count as u64;
+        match *self {
+            Op::Linear { w, rows, outputs, inputs, .. }
+            | Op::LinearInputGrad { w, rows, outputs, inputs, .. } => {
+                product([rows, outputs, inputs], w.element(), size(w))
+            }
+            Op::LinearWeightGrad { dw, rows, outputs, inputs, .. } => {
+                product([rows, outputs, inputs], Element::F32, size(dw))
+            }
+            Op::Attention(a) => attention(&a, numbers(a.positions), 4),
+            // Scores and their gradient, and those of queries, keys and values: five products for the forward pass's two.
+            Op::AttentionGrad { forward, .. } => attention(&forward, numbers(forward.positions), 10),
+            Op::Zero { x } => moved(size(x)),
+            Op::Scale { x, .. } | Op::Rope { x, .. } => moved(2 * size(x)),
+            Op::Copy { from, .. } => moved(2 * size(from)),
+            Op::Add { from, .. } => moved(3 * size(from)),
+            Op::SiluMul { gate, .. } => moved(3 * size(gate)),
+            Op::SiluMulGrad { gate, .. } => moved(5 * size(gate)),
+            Op::RmsNorm { rows, width, .. } => moved(2 * f32s(rows * width)),
+            Op::RmsNormGrad { rows, width, .. } => moved(4 * f32s(rows * width)),
+            Op::Embed { rows, width, .. } | Op::StoreRows { rows, width, .. } => {
+                moved(2 * f32s(rows * width))
+            }
+            Op::Gather { count, width, .. } | Op::Scatter { count, width, .. } => {
+                moved(2 * f32s(count * width))
+            }
+            Op::LogitStats { rows, vocab, .. } | Op::SampleSums { rows, vocab, .. } => {
+                moved(f32s(rows * vocab))
+            }
+            Op::LogitGrad { rows, vocab, .. } => moved(2 * f32s(rows * vocab)),
+            Op::SquaredNorm { gradients, .. } => moved(size(gradients)),
+            Op::AdamW { weights, .. } => moved(7 * size(weights)),
+            _ => Work::default(),
         }
     }
+}
+
+/// Each row meets the keys up to its position; `flops` for each of them and each number of a head.
+fn attention(a: &Attention, positions: &[u32], flops: u64) -> Work {
+    let keys = positions.iter().take(a.rows).map(|&position| u64::from(position) + 1);
+    let width = (a.heads * a.head_dim) as u64;
+    let last = keys.clone().max().unwrap_or(0) * a.sequences as u64;
+    let bytes = 2 * 4 * last * (a.kv_heads * a.head_dim) as u64;
+    Work { flops: flops * width * keys.sum::<u64>(), element: None, bytes }
 }

@@ -9,6 +9,7 @@ mod operator;
 mod page;
 mod peer;
 mod process;
+mod profile;
 mod report;
 mod stats;
 mod table;
@@ -44,6 +45,10 @@ pub struct Args {
     /// The same work by torch, transformers and peft too (installs them once).
     #[arg(long)]
     peers: bool,
+    /// Instead, where the time of each operation of a model of half a billion goes, with its share of the limit that binds it,
+    /// and traces for Perfetto.
+    #[arg(long, conflicts_with_all = ["only", "quick", "peers", "json", "write"])]
+    profile: bool,
     /// Write every figure as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -74,6 +79,9 @@ struct Found {
 /// # Errors
 /// Something does not build or run; the text has its last words.
 pub fn run(args: &Args) -> Result<()> {
+    if args.profile {
+        return profile::run();
+    }
     let parts =
         [Part::Engine, Part::Operator].into_iter().filter(|part| args.only.is_none_or(|only| only == *part));
     let machine = Machine::here();
