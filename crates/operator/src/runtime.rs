@@ -290,8 +290,8 @@ async fn round<R: Reconcile>(
             let category = error.category();
             let happened = Happened { good: false, reason: category, action: "Reconcile", message: &message };
             context.writer.event(object, &happened).await;
-            // A refused write is in the status already; a first failure is often over with the next round.
-            if error.refusal().is_none() && pauses.failed(object.uid()) >= TOLD {
+            // What the status says already stays; a first failure is often over with the next round.
+            if !error.is_told() && pauses.failed(object.uid()) >= TOLD {
                 let (meta, why) = (object.meta(), (category, message.as_str()));
                 let told =
                     distress::failing::<R::Object>(&context.client, meta, R::SUMMARY, why, Timestamp::now());

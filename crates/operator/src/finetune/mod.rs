@@ -37,7 +37,7 @@ use crate::{
     apply::Happened,
     claims,
     context::{Context, Scope},
-    error::Error,
+    error::{Error, told},
     job::{Owner, Run},
     runtime::{Guard, Reconcile, Stop, Watches, labelled_owner},
 };
@@ -120,33 +120,27 @@ impl Reconcile for FineTuneJobs {
         let applied = self.apply(job, &plan).await;
         // A write that is refused is no reason to leave pods without their policy, nor the other way round.
         let kept = self.keep(job, &observed).await;
-        let refused = match applied.and(kept) {
-            Ok(()) => None,
-            // A quota, an admission rule: it is the user's to know, and tried again with growing pauses.
-            Err(error) => match error.refusal() {
-                Some(refusal) => Some((refusal, error)),
-                None => return Err(error),
-            },
-        };
-        let refusal = refused.as_ref().map(|(refusal, _)| refusal);
-        let fresh = status::status(job, &observed, &plan, refusal);
+        // What could not be cleaned up hides no refusal.
+        let (refusal, done) = told(kept.and(applied))?;
+        let fresh = status::status(job, &observed, &plan, refusal.as_ref());
         self.record(job, &fresh).await?;
         if let Some(profile) = &plan.passed_over {
             let message = format!("{profile} had no room within `accelerator.fallbackAfter`");
             self.tell(job, false, "FellBack", &message).await;
         }
-        match refused {
-            Some((_, error)) => Err(error),
+        done?;
+        if fresh.completion_time.is_none() {
             // A watch that lost an event must not leave a job standing.
-            None if fresh.completion_time.is_none() => Ok(Action::requeue(plan.next.unwrap_or(IDLE))),
-            None => Ok(plan.next.map_or_else(Action::await_change, Action::requeue)),
+            return Ok(Action::requeue(plan.next.unwrap_or(IDLE)));
         }
+        Ok(plan.next.map_or_else(Action::await_change, Action::requeue))
     }
 }
 
 impl FineTuneJobs {
     /// The writes of a plan, in their order.
     async fn apply(&self, job: &FineTuneJob, plan: &Plan) -> Result<(), Error> {
+        let mut cleaned = Ok(());
         let writer = &self.context.writer;
         let namespace = job.namespace().unwrap_or_default();
         let one_node = claims::one_node(&self.claims, &namespace, &self.context.config.artifacts);
@@ -172,6 +166,8 @@ impl FineTuneJobs {
                     self.tell(job, true, reason, &format!("{verb} Job {}", attempt.name_any())).await;
                 }
                 Write::Delete(gone) => writer.delete(&**gone).await?,
+                // What is left of it keeps nothing else from being done.
+                Write::CleanUp(over) => cleaned = cleaned.and(writer.clean_up(&**over).await),
                 Write::Summarise => {
                     writer.start(&build::summary(job, &self.context, &one_node)?).await?;
                 }
@@ -191,7 +187,7 @@ impl FineTuneJobs {
                 }
             }
         }
-        Ok(())
+        cleaned
     }
 
     /// Makes again what the pods of live Jobs need and have lost.
