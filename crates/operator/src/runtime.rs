@@ -318,16 +318,21 @@ impl From<tokio::task::JoinError> for Failed {
     }
 }
 
+/// What follows a failure after `failures` others in a row: 1 s, 2 s, 4 s, ... up to five minutes.
+pub fn pause(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.min(9)).min(LONGEST_PAUSE)
+}
+
 /// How often each object failed in a row.
 #[derive(Default)]
 struct Pauses(Mutex<HashMap<String, u32>>);
 
 impl Pauses {
-    /// 1 s, 2 s, 4 s, ... up to five minutes.
+    /// The pause after one more failure.
     fn next(&self, uid: Option<String>) -> Duration {
         let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = failures.entry(uid.unwrap_or_default()).or_default();
-        let pause = Duration::from_secs(1 << (*count).min(9)).min(LONGEST_PAUSE);
+        let pause = pause(*count);
         *count = count.saturating_add(1);
         pause
     }
