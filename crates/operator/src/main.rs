@@ -16,6 +16,7 @@ mod inference;
 mod job;
 mod keys;
 mod lease;
+mod memory;
 mod metrics;
 mod model;
 mod mounting;

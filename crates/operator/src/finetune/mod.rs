@@ -13,8 +13,7 @@ mod tests;
 mod usage;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -39,6 +38,7 @@ use crate::{
     context::{Context, Scope},
     error::{Error, told},
     job::{Owner, Run},
+    memory::Memory,
     runtime::{Guard, Reconcile, Stop, Watches, labelled_owner},
 };
 use observe::Observed;
@@ -65,8 +65,8 @@ struct FineTuneJobs {
     claims: Store<PersistentVolumeClaim>,
     contracts: Store<ConfigMap>,
     policies: Store<NetworkPolicy>,
-    /// When the status of each object (by UID) was last written.
-    written: Mutex<HashMap<String, Instant>>,
+    /// When the status of each unfinished job was last written.
+    written: Memory<Option<Instant>>,
 }
 
 /// Looks after the FineTuneJobs of `scope` until `stop`.
@@ -94,7 +94,7 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
             watcher::Config::default(),
             |_: &PersistentVolumeClaim, _| Vec::new(),
         ),
-        written: Mutex::default(),
+        written: Memory::default(),
     };
     context.workers.include(jobs.pods.clone());
     watches.run(jobs, stop.clone()).boxed()
@@ -134,6 +134,10 @@ impl Reconcile for FineTuneJobs {
             return Ok(Action::requeue(plan.next.unwrap_or(IDLE)));
         }
         Ok(plan.next.map_or_else(Action::await_change, Action::requeue))
+    }
+
+    fn forget(&self, namespace: &str, name: &str) {
+        self.written.forget(namespace, name);
     }
 }
 
@@ -205,10 +209,9 @@ impl FineTuneJobs {
 
     /// Writes the status; progress alone only now and then. An end is told as an event too.
     async fn record(&self, job: &FineTuneJob, fresh: &FineTuneJobStatus) -> Result<(), Error> {
-        let uid = job.uid().unwrap_or_default();
         let old = job.status.as_ref();
         if old.is_some_and(|old| status::only_progress(old, fresh)) {
-            let last = self.written.lock().unwrap_or_else(PoisonError::into_inner).get(&uid).copied();
+            let last = self.written.with(job, |at| *at);
             if last.is_some_and(|last| last.elapsed() < PROGRESS_PERIOD) {
                 return Ok(());
             }
@@ -217,14 +220,7 @@ impl FineTuneJobs {
             return Ok(());
         }
         let ended = fresh.completion_time.is_some();
-        {
-            let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-            if ended {
-                written.remove(&uid);
-            } else {
-                written.insert(uid, Instant::now());
-            }
-        }
+        self.written.with(job, |at| *at = (!ended).then(Instant::now));
         let just_ended = ended && old.is_none_or(|old| old.completion_time.is_none());
         if let Some(end) = conditions::find(&fresh.conditions, conditions::SUCCEEDED).filter(|_| just_ended) {
             self.tell(job, end.status == "True", &end.reason, &end.message).await;

@@ -215,6 +215,10 @@ impl Reconcile for Services {
         done?;
         Ok(Action::requeue(next_look(plan.is_err(), &adapters, &seen)))
     }
+
+    fn forget(&self, namespace: &str, name: &str) {
+        self.told.forget(namespace, name);
+    }
 }
 
 impl Services {
