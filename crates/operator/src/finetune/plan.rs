@@ -22,7 +22,7 @@ use super::{
     usage::{self, Usage},
 };
 use crate::{
-    job::{Run, State, advised, stands, unexpected, wait},
+    job::{Run, State, advised, failing_since, stands, unexpected, wait},
     pods::{self, OUT_OF_MEMORY, Trouble},
 };
 
@@ -271,9 +271,10 @@ fn check(job: &FineTuneJob, observed: &Observed, base: &Model) -> Plan {
     let said = stands(conditions, super::DATASET_VALID);
     let checking = |trouble| said.clone().map_or(Stage::Checking(trouble), Stage::BadData);
     let again = |trouble| {
-        let created = job.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        // It may have waited for its base for days before the first look.
+        let since = failing_since(&job.metadata, conditions, &["Planned", super::DATASET_VALID]);
         let plan = Plan::at(Stage::BadData(trouble));
-        match observed.check.again(created, observed.now) {
+        match observed.check.again(since, observed.now) {
             Some(wait) => Plan { next: Some(wait), ..plan },
             // The rows may have been put right.
             None => delete(plan),

@@ -63,8 +63,6 @@ const RANK: &str = "lathe.dev/adapter-rank";
 const PROFILE: &str = "lathe.dev/profile";
 /// Annotation of a Deployment whose value `kubectl rollout history` shows.
 const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
-/// Label of the operator's own pods.
-const OPERATOR_LABEL: (&str, &str) = ("app.kubernetes.io/name", "lathe-operator");
 
 /// Pause between two looks at what flows; throughput is written no more often.
 const LOOK: Duration = Duration::from_secs(10);
@@ -234,7 +232,7 @@ impl Services {
         if let Some(serving) = serving {
             let config = &self.context.config;
             let installation = Installation {
-                namespace: &config.release_namespace,
+                control_peers: &config.control_peers(),
                 pull_policy: config.pull_policy.as_deref(),
                 one_node: &claims::one_node(
                     &self.stores.claims,

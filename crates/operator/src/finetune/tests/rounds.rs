@@ -123,6 +123,21 @@ async fn a_clean_up_that_is_refused_hides_nothing_and_is_tried_again() {
 }
 
 #[tokio::test]
+async fn a_job_that_waited_long_for_its_base_looks_at_its_rows_again_soon() {
+    let ago = |seconds: i64| (Timestamp::now() - jiff::SignedDuration::from_secs(seconds)).to_string();
+    let planned = json!({"type": "Planned", "status": "True", "reason": "Planned", "message": "m", "lastTransitionTime": ago(70)});
+    let known = json!({"observedGeneration": 1, "conditions": [planned]});
+    let world = World {
+        jobs: vec![job("t-check-data", "check-data", ended_at("Failed", &ago(60)))],
+        pods: vec![said("t-check-data", 64, failed("NotFound"))],
+        ..World::default()
+    };
+    let (calls, done) = round(&with_status(known), world, &[]).await;
+    done.expect("a round");
+    assert_eq!(paths(&calls), [&format!("DELETE {JOBS}/t-check-data"), STATUS]);
+}
+
+#[tokio::test]
 async fn the_job_is_what_the_cluster_needs() {
     let known = json!({"observedGeneration": 1, "datasetDigest": digest('d')});
     let (calls, _) = round(&with_status(known), World::default(), &[]).await;
