@@ -200,6 +200,14 @@ impl Writer {
         }
     }
 
+    /// Deletes what is of no use any more.
+    ///
+    /// # Errors
+    /// [`Error::CleanUp`], which no status is made of.
+    pub async fn clean_up<K: Written>(&self, object: &K) -> Result<(), Error> {
+        self.delete(object).await.map_err(|error| Error::CleanUp(Box::new(error)))
+    }
+
     /// Tells people what happened to `object`. An event that cannot be written is logged, never an error.
     pub async fn event<K: Resource<DynamicType = ()>>(&self, object: &K, happened: &Happened<'_>) {
         let Happened { good, reason, action, message } = *happened;

@@ -1,7 +1,10 @@
 //! What every controller shares.
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
+use k8s_openapi::{api::networking::v1::NetworkPolicyPeer, apimachinery::pkg::apis::meta::v1::LabelSelector};
 use kube::{Api, Client, Resource};
-use lathe_api::{AcceleratorProfile, CapacityType};
+use lathe_api::{AcceleratorProfile, CapacityType, names};
 use lathe_contract::Trust;
 use lathe_resolve::inference::Images;
 
@@ -38,6 +41,8 @@ pub struct Context {
 pub struct Config {
     /// Namespace of the Lease and the key Secret.
     pub release_namespace: String,
+    /// Whose pods read the metrics of workers at their control port, beside the operator; `None`: nobody's.
+    pub scraper: Option<NetworkPolicyPeer>,
     /// Namespaces to look after; empty: all.
     pub namespaces: Vec<String>,
     /// Worker images.
@@ -69,12 +74,35 @@ pub enum Scope {
 }
 
 impl Config {
+    /// Whose pods may reach the control port of workers.
+    pub fn control_peers(&self) -> Vec<NetworkPolicyPeer> {
+        let label = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        let operator = peer(
+            label("kubernetes.io/metadata.name", &self.release_namespace),
+            label("app.kubernetes.io/name", names::FIELD_MANAGER),
+        );
+        std::iter::once(operator).chain(self.scraper.clone()).collect()
+    }
+
     /// Each scope has its own watches.
     pub fn scopes(&self) -> Vec<Scope> {
         if self.namespaces.is_empty() {
             return vec![Scope::All];
         }
         self.namespaces.iter().cloned().map(Scope::Namespace).collect()
+    }
+}
+
+/// Pods with these labels in namespaces with those; no labels: all of them.
+pub fn peer(namespaces: BTreeMap<String, String>, pods: BTreeMap<String, String>) -> NetworkPolicyPeer {
+    let select = |labels: BTreeMap<String, String>| LabelSelector {
+        match_labels: (!labels.is_empty()).then_some(labels),
+        match_expressions: None,
+    };
+    NetworkPolicyPeer {
+        namespace_selector: Some(select(namespaces)),
+        pod_selector: Some(select(pods)),
+        ip_block: None,
     }
 }
 

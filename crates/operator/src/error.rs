@@ -44,6 +44,22 @@ pub enum Error {
         /// It is on its way out: it belonged to an earlier object of the owner's name.
         leaving: bool,
     },
+    /// What is of no use any more could not be deleted: no word on the object itself.
+    #[error("what is of no use any more stays: {0}. Next: let the operator delete it; it is tried again")]
+    CleanUp(#[source] Box<Error>),
+}
+
+/// What the status says of a round's writes, and how the round ends once it is written: a refusal is tried again with pauses
+/// that grow.
+///
+/// # Errors
+/// The round ends here: nobody knows yet what to say.
+pub fn told(written: Result<(), Error>) -> Result<(Option<Trouble>, Result<(), Error>), Error> {
+    match written {
+        Ok(()) => Ok((None, Ok(()))),
+        Err(error) if error.is_told() => Ok((error.refusal(), Err(error))),
+        Err(error) => Err(error),
+    }
 }
 
 impl Error {
@@ -55,7 +71,13 @@ impl Error {
             Error::Write { .. } => "WriteFailed",
             Error::Build { .. } => "BuildFailed",
             Error::NameTaken { .. } => "NameTaken",
+            Error::CleanUp(source) => source.category(),
         }
+    }
+
+    /// True where the status says already what it can: a refusal, or how the object stands whatever is left beside it.
+    pub fn is_told(&self) -> bool {
+        matches!(self, Error::CleanUp(_)) || self.refusal().is_some()
     }
 
     /// What people are told where a write is refused for good (a quota, an admission rule, a missing right), or an object of
@@ -106,6 +128,7 @@ impl Error {
                 kube::Error::Api(status) => Some(status),
                 _ => None,
             },
+            Error::CleanUp(source) => source.status(),
             _ => None,
         }
     }

@@ -19,7 +19,7 @@ use k8s_openapi::{
     },
 };
 use kube::{Client, Resource, ResourceExt as _};
-use lathe_api::{conditions, names};
+use lathe_api::conditions;
 use lathe_contract::{
     CONTRACT_VERSION, CONTROL_PORT, Contract, Mounts, ObjectRef, Outcome, Summary, Task, Trust, exit,
 };
@@ -137,7 +137,7 @@ impl Objects {
     }
 }
 
-/// Nobody but the operator may talk to the pods of an object's Jobs, and it to the control port alone.
+/// Nobody but the operator, and who reads metrics, may talk to the pods of an object's Jobs, and they to the control port alone.
 ///
 /// # Errors
 /// It cannot be written as JSON.
@@ -145,7 +145,7 @@ pub fn policy(
     owner: &Owner,
     name: String,
     kind: &str,
-    operator_namespace: &str,
+    control_peers: Vec<NetworkPolicyPeer>,
 ) -> Result<NetworkPolicy, Error> {
     let labels = pod::labels(kind, &owner.reference.name, None);
     let mut own = labels.clone();
@@ -153,17 +153,6 @@ pub fn policy(
     let select = |labels: BTreeMap<String, String>| LabelSelector {
         match_labels: Some(labels),
         match_expressions: None,
-    };
-    let operator = NetworkPolicyPeer {
-        namespace_selector: Some(select(BTreeMap::from([(
-            "kubernetes.io/metadata.name".to_owned(),
-            operator_namespace.to_owned(),
-        )]))),
-        pod_selector: Some(select(BTreeMap::from([(
-            "app.kubernetes.io/name".to_owned(),
-            names::FIELD_MANAGER.to_owned(),
-        )]))),
-        ip_block: None,
     };
     let control = NetworkPolicyPort {
         port: Some(IntOrString::Int(CONTROL_PORT.into())),
@@ -177,7 +166,7 @@ pub fn policy(
             policy_types: Some(vec!["Ingress".to_owned()]),
             ingress: Some(vec![NetworkPolicyIngressRule {
                 ports: Some(vec![control]),
-                from: Some(vec![operator]),
+                from: Some(control_peers),
             }]),
             egress: None,
         }),
@@ -309,7 +298,10 @@ impl Run {
         let (State::Waiting(_), Some(job)) = (self.state(), &self.job) else { return };
         self.told = match self.pods.first() {
             Some(pod) if pods::trouble(pod).is_some() => return,
-            Some(pod) => mounting::trouble(client, pod, now).await,
+            Some(pod) => {
+                let told = mounting::trouble(client, pod, now).await;
+                told.map(|trouble| mounting::without_copy(trouble, job))
+            }
             None => mounting::no_pod(client, job, now).await,
         };
     }
@@ -414,6 +406,13 @@ pub fn stands(conditions: &[Condition], verdict: &str) -> Option<Trouble> {
     let said = conditions::find(conditions, verdict).filter(|c| c.status == "False")?;
     let (reason, message) = (said.reason.clone(), said.message.clone());
     conditions::is_true(conditions, conditions::STALLED).then_some(Trouble { reason, message, stalled: true })
+}
+
+/// Since when a look at an object's files may have been failing: the last turn of one of these conditions, or its making.
+pub fn failing_since(meta: &ObjectMeta, conditions: &[Condition], turns: &[&str]) -> Option<Timestamp> {
+    let turns = turns.iter().filter_map(|type_| conditions::find(conditions, type_));
+    let turned = turns.map(|condition| condition.last_transition_time.0);
+    turned.chain(meta.creation_timestamp.as_ref().map(|made| made.0)).max()
 }
 
 /// What a failed look at a user's files is repeated after: they may be put there any minute.

@@ -82,7 +82,7 @@ impl Lease {
         while renewed.elapsed() < RENEW_DEADLINE {
             sleep(PERIOD).await;
             let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
-            match tokio::time::timeout(left, self.look()).await {
+            match tokio::time::timeout(left, self.renew()).await {
                 Ok(Ok(true)) => renewed = Instant::now(),
                 Ok(Ok(false)) => return,
                 Ok(Err(error)) => tracing::warn!(%error, "the lease could not be renewed"),
@@ -104,6 +104,14 @@ impl Lease {
         }
     }
 
+    /// Renews it by the version that was written last; reads it only where somebody wrote it since.
+    async fn renew(&mut self) -> Result<bool, kube::Error> {
+        match self.write(Step::Renew).await? {
+            true => Ok(true),
+            false => self.look().await,
+        }
+    }
+
     /// Reads it and does what is to be done; true while it is ours.
     async fn look(&mut self) -> Result<bool, kube::Error> {
         let found = self.api.get_opt(NAME).await?;
@@ -116,10 +124,14 @@ impl Lease {
         });
         let current = self.seen.as_ref().and_then(|seen| seen.object.spec.as_ref());
         let silent = self.seen.as_ref().map_or(Duration::ZERO, |seen| now - seen.since);
-        let step = if self.seen.is_none() { Step::Create } else { step(current, &self.identity, silent) };
-        if step == Step::Wait {
-            return Ok(false);
+        match if self.seen.is_none() { Step::Create } else { step(current, &self.identity, silent) } {
+            Step::Wait => Ok(false),
+            step => self.write(step).await,
         }
+    }
+
+    /// False where another replica was faster, or it is gone: then it is to be read.
+    async fn write(&mut self, step: Step) -> Result<bool, kube::Error> {
         let wanted = self.wanted(&step, Timestamp::now());
         let params = PostParams::default();
         let written = match step {
@@ -131,8 +143,11 @@ impl Lease {
                 self.seen = Some(Seen { object, since: Instant::now() });
                 Ok(true)
             }
-            // Another replica was faster: look again.
-            Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(false),
+            Err(kube::Error::Api(status))
+                if status.is_conflict() || status.is_already_exists() || status.is_not_found() =>
+            {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
@@ -179,7 +194,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::testing::{Server, failure, paths};
+    use crate::testing::{Server, failure, object, paths};
 
     const ALL: &str = "/apis/coordination.k8s.io/v1/namespaces/ns/leases";
     const ONE: &str = "/apis/coordination.k8s.io/v1/namespaces/ns/leases/lathe-operator";
@@ -226,6 +241,34 @@ mod tests {
         assert_eq!(calls[1].1["spec"]["holderIdentity"], "me");
         let (ours, _) = look(&[(&get, 200, held("")), (&put, 409, failure(409, "Conflict"))]).await;
         assert!(!ours);
+    }
+
+    /// A holder of version 7 renews it, which is answered so, while version 8 is there and held by `by`.
+    async fn renewed(put: (u16, serde_json::Value), by: &str) -> (bool, Vec<(String, serde_json::Value)>) {
+        let (get, replace) = (format!("GET {ONE}"), format!("PUT {ONE}"));
+        let mut there = held(by);
+        there["metadata"]["resourceVersion"] = json!("8");
+        let (client, server) = Server::start(&[(&get, 200, there), (&replace, put.0, put.1)]);
+        let mut lease = Lease::new(client, "ns", "me".to_owned(), Health::new(Arc::default()));
+        lease.seen = Some(Seen { object: object(held("me")), since: Instant::now() });
+        let ours = lease.renew().await.unwrap();
+        drop(lease);
+        let versions = server.calls().await.into_iter().map(|(call, body)| {
+            let verb = call.split(' ').next().unwrap_or_default().to_owned();
+            (verb, body["metadata"]["resourceVersion"].clone())
+        });
+        (ours, versions.collect())
+    }
+
+    #[tokio::test]
+    async fn the_holder_renews_with_one_call_and_reads_only_what_somebody_wrote() {
+        let put = |version: &str| ("PUT".to_owned(), json!(version));
+        let get = || ("GET".to_owned(), serde_json::Value::Null);
+        assert_eq!(renewed((200, held("me")), "me").await, (true, vec![put("7")]));
+        let conflict = || (409, failure(409, "Conflict"));
+        assert_eq!(renewed(conflict(), "other").await, (false, vec![put("7"), get()]));
+        assert_eq!(renewed(conflict(), "me").await.1, [put("7"), get(), put("8")]);
+        assert_eq!(renewed((404, failure(404, "NotFound")), "me").await.1, [put("7"), get(), put("8")]);
     }
 
     #[rstest]

@@ -16,6 +16,7 @@ mod inference;
 mod job;
 mod keys;
 mod lease;
+mod memory;
 mod metrics;
 mod model;
 mod mounting;
@@ -112,13 +113,15 @@ async fn lead(options: &Options, client: Client, health: &Health, stop: Stop) ->
     let context = Context::new(client, options.config(), channel, keys.trust, health.clone());
     let context = Arc::new(context);
     health.metrics.lead();
-    // Profiles belong to the whole cluster: an operator of some namespaces only reads them.
-    if context.config.namespaces.is_empty() {
-        profiles::apply(&context.client).await;
-    }
+    let catalogue = async {
+        // Profiles belong to the whole cluster: an operator of some namespaces only reads them.
+        if context.config.namespaces.is_empty() {
+            profiles::apply(&context.client, stop.clone()).await;
+        }
+    };
     let scopes = context.config.scopes();
     let controllers = scopes.iter().flat_map(|scope| controllers(&context, scope, &stop)).collect::<Vec<_>>();
-    futures::join!(futures::future::join_all(controllers), workers::tell(&context, stop.clone()));
+    futures::join!(catalogue, futures::future::join_all(controllers), workers::tell(&context, stop.clone()));
     Ok(())
 }
 

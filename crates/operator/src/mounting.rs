@@ -6,10 +6,16 @@ use kube::{Api, Client, Resource, ResourceExt as _, api::ListParams};
 
 use lathe_resolve::pod::CONTRACT_VOLUME;
 
-use crate::pods::{self, Trouble, condition, shown};
+use crate::{
+    beside,
+    pods::{self, Trouble, condition, shown},
+};
 
 /// Reason of a pod whose image is on its way.
 pub const PULLING: &str = "PullingImage";
+
+/// Reason of a pod whose contract is gone.
+const CONTRACT_LOST: &str = "ContractLost";
 
 /// A start without trouble is over by then.
 const USUAL: SignedDuration = SignedDuration::from_secs(10);
@@ -31,6 +37,18 @@ pub async fn no_pod(client: &Client, job: &Job, now: Timestamp) -> Option<Troubl
     let last = events(client, job).await.into_iter().max_by_key(time)?;
     let refused = last.reason.as_deref() == Some("FailedCreate");
     refused.then(|| pods::refused(last.note.as_deref().unwrap_or_default()))
+}
+
+/// The words on a lost contract, where the Job that it is for keeps no copy: an operator of an earlier version made it.
+pub fn without_copy(trouble: Trouble, job: &Job) -> Trouble {
+    if trouble.reason != CONTRACT_LOST || job.annotations().contains_key(beside::CONTRACT) {
+        return trouble;
+    }
+    let message = format!(
+        "the pod waits for its contract, whose ConfigMap was lost, and the Job of an earlier version keeps no copy of it. Next: delete Job {}, another one is made.",
+        job.name_any()
+    );
+    Trouble { message, stalled: true, ..trouble }
 }
 
 /// What is told of an object; nothing where that may not be read.
@@ -88,7 +106,7 @@ fn diagnose(pod: &Pod, mut events: Vec<Event>) -> Option<Trouble> {
 fn volume(pod: &Pod, said: &str) -> Trouble {
     if missing(said, "configmap").is_some_and(|name| is_contract(pod, name)) {
         let message = "the pod waits for its contract, whose ConfigMap was lost. Next: nothing, the operator makes it again.";
-        return Trouble { reason: "ContractLost".to_owned(), message: message.to_owned(), stalled: false };
+        return Trouble { reason: CONTRACT_LOST.to_owned(), message: message.to_owned(), stalled: false };
     }
     let (reason, next) = if let Some(name) = missing(said, "secret") {
         ("SecretNotFound", format!("make Secret {name} in this namespace, or correct `secretRef`"))
@@ -226,6 +244,18 @@ mod tests {
         let found = told(pod(json!({})), "2026-01-01T00:00:11Z", events).await.unwrap();
         assert_eq!((found.reason.as_str(), found.stalled), (expected, false));
         assert!(found.message.contains(words), "{}", found.message);
+    }
+
+    #[test]
+    fn a_contract_of_which_no_copy_is_kept_is_not_made_again() {
+        let lost = |annotations: Value| {
+            let trouble =
+                Trouble { reason: CONTRACT_LOST.to_owned(), message: "m".to_owned(), stalled: false };
+            without_copy(trouble, &object(json!({"metadata": {"name": "j", "annotations": annotations}})))
+        };
+        assert_eq!(lost(json!({"lathe.dev/contract": "{}"})).message, "m");
+        let Trouble { message, stalled, .. } = lost(json!({}));
+        assert!(stalled && message.ends_with("Next: delete Job j, another one is made."), "{message}");
     }
 
     #[rstest]

@@ -2,10 +2,10 @@
 use std::net::SocketAddr;
 
 use clap::{Parser, ValueEnum};
-
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use lathe_resolve::inference::Images;
 
-use crate::context::{ArtifactVolume, Config};
+use crate::context::{ArtifactVolume, Config, peer};
 
 /// Tunes, measures and serves language models on Kubernetes.
 #[derive(Debug, Parser)]
@@ -44,6 +44,13 @@ pub struct Options {
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, env = "LATHE_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
+    /// Labels (`key=value`, with commas) of the namespaces whose pods may read metrics at the control port of workers; absent,
+    /// as those of the pods: nobody but the operator reaches it.
+    #[arg(long, env = "LATHE_METRICS_FROM_NAMESPACES", value_delimiter = ',', value_parser = label)]
+    pub metrics_from_namespaces: Vec<(String, String)>,
+    /// Labels of those pods.
+    #[arg(long, env = "LATHE_METRICS_FROM_PODS", value_delimiter = ',', value_parser = label)]
+    pub metrics_from_pods: Vec<(String, String)>,
     /// Collector of traces (OTLP over HTTP), e.g. http://collector:4318; absent: none are sent.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
@@ -69,6 +76,7 @@ impl Options {
             release_namespace: self.release_namespace.clone(),
             namespaces: self.namespaces.iter().filter(|n| !n.is_empty()).cloned().collect(),
             images: Images { cpu: self.worker_image.clone(), cuda: given(&self.worker_image_cuda) },
+            scraper: self.scraper(),
             pull_policy: given(&self.image_pull_policy),
             artifacts: ArtifactVolume {
                 size: self.artifacts_size.clone(),
@@ -76,6 +84,13 @@ impl Options {
                 access_mode: self.artifacts_access_mode.clone(),
             },
         }
+    }
+
+    fn scraper(&self) -> Option<NetworkPolicyPeer> {
+        let (namespaces, pods) = (&self.metrics_from_namespaces, &self.metrics_from_pods);
+        let labels = |labels: &[(String, String)]| labels.iter().cloned().collect();
+        let anybody = !namespaces.is_empty() || !pods.is_empty();
+        anybody.then(|| peer(labels(namespaces), labels(pods)))
     }
 
     /// The pod's name; outside a pod, one that two processes of a machine do not share.
@@ -86,5 +101,47 @@ impl Options {
     /// The collector of traces.
     pub fn collector(&self) -> Option<&str> {
         self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let label = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    let (key, value) = label.ok_or("must be `key=value`, as a label of a namespace or pod")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn peers(args: &[&str]) -> serde_json::Value {
+        let given = [&["lathe-operator", "--worker-image", "w:1"], args].concat();
+        json!(Options::try_parse_from(given).unwrap().config().control_peers())
+    }
+
+    #[test]
+    fn who_reads_metrics_reaches_the_control_port_beside_the_operator() {
+        let operator = json!({
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "lathe-system"}},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "lathe-operator"}},
+        });
+        assert_eq!(peers(&[]), json!([operator]));
+        let scraper = json!({
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring", "a": "b"}},
+            "podSelector": {},
+        });
+        let labels = "kubernetes.io/metadata.name=monitoring,a=b";
+        assert_eq!(peers(&["--metrics-from-namespaces", labels]), json!([operator, scraper]));
+        let scraper = json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "prometheus"}}});
+        assert_eq!(peers(&["--metrics-from-pods", "app=prometheus"]), json!([operator, scraper]));
+    }
+
+    #[test]
+    fn a_label_without_a_value_is_refused() {
+        let given = ["lathe-operator", "--worker-image", "w:1", "--metrics-from-pods", "app"];
+        let said = Options::try_parse_from(given).unwrap_err().to_string();
+        assert!(said.contains("--metrics-from-pods") && said.contains("must be `key=value`"), "{said}");
     }
 }

@@ -204,7 +204,9 @@ fn out_of_memory(pod: &Pod) -> Trouble {
     let limit = memory_limit(pod).map_or(String::new(), |limit| format!(" of {limit}"));
     let task = pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_TASK));
     let next = match task.map(String::as_str) {
-        Some("train") => "make a new FineTuneJob with more `spec.pod.memory`",
+        Some("train") => {
+            "make a new FineTuneJob with more `spec.pod.memory`, a smaller `spec.training.sequenceLength`, or `spec.trainable.lora`"
+        }
         Some("serve") => {
             "raise `spec.pod.memory`, or lower `spec.serving.contextLength` or `spec.serving.maxSequences`"
         }
@@ -381,7 +383,10 @@ mod tests {
     }
 
     #[rstest]
-    #[case::training("train", "Next: make a new FineTuneJob with more `spec.pod.memory`")]
+    #[case::training(
+        "train",
+        "Next: make a new FineTuneJob with more `spec.pod.memory`, a smaller `spec.training.sequenceLength`, or `spec.trainable.lora`."
+    )]
     #[case::a_check_has_no_memory_to_set("check-data", "Next: report this")]
     #[case::an_inspection_neither("inspect", "Next: report this")]
     fn out_of_memory_names_what_can_be_set(#[case] task: &str, #[case] next: &str) {

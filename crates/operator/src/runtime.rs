@@ -2,13 +2,7 @@
 //! that block nobody.
 //!
 //! Every watch feeds its store before it triggers, so a reconcile sees at least what woke it.
-use std::{
-    collections::HashMap,
-    fmt::Debug,
-    future::Future,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt::Debug, future::Future, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use jiff::Timestamp;
@@ -17,7 +11,9 @@ use kube::{
     core::{DeserializeGuard, NamespaceResourceScope},
     runtime::{
         WatchStreamExt as _,
-        controller::{Action, Config, ReconcileReason, ReconcileRequest, applier, trigger_with},
+        controller::{
+            Action, Config, Error as Ended, ReconcileReason, ReconcileRequest, applier, trigger_with,
+        },
         reflector::{ObjectRef, Store, store},
         watcher,
     },
@@ -31,6 +27,7 @@ use crate::{
     context::{Context, Scope},
     distress,
     error::Error,
+    memory::Memory,
 };
 
 /// Reconciles of one controller at a time.
@@ -91,6 +88,9 @@ pub trait Reconcile: Send + Sync + 'static {
 
     /// One round; tells when to look again where nothing changes before.
     fn reconcile(&self, object: &Self::Object) -> impl Future<Output = Result<Action, Error>> + Send;
+
+    /// The object of this name is gone, and what is remembered of it goes too.
+    fn forget(&self, _namespace: &str, _name: &str) {}
 }
 
 /// Watches of a controller, collected before it runs.
@@ -111,7 +111,8 @@ impl<K: Kind> Watches<K> {
             .default_backoff()
             .reflect(writer);
         let (events, filled) = until_filled(events);
-        let own = trigger_with(events.applied_objects(), |object: Guard<K>| {
+        // One that is gone wakes its controller too, which forgets it then.
+        let own = trigger_with(events.touched_objects(), |object: Guard<K>| {
             Some(ReconcileRequest {
                 obj_ref: ObjectRef::from_obj(&object),
                 reason: ReconcileReason::ObjectUpdated,
@@ -166,7 +167,7 @@ impl<K: Kind> Watches<K> {
         let all_ready = filled.boxed().shared();
         tokio::spawn(all_ready.clone());
         let pauses = Arc::new(Pauses::default());
-        let context = Arc::new(reconciler);
+        let reconciler = Arc::new(reconciler);
         let triggers = futures::stream::select_all(queue).take_until(stopped(stop.clone()).boxed());
         let caches = all_ready.clone();
         // Without triggers nobody fills the caches any more, and every round waits for them: nothing is under way.
@@ -177,7 +178,7 @@ impl<K: Kind> Watches<K> {
             }
             futures::future::pending().await
         };
-        let forgetting = pauses.clone();
+        let (growing, forgetting) = (pauses.clone(), pauses.clone());
         let results = applier(
             move |object: Arc<Guard<K>>, reconciler: Arc<R>| {
                 let (ready, pauses) = (all_ready.clone(), pauses.clone());
@@ -191,18 +192,16 @@ impl<K: Kind> Watches<K> {
             },
             move |object, failed: &Failed, reconciler: Arc<R>| {
                 reconciler.context().health.metrics.failed(R::NAME, failed.category);
-                Action::requeue(forgetting.next(object.uid()))
+                Action::requeue(growing.next(&*object))
             },
-            context,
+            reconciler.clone(),
             objects,
             triggers,
             Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY),
         );
         let rounds = results.for_each(|result| async {
-            match result {
-                // Children of objects that are gone wake nobody.
-                Ok(_) | Err(kube::runtime::controller::Error::ObjectNotFound(_)) => {}
-                Err(error) => tracing::warn!(kind = R::NAME, %error, "a reconcile failed"),
+            if let Err(error) = result {
+                settle(&*reconciler, &forgetting, &error);
             }
         });
         tokio::select! {
@@ -281,7 +280,7 @@ async fn round<R: Reconcile>(
     }
     match reconciler.reconcile(object).await {
         Ok(action) => {
-            pauses.clear(object.uid());
+            pauses.clear(object);
             Ok(action)
         }
         Err(error) if error.is_gone() => Ok(Action::await_change()),
@@ -290,8 +289,8 @@ async fn round<R: Reconcile>(
             let category = error.category();
             let happened = Happened { good: false, reason: category, action: "Reconcile", message: &message };
             context.writer.event(object, &happened).await;
-            // A refused write is in the status already; a first failure is often over with the next round.
-            if error.refusal().is_none() && pauses.failed(object.uid()) >= TOLD {
+            // What the status says already stays; a first failure is often over with the next round.
+            if !error.is_told() && pauses.failed(object) >= TOLD {
                 let (meta, why) = (object.meta(), (category, message.as_str()));
                 let told =
                     distress::failing::<R::Object>(&context.client, meta, R::SUMMARY, why, Timestamp::now());
@@ -318,28 +317,45 @@ impl From<tokio::task::JoinError> for Failed {
     }
 }
 
+/// What follows a failure after `failures` others in a row: 1 s, 2 s, 4 s, ... up to five minutes.
+pub fn pause(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.min(9)).min(LONGEST_PAUSE)
+}
+
 /// How often each object failed in a row.
 #[derive(Default)]
-struct Pauses(Mutex<HashMap<String, u32>>);
+struct Pauses(Memory<u32>);
 
 impl Pauses {
-    /// 1 s, 2 s, 4 s, ... up to five minutes.
-    fn next(&self, uid: Option<String>) -> Duration {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(uid.unwrap_or_default()).or_default();
-        let pause = Duration::from_secs(1 << (*count).min(9)).min(LONGEST_PAUSE);
-        *count = count.saturating_add(1);
-        pause
+    /// The pause after one more failure.
+    fn next<K: Resource>(&self, object: &K) -> Duration {
+        self.0.with(object, |failures| {
+            let pause = pause(*failures);
+            *failures = failures.saturating_add(1);
+            pause
+        })
     }
 
     /// Failures in a row so far.
-    fn failed(&self, uid: Option<String>) -> u32 {
-        let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.get(&uid.unwrap_or_default()).copied().unwrap_or(0)
+    fn failed<K: Resource>(&self, object: &K) -> u32 {
+        self.0.with(object, |failures| *failures)
     }
 
-    fn clear(&self, uid: Option<String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&uid.unwrap_or_default());
+    fn clear<K: Resource>(&self, object: &K) {
+        self.0.with(object, |failures| *failures = 0);
+    }
+}
+
+/// What became of a round. One of an object that is not there means that it is gone, and what is remembered of it goes too.
+/// Children of objects that are gone end here as well.
+fn settle<R: Reconcile>(reconciler: &R, pauses: &Pauses, error: &Ended<Failed, watcher::Error>) {
+    match error {
+        Ended::ObjectNotFound(gone) => {
+            let namespace = gone.namespace.as_deref().unwrap_or_default();
+            pauses.0.forget(namespace, &gone.name);
+            reconciler.forget(namespace, &gone.name);
+        }
+        error => tracing::warn!(kind = R::NAME, %error, "a reconcile failed"),
     }
 }
 
@@ -370,17 +386,61 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use lathe_api::Model;
+    use serde_json::json;
+
     use super::*;
+    use crate::testing::{Server, context, object};
 
     #[test]
     fn the_pause_of_one_object_doubles_up_to_five_minutes_and_ends_with_success() {
         let pauses = Pauses::default();
-        let uid = || Some("a".to_owned());
-        let seconds: Vec<u64> = (0..11).map(|_| pauses.next(uid()).as_secs()).collect();
+        let (a, b) = (model("a"), model("b"));
+        let seconds: Vec<u64> = (0..11).map(|_| pauses.next(&a).as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
-        assert_eq!((pauses.failed(uid()), pauses.failed(Some("b".to_owned()))), (11, 0));
-        assert_eq!(pauses.next(Some("b".to_owned())).as_secs(), 1);
-        pauses.clear(uid());
-        assert_eq!(pauses.next(uid()).as_secs(), 1);
+        assert_eq!((pauses.failed(&a), pauses.failed(&b)), (11, 0));
+        assert_eq!(pauses.next(&b).as_secs(), 1);
+        pauses.clear(&a);
+        assert_eq!(pauses.next(&a).as_secs(), 1);
+    }
+
+    fn model(name: &str) -> Model {
+        let meta = json!({"name": name, "namespace": "ns", "uid": format!("uid-{name}")});
+        object(
+            json!({"apiVersion": "lathe.dev/v1alpha1", "kind": "Model", "metadata": meta, "spec": {"source": {"uri": "pvc://a/b"}}}),
+        )
+    }
+
+    struct Forgetting(Arc<Context>, Mutex<Vec<String>>);
+
+    impl Reconcile for Forgetting {
+        type Object = Model;
+        const NAME: &'static str = "Model";
+        const SUMMARY: &'static str = "Ready";
+
+        fn context(&self) -> &Context {
+            &self.0
+        }
+
+        async fn reconcile(&self, _: &Model) -> Result<Action, Error> {
+            Ok(Action::await_change())
+        }
+
+        fn forget(&self, namespace: &str, name: &str) {
+            self.1.lock().unwrap().push(format!("{namespace}/{name}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_object_that_is_gone_is_forgotten() {
+        let (client, _server) = Server::start(&[]);
+        let (forgetting, pauses) = (Forgetting(context(client), Mutex::default()), Pauses::default());
+        pauses.next(&model("a"));
+        let gone = ObjectRef::<Model>::new("a").within("ns").erase();
+        settle(&forgetting, &pauses, &Ended::ObjectNotFound(Box::new(gone)));
+        assert_eq!(pauses.failed(&model("a")), 0);
+        assert_eq!(*forgetting.1.lock().unwrap(), ["ns/a"]);
     }
 }

@@ -96,8 +96,15 @@ pub fn failure(code: u16, reason: &str) -> Value {
 
 /// What controllers share, on a scripted server.
 pub fn context(client: Client) -> Arc<Context> {
-    let config = Config {
+    let channel = Channel::new(Signer::from_seed(&[1; 32])).expect("a channel");
+    Arc::new(Context::new(client, config(), channel, trust(), Health::new(Arc::default())))
+}
+
+/// How an installation is set up.
+pub fn config() -> Config {
+    Config {
         release_namespace: "lathe-system".to_owned(),
+        scraper: None,
         namespaces: Vec::new(),
         images: images(),
         pull_policy: None,
@@ -106,9 +113,7 @@ pub fn context(client: Client) -> Arc<Context> {
             storage_class: None,
             access_mode: "ReadWriteMany".to_owned(),
         },
-    };
-    let channel = Channel::new(Signer::from_seed(&[1; 32])).expect("a channel");
-    Arc::new(Context::new(client, config, channel, trust(), Health::new(Arc::default())))
+    }
 }
 
 /// Worker images.

@@ -46,7 +46,7 @@ async fn runs_out(session: &Session, disk: &machine::SmallDisk) -> Result<()> {
             "hungry",
             &hungry,
             "OutOfMemory",
-            "the worker was killed at its memory limit of 360Mi*; planned *. Next: make a new FineTuneJob with more `spec.pod.memory`.",
+            "the worker was killed at its memory limit of 360Mi*; planned *. Next: make a new FineTuneJob with more `spec.pod.memory`, a smaller `spec.training.sequenceLength`, or `spec.trainable.lora`.",
         )?,
         ends(
             "no-room-to-save",

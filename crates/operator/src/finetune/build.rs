@@ -197,7 +197,7 @@ fn objects(
 /// Who may talk to the pods of all its Jobs.
 pub fn policy(job: &FineTuneJob, context: &Context) -> Result<NetworkPolicy, Error> {
     let name = format!("{}-tune", job.name_any());
-    job::policy(&Owner::of(job), name, KIND, &context.config.release_namespace)
+    job::policy(&Owner::of(job), name, KIND, context.config.control_peers())
 }
 
 /// A claim that is there was made for artefacts, or somebody said so by the label.

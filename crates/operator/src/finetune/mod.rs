@@ -13,8 +13,7 @@ mod tests;
 mod usage;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -37,8 +36,9 @@ use crate::{
     apply::Happened,
     claims,
     context::{Context, Scope},
-    error::Error,
+    error::{Error, told},
     job::{Owner, Run},
+    memory::Memory,
     runtime::{Guard, Reconcile, Stop, Watches, labelled_owner},
 };
 use observe::Observed;
@@ -65,8 +65,8 @@ struct FineTuneJobs {
     claims: Store<PersistentVolumeClaim>,
     contracts: Store<ConfigMap>,
     policies: Store<NetworkPolicy>,
-    /// When the status of each object (by UID) was last written.
-    written: Mutex<HashMap<String, Instant>>,
+    /// When the status of each unfinished job was last written.
+    written: Memory<Option<Instant>>,
 }
 
 /// Looks after the FineTuneJobs of `scope` until `stop`.
@@ -94,7 +94,7 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
             watcher::Config::default(),
             |_: &PersistentVolumeClaim, _| Vec::new(),
         ),
-        written: Mutex::default(),
+        written: Memory::default(),
     };
     context.workers.include(jobs.pods.clone());
     watches.run(jobs, stop.clone()).boxed()
@@ -120,33 +120,31 @@ impl Reconcile for FineTuneJobs {
         let applied = self.apply(job, &plan).await;
         // A write that is refused is no reason to leave pods without their policy, nor the other way round.
         let kept = self.keep(job, &observed).await;
-        let refused = match applied.and(kept) {
-            Ok(()) => None,
-            // A quota, an admission rule: it is the user's to know, and tried again with growing pauses.
-            Err(error) => match error.refusal() {
-                Some(refusal) => Some((refusal, error)),
-                None => return Err(error),
-            },
-        };
-        let refusal = refused.as_ref().map(|(refusal, _)| refusal);
-        let fresh = status::status(job, &observed, &plan, refusal);
+        // What could not be cleaned up hides no refusal.
+        let (refusal, done) = told(kept.and(applied))?;
+        let fresh = status::status(job, &observed, &plan, refusal.as_ref());
         self.record(job, &fresh).await?;
         if let Some(profile) = &plan.passed_over {
             let message = format!("{profile} had no room within `accelerator.fallbackAfter`");
             self.tell(job, false, "FellBack", &message).await;
         }
-        match refused {
-            Some((_, error)) => Err(error),
+        done?;
+        if fresh.completion_time.is_none() {
             // A watch that lost an event must not leave a job standing.
-            None if fresh.completion_time.is_none() => Ok(Action::requeue(plan.next.unwrap_or(IDLE))),
-            None => Ok(plan.next.map_or_else(Action::await_change, Action::requeue)),
+            return Ok(Action::requeue(plan.next.unwrap_or(IDLE)));
         }
+        Ok(plan.next.map_or_else(Action::await_change, Action::requeue))
+    }
+
+    fn forget(&self, namespace: &str, name: &str) {
+        self.written.forget(namespace, name);
     }
 }
 
 impl FineTuneJobs {
     /// The writes of a plan, in their order.
     async fn apply(&self, job: &FineTuneJob, plan: &Plan) -> Result<(), Error> {
+        let mut cleaned = Ok(());
         let writer = &self.context.writer;
         let namespace = job.namespace().unwrap_or_default();
         let one_node = claims::one_node(&self.claims, &namespace, &self.context.config.artifacts);
@@ -172,6 +170,8 @@ impl FineTuneJobs {
                     self.tell(job, true, reason, &format!("{verb} Job {}", attempt.name_any())).await;
                 }
                 Write::Delete(gone) => writer.delete(&**gone).await?,
+                // What is left of it keeps nothing else from being done.
+                Write::CleanUp(over) => cleaned = cleaned.and(writer.clean_up(&**over).await),
                 Write::Summarise => {
                     writer.start(&build::summary(job, &self.context, &one_node)?).await?;
                 }
@@ -191,7 +191,7 @@ impl FineTuneJobs {
                 }
             }
         }
-        Ok(())
+        cleaned
     }
 
     /// Makes again what the pods of live Jobs need and have lost.
@@ -209,10 +209,9 @@ impl FineTuneJobs {
 
     /// Writes the status; progress alone only now and then. An end is told as an event too.
     async fn record(&self, job: &FineTuneJob, fresh: &FineTuneJobStatus) -> Result<(), Error> {
-        let uid = job.uid().unwrap_or_default();
         let old = job.status.as_ref();
         if old.is_some_and(|old| status::only_progress(old, fresh)) {
-            let last = self.written.lock().unwrap_or_else(PoisonError::into_inner).get(&uid).copied();
+            let last = self.written.with(job, |at| *at);
             if last.is_some_and(|last| last.elapsed() < PROGRESS_PERIOD) {
                 return Ok(());
             }
@@ -221,14 +220,7 @@ impl FineTuneJobs {
             return Ok(());
         }
         let ended = fresh.completion_time.is_some();
-        {
-            let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-            if ended {
-                written.remove(&uid);
-            } else {
-                written.insert(uid, Instant::now());
-            }
-        }
+        self.written.with(job, |at| *at = (!ended).then(Instant::now));
         let just_ended = ended && old.is_none_or(|old| old.completion_time.is_none());
         if let Some(end) = conditions::find(&fresh.conditions, conditions::SUCCEEDED).filter(|_| just_ended) {
             self.tell(job, end.status == "True", &end.reason, &end.message).await;

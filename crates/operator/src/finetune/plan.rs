@@ -22,7 +22,7 @@ use super::{
     usage::{self, Usage},
 };
 use crate::{
-    job::{Run, State, advised, stands, unexpected, wait},
+    job::{Run, State, advised, failing_since, stands, unexpected, wait},
     pods::{self, OUT_OF_MEMORY, Trouble},
 };
 
@@ -70,8 +70,10 @@ pub enum Write {
     },
     /// Hold an attempt back, or let it go on.
     Suspend(Arc<Job>, bool),
-    /// A Job is of no use any more.
+    /// A Job must not go on.
     Delete(Arc<Job>),
+    /// A Job has ended, and is of no use any more.
+    CleanUp(Arc<Job>),
     /// Make the Job that repeats the last words of a pod that is gone.
     Summarise,
     /// Make the Model of the result, with its measurements.
@@ -262,16 +264,17 @@ fn checked(check: &Run) -> Option<CheckDataReport> {
 /// The dataset has not been found good yet.
 fn check(job: &FineTuneJob, observed: &Observed, base: &Model) -> Plan {
     let delete = |plan: Plan| match &observed.check.job {
-        Some(check) => plan.write(Write::Delete(check.clone())),
+        Some(check) => plan.write(Write::CleanUp(check.clone())),
         None => plan,
     };
     let conditions = job.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let said = stands(conditions, super::DATASET_VALID);
     let checking = |trouble| said.clone().map_or(Stage::Checking(trouble), Stage::BadData);
     let again = |trouble| {
-        let created = job.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        // It may have waited for its base for days before the first look.
+        let since = failing_since(&job.metadata, conditions, &["Planned", super::DATASET_VALID]);
         let plan = Plan::at(Stage::BadData(trouble));
-        match observed.check.again(created, observed.now) {
+        match observed.check.again(since, observed.now) {
             Some(wait) => Plan { next: Some(wait), ..plan },
             // The rows may have been put right.
             None => delete(plan),
@@ -308,7 +311,7 @@ fn carry_on(job: &FineTuneJob, observed: &Observed, attempt: &Attempt, images: &
     // What it found is in the status.
     let mut writes = match &observed.check.job {
         Some(check) if status.is_some_and(|s| s.dataset_digest.is_some()) => {
-            vec![Write::Delete(check.clone())]
+            vec![Write::CleanUp(check.clone())]
         }
         _ => Vec::new(),
     };
@@ -411,13 +414,13 @@ fn afterwards(job: &FineTuneJob, observed: &Observed) -> Plan {
         cost: None,
     };
     let helpers = [&observed.check.job, &observed.summary.job];
-    plan.writes.extend(helpers.into_iter().flatten().cloned().map(Write::Delete));
+    plan.writes.extend(helpers.into_iter().flatten().cloned().map(Write::CleanUp));
     let trained = observed.attempt.as_ref().and_then(|attempt| attempt.run.job.clone());
     let (Some(trained), Some(ttl)) = (trained, job.spec.ttl_seconds_after_finished) else { return plan };
     let ended = status.and_then(|s| s.completion_time.as_ref()).map_or(observed.now, |time| time.0);
     let due = ended.checked_add(SignedDuration::from_secs(ttl.into())).unwrap_or(ended);
     match wait(due, observed.now) {
         Some(wait) => Plan { next: Some(wait), ..plan },
-        None => plan.write(Write::Delete(trained)),
+        None => plan.write(Write::CleanUp(trained)),
     }
 }

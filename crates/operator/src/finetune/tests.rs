@@ -43,7 +43,7 @@ async fn reconcile(
         models: filled(world.models.into_iter().map(|m| DeserializeGuard(Ok(m))).collect()),
         profiles: filled(profiles().into_iter().map(|p| DeserializeGuard(Ok(p))).collect()),
         claims: filled(Vec::new()),
-        written: Mutex::default(),
+        written: Memory::default(),
     };
     let done = controller.reconcile(job).await;
     drop(controller);

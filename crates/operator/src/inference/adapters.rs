@@ -3,7 +3,6 @@
 //! The memory is a saving only: a worker that is told twice changes nothing, so an operator that starts anew tells each once.
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -14,17 +13,17 @@ use lathe_contract::{AdapterState, AdapterStatus, DesiredAdapters, Task};
 use lathe_resolve::{inference::Serving, pod};
 
 use super::observe::{ASKING, Observed, ip};
-use crate::{channel::Channel, pods};
+use crate::{channel::Channel, memory::Memory, pods};
 
 /// A worker that could not load an adapter is asked to try again after this time.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// What was told and written, by the service's UID.
+/// What was told and written of each service.
 #[derive(Debug, Default)]
-pub struct Told(Mutex<HashMap<String, Memory>>);
+pub struct Told(Memory<Said>);
 
-#[derive(Debug, Default)]
-struct Memory {
+#[derive(Debug, Default, PartialEq)]
+struct Said {
     /// The set that each worker was told, by pod and start of its container.
     workers: HashMap<String, (String, Instant)>,
     throughput: Option<Instant>,
@@ -46,7 +45,7 @@ impl Told {
         let uid = service.uid().unwrap_or_default();
         let current = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == Some(&serving.checksum);
         let ready: Vec<&Pod> = seen.pods.iter().filter(|pod| pods::is_ready(pod)).filter(current).collect();
-        self.forget_others(&uid, &ready);
+        self.forget_others(service, &ready);
         let begun = Instant::now();
         for pod in ready {
             // The rest is told in the next round.
@@ -55,18 +54,15 @@ impl Told {
             }
             let failed = said.get(&pod.name_any()).is_some_and(has_failed);
             let key = worker(pod);
-            if self.knows(&uid, &key, &hash, failed) {
+            if self.knows(service, &key, &hash, failed) {
                 continue;
             }
             let Some(ip) = ip(pod) else { continue };
             match channel.put_adapters(&ip, &uid, &wanted).await {
                 Ok(status) => {
                     said.insert(pod.name_any(), status);
-                    self.lock()
-                        .entry(uid.clone())
-                        .or_default()
-                        .workers
-                        .insert(key, (hash.clone(), Instant::now()));
+                    let now = (hash.clone(), Instant::now());
+                    self.0.with(service, |told| told.workers.insert(key, now));
                 }
                 Err(error) => {
                     tracing::info!(pod = pod.name_any(), %error, "a worker could not be told its adapters")
@@ -78,34 +74,27 @@ impl Told {
 
     /// True where throughput was not written within `pause`.
     pub fn throughput_is_due(&self, service: &InferenceService, pause: Duration) -> bool {
-        let uid = service.uid().unwrap_or_default();
-        self.lock().get(&uid).and_then(|memory| memory.throughput).is_none_or(|at| at.elapsed() >= pause)
+        self.0.with(service, |told| told.throughput).is_none_or(|at| at.elapsed() >= pause)
     }
 
     /// Throughput was written now.
     pub fn throughput_was_written(&self, service: &InferenceService) {
-        self.lock().entry(service.uid().unwrap_or_default()).or_default().throughput = Some(Instant::now());
+        self.0.with(service, |told| told.throughput = Some(Instant::now()));
     }
 
-    fn knows(&self, uid: &str, worker: &str, hash: &str, failed: bool) -> bool {
-        let memory = self.lock();
-        let told = memory.get(uid).and_then(|memory| memory.workers.get(worker));
+    /// The service is gone.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        self.0.forget(namespace, name);
+    }
+
+    fn knows(&self, service: &InferenceService, worker: &str, hash: &str, failed: bool) -> bool {
+        let told = self.0.with(service, |told| told.workers.get(worker).cloned());
         told.is_some_and(|(told, at)| told == hash && !(failed && at.elapsed() >= AGAIN))
     }
 
-    fn forget_others(&self, uid: &str, ready: &[&Pod]) {
-        let mut memory = self.lock();
-        if let Some(memory) = memory.get_mut(uid) {
-            memory.workers.retain(|key, _| ready.iter().any(|pod| worker(pod) == *key));
-        }
-        // A service that is gone is not told of; what it left is small, and bounded here.
-        if memory.len() > 10_000 {
-            memory.clear();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Memory>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn forget_others(&self, service: &InferenceService, ready: &[&Pod]) {
+        let is_there = |key: &String| ready.iter().any(|pod| worker(pod) == *key);
+        self.0.with(service, |told| told.workers.retain(|key, _| is_there(key)));
     }
 }
 

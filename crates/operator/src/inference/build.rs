@@ -26,7 +26,7 @@ use lathe_resolve::{
 };
 use serde_json::Value;
 
-use super::{CHANGE_CAUSE, KIND, Names, OPERATOR_LABEL, PROFILE, RANK, SCALED, SLOTS};
+use super::{CHANGE_CAUSE, KIND, Names, PROFILE, RANK, SCALED, SLOTS};
 use crate::{drift::stamp, job::Owner};
 
 /// Key of the pods' template in the ConfigMap of their revision, beside their contract: what they were made of.
@@ -47,8 +47,8 @@ pub struct Wanted {
 /// What the installation says beside the service.
 #[derive(Clone, Copy, Debug)]
 pub struct Installation<'a> {
-    /// The operator's namespace.
-    pub namespace: &'a str,
+    /// Whose pods may reach the control port.
+    pub control_peers: &'a [NetworkPolicyPeer],
     /// `imagePullPolicy` of workers.
     pub pull_policy: Option<&'a str>,
     /// Claims that only one node can mount at a time.
@@ -91,7 +91,7 @@ pub fn build(
     };
     Ok(Wanted {
         contract: stamp(contract)?,
-        policy: stamp(policy(service, &names, installation.namespace))?,
+        policy: stamp(policy(service, &names, installation.control_peers))?,
         endpoint: stamp(endpoint(service, &names))?,
         budget: stamp(budget(service, &names))?,
         deployment: stamp(deployment(service, serving, &names, live.deployment, template))?,
@@ -137,23 +137,14 @@ fn label_selector(service: &InferenceService) -> LabelSelector {
     LabelSelector { match_labels: Some(selector(service)), match_expressions: None }
 }
 
-/// Everyone reaches the endpoint, the operator alone the control port.
-fn policy(service: &InferenceService, names: &Names, operator_namespace: &str) -> NetworkPolicy {
+/// Everyone reaches the endpoint; the operator, and who reads metrics, the control port.
+fn policy(service: &InferenceService, names: &Names, control_peers: &[NetworkPolicyPeer]) -> NetworkPolicy {
     let port = |number: u16| {
         vec![NetworkPolicyPort {
             port: Some(IntOrString::Int(number.into())),
             protocol: Some("TCP".to_owned()),
             end_port: None,
         }]
-    };
-    let label = |key: &str, value: &str| LabelSelector {
-        match_labels: Some(BTreeMap::from([(key.to_owned(), value.to_owned())])),
-        match_expressions: None,
-    };
-    let operator = NetworkPolicyPeer {
-        namespace_selector: Some(label("kubernetes.io/metadata.name", operator_namespace)),
-        pod_selector: Some(label(OPERATOR_LABEL.0, OPERATOR_LABEL.1)),
-        ip_block: None,
     };
     NetworkPolicy {
         metadata: meta(service, &names.serve),
@@ -162,7 +153,10 @@ fn policy(service: &InferenceService, names: &Names, operator_namespace: &str) -
             policy_types: Some(vec!["Ingress".to_owned()]),
             ingress: Some(vec![
                 NetworkPolicyIngressRule { ports: Some(port(SERVE_PORT)), from: None },
-                NetworkPolicyIngressRule { ports: Some(port(CONTROL_PORT)), from: Some(vec![operator]) },
+                NetworkPolicyIngressRule {
+                    ports: Some(port(CONTROL_PORT)),
+                    from: Some(control_peers.to_vec()),
+                },
             ]),
             egress: None,
         }),

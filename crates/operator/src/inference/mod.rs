@@ -39,7 +39,7 @@ use crate::{
     claims,
     context::{Context, Scope},
     drift::{differs, surplus},
-    error::Error,
+    error::{Error, told},
     job::look_again,
     pods,
     runtime::{Guard, Reconcile, Stop, Watches, labelled_owner, readable},
@@ -63,8 +63,6 @@ const RANK: &str = "lathe.dev/adapter-rank";
 const PROFILE: &str = "lathe.dev/profile";
 /// Annotation of a Deployment whose value `kubectl rollout history` shows.
 const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
-/// Label of the operator's own pods.
-const OPERATOR_LABEL: (&str, &str) = ("app.kubernetes.io/name", "lathe-operator");
 
 /// Pause between two looks at what flows; throughput is written no more often.
 const LOOK: Duration = Duration::from_secs(10);
@@ -188,13 +186,14 @@ impl Reconcile for Services {
             let namespace = service.namespace().unwrap_or_default();
             seen.capacity = context.capacity(&serving.profile, CapacityType::Any, &namespace, now).await;
         }
-        let (deployment, refused) = match self.apply(service, plan.as_ref().ok(), &seen).await {
-            Ok(deployment) => (deployment, None),
-            Err(error) => match error.refusal() {
-                Some(refusal) => (seen.children.deployment.clone(), Some(refusal)),
-                None => return Err(error),
-            },
+        let (deployment, written) = match self.apply(service, plan.as_ref().ok(), &seen).await {
+            Ok(deployment) => {
+                let cleaned = self.clean_up(service, plan.as_ref().ok(), &seen, deployment.as_ref()).await;
+                (deployment, cleaned)
+            }
+            Err(error) => (seen.children.deployment.clone(), Err(error)),
         };
+        let (refused, done) = told(written)?;
         let adapters = self.told.tell(service, plan.as_ref().ok(), &seen, &context.channel).await;
         let facts = Facts {
             service,
@@ -211,7 +210,12 @@ impl Reconcile for Services {
             now,
         };
         self.write_status(service, &facts).await?;
-        Ok(Action::requeue(next_look(plan.is_err() || refused.is_some(), &adapters, &seen)))
+        done?;
+        Ok(Action::requeue(next_look(plan.is_err(), &adapters, &seen)))
+    }
+
+    fn forget(&self, namespace: &str, name: &str) {
+        self.told.forget(namespace, name);
     }
 }
 
@@ -228,7 +232,7 @@ impl Services {
         if let Some(serving) = serving {
             let config = &self.context.config;
             let installation = Installation {
-                namespace: &config.release_namespace,
+                control_peers: &config.control_peers(),
                 pull_policy: config.pull_policy.as_deref(),
                 one_node: &claims::one_node(
                     &self.stores.claims,
@@ -248,12 +252,24 @@ impl Services {
             self.keep(&endpoint, l_endpoint.as_ref()).await?;
             self.keep(&budget, l_budget.as_ref()).await?;
             deployment = self.keep(&wanted_deployment, deployment.as_ref()).await?.or(deployment);
-            for contract in plan::unused(seen, deployment.as_ref(), &contract.name_any()) {
-                self.context.writer.delete(contract).await?;
-            }
         }
         let Some(deployment) = deployment else { return Ok(None) };
         self.scale(service, deployment).await.map(Some)
+    }
+
+    /// Deletes the contracts that no pod reads any more.
+    async fn clean_up(
+        &self,
+        service: &InferenceService,
+        serving: Option<&Serving>,
+        seen: &Observed,
+        deployment: Option<&Deployment>,
+    ) -> Result<(), Error> {
+        let Some(serving) = serving else { return Ok(()) };
+        for contract in plan::unused(seen, deployment, &build::contract_name(service, serving)) {
+            self.context.writer.clean_up(contract).await?;
+        }
+        Ok(())
     }
 
     /// Applies an object unless it is so already, and takes out of it what must not stand beside ours.
@@ -308,7 +324,7 @@ impl Services {
 }
 
 fn next_look(
-    blocked: bool,
+    unplanned: bool,
     adapters: &std::collections::BTreeMap<String, AdapterStatus>,
     seen: &Observed,
 ) -> Duration {
@@ -320,7 +336,7 @@ fn next_look(
         SOON
     } else if seen.pods.iter().any(pods::is_ready) {
         LOOK
-    } else if blocked {
+    } else if unplanned {
         LATER
     } else if seen.pods.is_empty() {
         IDLE

@@ -42,7 +42,7 @@ async fn round(
     round_among(service, vec![model("base", "pvc://models/base", None)], children, pods, answers).await
 }
 
-/// As [`round`], with these Models.
+/// As [`round`], with these Models; a refusal is told in the status.
 async fn round_among(
     service: &InferenceService,
     models: Vec<Model>,
@@ -50,6 +50,19 @@ async fn round_among(
     pods: Vec<Pod>,
     answers: &[(&str, u16, Value)],
 ) -> Vec<Call> {
+    let (calls, done) = attempt(service, models, children, pods, answers).await;
+    assert!(done.as_ref().err().is_none_or(Error::is_told), "{done:?}");
+    calls
+}
+
+/// The calls of one round, and how it ended.
+async fn attempt(
+    service: &InferenceService,
+    models: Vec<Model>,
+    children: Children,
+    pods: Vec<Pod>,
+    answers: &[(&str, u16, Value)],
+) -> (Vec<Call>, Result<Action, Error>) {
     let (client, server) = Server::start(answers);
     let guard = |model| DeserializeGuard(Ok(model));
     let stores = Stores {
@@ -65,9 +78,9 @@ async fn round_among(
         claims: filled(Vec::new()),
     };
     let services = Services { context: context(client), stores, told: Told::default() };
-    services.reconcile(service).await.expect("a round");
+    let done = services.reconcile(service).await;
     drop(services);
-    server.calls().await
+    (server.calls().await, done)
 }
 
 /// What the API server holds after the calls of a round of `service`.
@@ -221,7 +234,11 @@ async fn a_refusal_of_the_api_server_is_a_condition() {
     let mut refusal = failure(403, "Forbidden");
     refusal["message"] = json!("exceeded quota: objects");
     let make = patch(DEPLOYMENT);
-    let calls = round(&service(json!({})), Children::default(), Vec::new(), &[(&make, 403, refusal)]).await;
+    let models = vec![model("base", "pvc://models/base", None)];
+    let answers = [(make.as_str(), 403, refusal)];
+    let (calls, done) = attempt(&service(json!({})), models, Children::default(), Vec::new(), &answers).await;
+    // It is tried again as everything that fails is: with pauses that grow.
+    assert_eq!(done.expect_err("refused").category(), "WriteRefused");
     let stalled = said(&calls, "Stalled");
     assert_eq!((&stalled["status"], &stalled["reason"]), (&json!("True"), &json!("WriteRefused")));
     assert!(stalled["message"].as_str().is_some_and(|words| words.contains("exceeded quota")));
@@ -259,6 +276,17 @@ async fn the_contract_of_an_earlier_revision_goes_when_nobody_reads_it_any_more(
     let current = || vec![pod("new", &checksum, json!({}))];
     assert!(deletes(&round(&service, world(1), current(), &[]).await));
     assert!(!deletes(&round(&service, world(0), current(), &[]).await), "an old pod may be made again");
+    // What is left over says nothing of the service.
+    let before: Value = sent(&round(&service, world(1), current(), &[]).await, STATUS);
+    let models = vec![model("base", "pvc://models/base", None)];
+    let refused = [(delete, 403, failure(403, "Forbidden"))];
+    let (calls, done) = attempt(&service, models, world(1), current(), &refused).await;
+    assert_eq!(done.expect_err("refused").category(), "WriteRefused");
+    let reasons = |status: &Value| -> Vec<Value> {
+        let conditions = status["status"]["conditions"].as_array().expect("conditions");
+        conditions.iter().map(|condition| condition["reason"].clone()).collect()
+    };
+    assert_eq!(reasons(&sent(&calls, STATUS)), reasons(&before));
     let both = vec![pod("new", &checksum, json!({})), pod("old", "before", json!({}))];
     assert!(!deletes(&round(&service, world(1), both, &[]).await));
 }

@@ -64,5 +64,5 @@ pub fn inspection(
 /// Who may talk to its pod.
 pub fn policy(model: &Model, context: &Context) -> Result<NetworkPolicy, Error> {
     let name = names::inspect_job(&model.name_any());
-    job::policy(&Owner::of(model), name, KIND, &context.config.release_namespace)
+    job::policy(&Owner::of(model), name, KIND, context.config.control_peers())
 }

@@ -27,7 +27,7 @@ use crate::{
     apply::Happened,
     claims,
     context::{Context, Scope},
-    error::Error,
+    error::{Error, told},
     job::Owner,
     runtime::{Guard, Reconcile, Stop, Watches, labelled_owner},
 };
@@ -82,24 +82,14 @@ impl Reconcile for Models {
     async fn reconcile(&self, model: &Model) -> Result<Action, Error> {
         let observed = observe::observe(self, model, Timestamp::now()).await;
         let plan = plan::plan(model, &observed);
-        let refused = match self.apply(model, &observed, &plan).await {
-            Ok(()) => None,
-            // A quota, an admission rule, a name that is taken: it is the user's to know, and tried again.
-            Err(error) => match error.refusal() {
-                Some(refusal) => Some((refusal, error)),
-                None => return Err(error),
-            },
-        };
-        let refusal = refused.as_ref().map(|(refusal, _)| refusal);
-        let fresh = status::status(model, &observed, &plan, refusal);
+        let (refusal, done) = told(self.apply(model, &observed, &plan).await)?;
+        let fresh = status::status(model, &observed, &plan, refusal.as_ref());
         if self.context.writer.status(model, model.status.as_ref(), &fresh).await? {
             tracing::info!(model = model.name_any(), namespace = ?model.namespace(), reason = plan.view.reason(), "status");
             self.tell(model, &fresh).await;
         }
-        match refused {
-            Some((_, error)) => Err(error),
-            None => Ok(plan.next.map_or_else(Action::await_change, Action::requeue)),
-        }
+        done?;
+        Ok(plan.next.map_or_else(Action::await_change, Action::requeue))
     }
 }
 
@@ -133,7 +123,7 @@ impl Models {
             }
             Write::DeleteJob => {
                 if let Some(job) = &observed.inspection.job {
-                    writer.delete(&**job).await?;
+                    writer.clean_up(&**job).await?;
                 }
             }
         }

@@ -10,7 +10,7 @@ use lathe_resolve::{
 
 use super::observe::Observed;
 use crate::{
-    job::{State, advised, stands, unexpected},
+    job::{State, advised, failing_since, stands, unexpected},
     pods::Trouble,
 };
 
@@ -103,9 +103,10 @@ pub fn plan(model: &Model, observed: &Observed) -> Plan {
 
 /// Says why it failed, and tries again after a while: the files or the Secret may have been put right.
 fn again(model: &Model, observed: &Observed, trouble: Trouble) -> Plan {
-    let created = model.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    let conditions = model.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let since = failing_since(&model.metadata, conditions, &[conditions::READY]);
     let view = View::Failed(trouble);
-    match observed.inspection.again(created, observed.now) {
+    match observed.inspection.again(since, observed.now) {
         Some(wait) => Plan { write: Write::Nothing, view, next: Some(wait) },
         None => Plan { write: Write::DeleteJob, view, next: None },
     }

@@ -72,7 +72,21 @@ async fn round(
     pods: Vec<Pod>,
     others: Vec<Model>,
 ) -> (Vec<Call>, Option<Value>) {
-    let (client, server) = Server::start(&[]);
+    let (calls, done) = attempt(model, jobs, pods, others, &[]).await;
+    done.expect("a round");
+    let status = calls.iter().find(|(call, _)| call == STATUS).map(|(_, body)| body["status"].clone());
+    (calls, status)
+}
+
+/// One round against an API server that answers so; the calls, and how it ended.
+async fn attempt(
+    model: &Model,
+    jobs: Vec<Job>,
+    pods: Vec<Pod>,
+    others: Vec<Model>,
+    answers: &[(&str, u16, Value)],
+) -> (Vec<Call>, Result<Action, Error>) {
+    let (client, server) = Server::start(answers);
     let context = context(client);
     let policy = build::policy(model, &context).expect("a policy");
     let controller = Models {
@@ -84,11 +98,9 @@ async fn round(
         contracts: filled(Vec::new()),
         policies: filled(vec![policy]),
     };
-    controller.reconcile(model).await.expect("a round");
+    let done = controller.reconcile(model).await;
     drop(controller);
-    let calls = server.calls().await;
-    let status = calls.iter().find(|(call, _)| call == STATUS).map(|(_, body)| body["status"].clone());
-    (calls, status)
+    (server.calls().await, done)
 }
 
 fn condition(status: &Value, type_: &str) -> (String, String, String) {
@@ -150,6 +162,12 @@ async fn what_the_pod_found_is_recorded_then_the_job_goes_then_nothing_is_writte
     let recorded = model("m", source(), status);
     let (calls, _) = round(&recorded, vec![done()], vec![], vec![]).await;
     assert_eq!(paths(&calls), [format!("DELETE {JOB}")]);
+    // The API server refuses that: it is tried again, and what is known stands.
+    let delete = format!("DELETE {JOB}");
+    let refused = [(delete.as_str(), 403, failure(403, "Forbidden"))];
+    let (calls, failed) = attempt(&recorded, vec![done()], vec![], vec![], &refused).await;
+    assert_eq!(failed.expect_err("refused").category(), "WriteRefused");
+    assert_eq!(paths(&calls), [delete.as_str()]);
     let (calls, _) = round(&recorded, vec![], vec![], vec![]).await;
     assert!(calls.is_empty(), "a settled object: {calls:?}");
 }

@@ -16,7 +16,7 @@ use crate::{paths, ui};
 use objects::{Helm, RELEASE_NAMESPACE, kinds, name, named};
 
 /// Values that are refused, and the field that the refusal names.
-const REFUSED: [(&str, &str); 11] = [
+const REFUSED: [(&str, &str); 12] = [
     ("operator.replicas=many", "/operator/replicas"),
     ("operator.replica=1", "/operator"),
     ("operator.logFormat=xml", "/operator/logFormat"),
@@ -27,17 +27,19 @@ const REFUSED: [(&str, &str); 11] = [
     ("artifacts.accessMode=RWX", "/artifacts/accessMode"),
     ("artifacts.size=big", "/artifacts/size"),
     ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0"),
+    ("networkPolicy.metricsFrom.labels=x", "/networkPolicy/metricsFrom"),
     ("serviceMonitor.interval=soon", "/serviceMonitor/interval"),
 ];
 
 type Check = fn(&Helm) -> Result<()>;
 
-const CHECKS: [(&str, Check); 7] = [
+const CHECKS: [(&str, Check); 8] = [
     ("helm lint --strict", Helm::lint),
     ("Chart.yaml tells this version, its images and its kinds", metadata),
     ("values that cannot be meant are refused, and the field is named", refusals),
     ("two renders are equal: nothing comes from chance or from time", repeated),
     ("every combination of values makes objects that belong together", combinations),
+    ("who reads the metrics of workers is told to the operator", metrics_from),
     ("deploy/ has the chart's objects, for kubectl and for Kustomize", plain::same_objects),
     ("a Kustomize overlay changes namespace and images", plain::overlay),
 ];
@@ -97,6 +99,27 @@ fn refusals(helm: &Helm) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+fn metrics_from(helm: &Helm) -> Result<()> {
+    let told = |values: &[&str]| {
+        let all = objects::parse(&helm.template(values)?)?;
+        let deployment = named(&all, "Deployment", "lathe-operator").context("no Deployment")?;
+        let env = &deployment["spec"]["template"]["spec"]["containers"][0]["env"];
+        let named = |name: &str| env.as_array()?.iter().find(|env| env["name"] == name)?["value"].as_str();
+        let told = ["LATHE_METRICS_FROM_NAMESPACES", "LATHE_METRICS_FROM_PODS"].map(named);
+        anyhow::Ok(told.map(|value| value.map(str::to_owned)))
+    };
+    ensure!(told(&[])? == [None, None], "without values somebody is let in");
+    let values = [
+        r"networkPolicy.metricsFrom.namespaceLabels.kubernetes\.io/metadata\.name=monitoring",
+        "networkPolicy.metricsFrom.podLabels.app=prometheus",
+        "networkPolicy.metricsFrom.podLabels.shard=a",
+    ];
+    let [namespaces, pods] = told(&values)?;
+    ensure!(namespaces.as_deref() == Some("kubernetes.io/metadata.name=monitoring"), "{namespaces:?}");
+    ensure!(pods.as_deref() == Some("app=prometheus,shard=a"), "{pods:?}");
     Ok(())
 }
 

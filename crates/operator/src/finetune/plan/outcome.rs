@@ -66,7 +66,7 @@ pub fn recover(job: &FineTuneJob, observed: &Observed, attempt: &Attempt) -> Pla
 fn look_again(observed: &Observed, attempt: &Attempt, trouble: Trouble) -> Plan {
     let plan = Plan::at(Stage::Lost(Some(trouble)));
     match (observed.summary.again(attempt.run.ended(), observed.now), observed.summary.job.clone()) {
-        (None, Some(summary)) => plan.write(Write::Delete(summary)),
+        (None, Some(summary)) => plan.write(Write::CleanUp(summary)),
         (next, _) => Plan { next, ..plan },
     }
 }

@@ -97,6 +97,47 @@ async fn a_job_goes_from_nothing_to_a_model_and_then_rests() {
 }
 
 #[tokio::test]
+async fn a_clean_up_that_is_refused_hides_nothing_and_is_tried_again() {
+    let delete = format!("DELETE {JOBS}/t-check-data");
+    let refused = || [(delete.as_str(), 403, failure(403, "Forbidden"))];
+    let check = || job("t-check-data", "check-data", ended("Complete"));
+    let known = json!({"observedGeneration": 1, "datasetDigest": digest('d'), "attempt": 1});
+    let world = World {
+        jobs: vec![check(), job("t-1", "train", ended("Complete"))],
+        pods: vec![said("t-1", 0, trained(json!({})))],
+        ..World::default()
+    };
+    // The Model is made all the same, and the status says so.
+    let (calls, done) = round(&with_status(known), world, &refused()).await;
+    assert_eq!(done.expect_err("refused").category(), "WriteRefused");
+    assert_eq!(told(&calls), ["ModelMade", "Tuned"]);
+    let status = status_of(&calls);
+    let over: lathe_api::FineTuneJobStatus = object(status.clone());
+    assert_eq!(condition(&over, conditions::SUCCEEDED).1, "Tuned");
+    // Afterwards it stands.
+    let world = World { jobs: vec![check()], ..World::default() };
+    let (calls, done) = round(&with_status(status), world, &refused()).await;
+    let words = done.expect_err("refused").to_string();
+    assert!(words.contains("delete Job t-check-data") && words.contains("Next: "), "{words}");
+    assert_eq!(paths(&calls), [delete.as_str()]);
+}
+
+#[tokio::test]
+async fn a_job_that_waited_long_for_its_base_looks_at_its_rows_again_soon() {
+    let ago = |seconds: i64| (Timestamp::now() - jiff::SignedDuration::from_secs(seconds)).to_string();
+    let planned = json!({"type": "Planned", "status": "True", "reason": "Planned", "message": "m", "lastTransitionTime": ago(70)});
+    let known = json!({"observedGeneration": 1, "conditions": [planned]});
+    let world = World {
+        jobs: vec![job("t-check-data", "check-data", ended_at("Failed", &ago(60)))],
+        pods: vec![said("t-check-data", 64, failed("NotFound"))],
+        ..World::default()
+    };
+    let (calls, done) = round(&with_status(known), world, &[]).await;
+    done.expect("a round");
+    assert_eq!(paths(&calls), [&format!("DELETE {JOBS}/t-check-data"), STATUS]);
+}
+
+#[tokio::test]
 async fn the_job_is_what_the_cluster_needs() {
     let known = json!({"observedGeneration": 1, "datasetDigest": digest('d')});
     let (calls, _) = round(&with_status(known), World::default(), &[]).await;

@@ -59,7 +59,7 @@ fn writes(plan: &Plan) -> String {
         Write::Claim => "claim".to_owned(),
         Write::Start { attempt, .. } => format!("start {attempt}"),
         Write::Suspend(job, on) => format!("{} {}", if *on { "suspend" } else { "resume" }, job.name_any()),
-        Write::Delete(job) => format!("delete {}", job.name_any()),
+        Write::Delete(job) | Write::CleanUp(job) => format!("delete {}", job.name_any()),
         Write::Summarise => "summarise".to_owned(),
         Write::MakeModel(..) => "model".to_owned(),
         Write::Scores(..) => "scores".to_owned(),

@@ -1,15 +1,25 @@
+use std::sync::LazyLock;
+
 use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::{
+    context::{Config, peer},
     drift::APPLIED,
     inference::fixtures::{deployment as live_deployment, seen, service, serving},
+    testing::config,
 };
 
 static NONE: BTreeSet<String> = BTreeSet::new();
-const INSTALLATION: Installation<'_> =
-    Installation { namespace: "lathe-system", pull_policy: Some("IfNotPresent"), one_node: &NONE };
+static PEERS: LazyLock<Vec<NetworkPolicyPeer>> = LazyLock::new(|| {
+    let scraper = peer(BTreeMap::from([("team".to_owned(), "metrics".to_owned())]), BTreeMap::default());
+    Config { scraper: Some(scraper), ..config() }.control_peers()
+});
+
+fn installation() -> Installation<'static> {
+    Installation { control_peers: &PEERS, pull_policy: Some("IfNotPresent"), one_node: &NONE }
+}
 
 /// Without the hashes, which are the same wherever the rest is.
 fn json_of(object: impl serde::Serialize) -> Value {
@@ -38,7 +48,7 @@ fn meta(name: &str, annotations: Value) -> Value {
 
 fn built(service: &InferenceService, deployment: Option<&Deployment>) -> Wanted {
     let live = Live { deployment, kept: None };
-    build(service, &serving(service, &seen(service)), live, INSTALLATION).unwrap()
+    build(service, &serving(service, &seen(service)), live, installation()).unwrap()
 }
 
 #[test]
@@ -66,10 +76,13 @@ fn the_objects_around_the_pods() {
                     {"ports": [{"port": 8080, "protocol": "TCP"}]},
                     {
                         "ports": [{"port": 8081, "protocol": "TCP"}],
-                        "from": [{
-                            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "lathe-system"}},
-                            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "lathe-operator"}},
-                        }],
+                        "from": [
+                            {
+                                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "lathe-system"}},
+                                "podSelector": {"matchLabels": {"app.kubernetes.io/name": "lathe-operator"}},
+                            },
+                            {"namespaceSelector": {"matchLabels": {"team": "metrics"}}, "podSelector": {}},
+                        ],
                     },
                 ],
             },
@@ -173,8 +186,7 @@ fn a_new_release_changes_no_running_pod_and_comes_with_the_next_roll_out() {
     let service = service(json!({}));
     let (serving, old) = (serving(&service, &seen(&service)), of_an_earlier_version(&service));
     let here = BTreeSet::from(["models".to_owned()]);
-    let installation =
-        Installation { namespace: "lathe-system", pull_policy: Some("Always"), one_node: &here };
+    let installation = Installation { control_peers: &PEERS, pull_policy: Some("Always"), one_node: &here };
     let made = |kept| {
         let wanted = build(&service, &serving, Live { deployment: None, kept }, installation).unwrap();
         (wanted.contract.data.unwrap(), wanted.deployment.spec.unwrap().template)
@@ -198,7 +210,7 @@ fn running_pods_get_other_adapters_and_nothing_else() {
     let service = service(json!({"adapterRefs": [{"name": "tone"}]}));
     let serving = serving(&service, &seen(&service));
     let wanted =
-        build(&service, &serving, Live { deployment: None, kept: Some(&old) }, INSTALLATION).unwrap();
+        build(&service, &serving, Live { deployment: None, kept: Some(&old) }, installation()).unwrap();
     let contract = |map: &ConfigMap| -> Value {
         serde_json::from_str(&map.data.as_ref().unwrap()["contract.json"]).unwrap()
     };
@@ -226,6 +238,6 @@ fn a_roll_out_says_why(
     let mut seen = seen(&service);
     seen.children.deployment = live.clone();
     let there = Live { deployment: live.as_ref(), kept: None };
-    let wanted = build(&service, &serving(&service, &seen), there, INSTALLATION).unwrap();
+    let wanted = build(&service, &serving(&service, &seen), there, installation()).unwrap();
     assert_eq!(wanted.deployment.annotations().get(CHANGE_CAUSE).map(String::as_str), cause);
 }
