@@ -24,7 +24,7 @@ const FOLDER: &str = "LATHE_TEST_MODELS";
 const POINT: &str = "LATHE_TEST_POINT";
 
 /// What a process has beside its plan: lists, names, stacks, the allocator's own.
-const BESIDE: f64 = 4e6;
+const BESIDE: f64 = 2e6;
 
 /// Most weights in blocks, head apart from the embedding.
 fn deep() -> ModelShape {
