@@ -88,6 +88,12 @@ pub enum WeightPrecision {
     BFloat16,
     /// 32-bit: 4 bytes a weight.
     Float32,
+    /// 8-bit integers with a scale for each 128 weights, rounded when the replica starts: half the memory of BFloat16 and
+    /// up to twice its speed, at hardly any loss.
+    Int8,
+    /// 4-bit integers with a scale for each 128 weights; token vectors and the output head in 8 bits: a third of the memory
+    /// of BFloat16. Answers are worse, small models' most: measure before use.
+    Int4,
 }
 
 /// On what a service runs.

@@ -206,6 +206,10 @@ pub enum Precision {
     Float32,
     /// bfloat16.
     BFloat16,
+    /// 8-bit integers with a scale for each group of 128; for serving.
+    Int8,
+    /// 4-bit integers with a scale for each group of 128; for serving.
+    Int4,
 }
 
 /// Hyper-parameters, every default already filled in.

@@ -16,34 +16,43 @@ const ROUNDS: usize = 5;
 fn main() {
     let rows = std::env::args().nth(1).map_or(512, |rows| rows.parse().unwrap());
     println!(
-        "{:9} {:16} {:>5} {:>8} {:>6} {:>10} {:>8}",
+        "{:11} {:16} {:>5} {:>8} {:>6} {:>10} {:>8}",
         "level", "product", "rows", "outputs", "inputs", "GFLOP/s", "GB/s"
     );
     for level in Level::here() {
         for (outputs, inputs) in SHAPES {
             let rows = if outputs > 100_000 { rows.min(128) } else { rows };
             let mut cpu = Cpu::new(1, level);
-            let scratch = cpu.alloc("scratch", Element::F32, 1 << 15).unwrap();
+            let scratch = cpu.alloc("scratch", Element::F32, 1 << 16).unwrap();
             cpu.set_scratch(scratch);
             let mut f32 = |len| cpu.alloc("bench", Element::F32, len).unwrap();
             let (x, y) = (f32(rows * inputs), f32(rows * outputs));
             let wide = f32(outputs * inputs);
             let narrow = cpu.alloc("bench", Element::BF16, outputs * inputs).unwrap();
+            let mut few_bits = |element: Element| {
+                let to = element.quantized_bytes(outputs, inputs).unwrap();
+                let to = cpu.alloc("bench", element, to).unwrap();
+                cpu.enqueue(Op::Quantize { from: narrow, to, first: 0, rows: outputs, outputs, inputs });
+                to
+            };
+            let (int8, int4) = (few_bits(Element::Int8), few_bits(Element::Int4));
             let forward = |w: Buf| Op::Linear { x, w, y, rows, outputs, inputs, start: Start::Zero };
             let back = |w: Buf| Op::LinearInputGrad { dy: y, w, dx: x, rows, outputs, inputs, keep: false };
             let weight = Op::LinearWeightGrad { x, dy: y, dw: wide, rows, outputs, inputs };
-            for (name, op, bytes) in [
-                ("y = x w^T, f32", forward(wide), 4),
-                ("y = x w^T, bf16", forward(narrow), 2),
-                ("dx = dy w, bf16", back(narrow), 2),
-                ("dw = dy^T x", weight, 4),
+            for (name, op, w) in [
+                ("y = x w^T, f32", forward(wide), wide),
+                ("y = x w^T, bf16", forward(narrow), narrow),
+                ("y = x w^T, int8", forward(int8), int8),
+                ("y = x w^T, int4", forward(int4), int4),
+                ("dx = dy w, bf16", back(narrow), narrow),
+                ("dw = dy^T x", weight, wide),
             ] {
                 let seconds = fastest(&mut cpu, &op);
-                let (flops, bytes) =
-                    ((2 * rows * outputs * inputs) as f64, (bytes * outputs * inputs) as f64);
+                let bytes = (w.len() * w.element().bytes()) as f64;
+                let flops = (2 * rows * outputs * inputs) as f64;
                 let (flops, bytes) = (flops / seconds / 1e9, bytes / seconds / 1e9);
                 println!(
-                    "{:9} {name:16} {rows:5} {outputs:8} {inputs:6} {flops:10.1} {bytes:8.2}",
+                    "{:11} {name:16} {rows:5} {outputs:8} {inputs:6} {flops:10.1} {bytes:8.2}",
                     level.name()
                 );
             }

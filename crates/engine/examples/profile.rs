@@ -1,5 +1,5 @@
 //! Where the time of a 0.5 B model (the shape of Qwen2.5-0.5B, random weights) goes:
-//! `cargo run --release -p lathe-engine --example profile -- train|prefill|decode [tokens or batch] [threads]`.
+//! `cargo run --release -p lathe-engine --example profile -- train|prefill|decode [tokens or batch] [threads] [f32|bf16|int8|int4]`.
 //!
 //! Prints time, GFLOP/s and GB/s by operation. `cargo xtask bench` measures whole processes.
 #![allow(clippy::unwrap_used)] // A program for developers.
@@ -65,13 +65,19 @@ fn main() {
     let number = |at: usize, default| args.get(at).map_or(default, |n| n.parse().unwrap());
     let what = args.first().map_or("decode", String::as_str);
     let threads = number(2, Model::default_threads());
+    let precision = match args.get(3).map_or("bf16", String::as_str) {
+        "f32" => Precision::F32,
+        "int8" => Precision::Int8,
+        "int4" => Precision::Int4,
+        _ => Precision::BF16,
+    };
     let folder = folder();
     let started = Instant::now();
     let (device, spans) = Profiler::new(Cpu::new(threads, Level::detect().unwrap()));
     let weights = ModelWeights::open(&folder).unwrap();
-    let model = Model::load_on(Box::new(device), &shape(), Precision::BF16, &weights).unwrap();
+    let model = Model::load_on(Box::new(device), &shape(), precision, &weights).unwrap();
     println!(
-        "{} threads, {}; loaded in {:.3} s",
+        "{} threads, {}, {precision:?}; loaded in {:.3} s",
         threads,
         model.level().name(),
         started.elapsed().as_secs_f64()
@@ -87,7 +93,7 @@ fn train(model: Model, threads: usize, row: usize, spans: &Mutex<Vec<Span>>) {
     let targets = Target::ALL.into_iter().collect();
     let request = TrainRequest {
         method: TrainMethod::Lora(LoraSpec { rank: 16, alpha: 32.0, dropout: 0.0, targets }),
-        weights: Precision::BF16,
+        weights: model.precision(),
         max_row_tokens: row,
         batch_tokens: 4 * row,
         micro_batch_tokens: None,
@@ -120,7 +126,7 @@ fn train(model: Model, threads: usize, row: usize, spans: &Mutex<Vec<Span>>) {
 
 fn serve(model: Model, threads: usize, prompt: usize, batch: u64, answer: usize, spans: &Mutex<Vec<Span>>) {
     let request = ServeRequest {
-        weights: Precision::BF16,
+        weights: model.precision(),
         context: prompt + answer + 1,
         max_sequences: batch as usize,
         max_batch_tokens: prompt.max(512),

@@ -33,6 +33,12 @@ pub enum Error {
         /// What the file holds.
         found: usize,
     },
+    /// What was rounded to a few bits cannot be written.
+    #[error("tensor `{name}` is held in few bits; load the model in F32 or BF16 to write it")]
+    Quantized {
+        /// The tensor.
+        name: String,
+    },
     /// The source could not be read.
     #[error("tensor `{name}` cannot be read")]
     Source {

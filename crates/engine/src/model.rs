@@ -6,8 +6,11 @@ use lathe_plan::{Element, ModelShape, Precision, Target};
 
 use crate::decoder::{LayerWeights, Linear, Weights};
 use crate::device::cpu::{Cpu, Level};
-use crate::device::{Buf, Device};
-use crate::{Dtype, Error, NamedTensor, Result, WeightSource, host};
+use crate::device::{Buf, Device, Op};
+use crate::{Dtype, Error, NamedTensor, Result, TensorView, WeightSource, host};
+
+/// Numbers of a copy that are quantized together.
+const ROWS_AT_A_TIME: usize = 1 << 22;
 
 /// A model on a device, ready for a [`crate::Trainer`] or a [`crate::Generator`], which take it and give it back.
 pub struct Model {
@@ -50,15 +53,20 @@ impl Model {
         for tensor in shape.tensors() {
             let view = source.tensor(&tensor.name)?;
             view.check(&tensor.name, &tensor.shape)?;
-            let element = if tensor.is_matrix() { precision.element() } else { Element::F32 };
+            let (element, len) = precision.storage(&tensor)?;
             let as_it_lies = view.dtype.element() == Some(element);
             let adopted =
                 view.in_place.as_ref().filter(|_| as_it_lies).and_then(|b| device.adopt(element, b));
             let buf = match adopted {
                 Some(buf) => buf,
                 None => {
-                    let buf = device.alloc(&tensor.name, element, tensor.elements()?)?;
-                    host::write_tensor(&mut *device, buf, &view);
+                    let buf = device.alloc(&tensor.name, element, len)?;
+                    match (element, &tensor.shape[..]) {
+                        (Element::Int8 | Element::Int4, &[outputs, inputs]) => {
+                            quantize(&mut *device, buf, [outputs, inputs], &view)?;
+                        }
+                        _ => host::write_tensor(&mut *device, buf, &view),
+                    }
                     buf
                 }
             };
@@ -101,14 +109,43 @@ impl Model {
     /// One tensor by its name, to be written to a file as `dtype`.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`].
+    /// [`Error::MissingTensor`], [`Error::Quantized`].
     pub fn tensor(&mut self, name: &str, dtype: Dtype) -> Result<NamedTensor> {
         let missing = || Error::MissingTensor { name: name.to_owned() };
         let tensor = self.shape.tensors().into_iter().find(|t| t.name == name).ok_or_else(missing)?;
         let buf = *self.tensors.get(name).ok_or_else(missing)?;
+        if matches!(buf.element(), Element::Int8 | Element::Int4) {
+            return Err(Error::Quantized { name: name.to_owned() });
+        }
         let values = host::read_f32(&mut *self.device, buf);
         Ok(NamedTensor::of(name, dtype, &tensor.shape, &values))
     }
+}
+
+/// Fills the quantized matrix `to` from floating-point numbers where they lie, or from some rows of a copy at a time.
+fn quantize(
+    device: &mut dyn Device,
+    to: Buf,
+    [outputs, inputs]: [usize; 2],
+    view: &TensorView<'_>,
+) -> Result<()> {
+    let all = |from, first, rows| Op::Quantize { from, to, first, rows, outputs, inputs };
+    let element = view.dtype.element().zip(view.in_place.as_ref());
+    if let Some(from) = element.and_then(|(element, bytes)| device.adopt(element, bytes)) {
+        device.enqueue(all(from, 0, outputs));
+        device.free(from);
+        return Ok(());
+    }
+    let most = (ROWS_AT_A_TIME / inputs).clamp(1, outputs);
+    let copy = device.alloc("rows to quantize", Element::F32, most * inputs)?;
+    for first in (0..outputs).step_by(most) {
+        let rows = most.min(outputs - first);
+        let values: Vec<f32> = view.widen(first * inputs..(first + rows) * inputs).collect();
+        host::write_f32(device, copy.first(values.len()), &values);
+        device.enqueue(all(copy.first(values.len()), first, rows));
+    }
+    device.free(copy);
+    Ok(())
 }
 
 fn find_weights(shape: &ModelShape, tensors: &HashMap<String, Buf>) -> Result<Weights> {

@@ -29,7 +29,7 @@ fn weights(q: &[f32], keys: &dyn Fn(usize) -> Vec<f32>, position: usize) -> Vec<
 
 #[rstest]
 fn a_paged_cache_is_read_as_the_formula_says(
-    #[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level,
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
     #[values(8, 20, 64)] dim: usize,
 ) {
     if !Level::here().any(|here| here == level) {
@@ -123,7 +123,9 @@ fn a_paged_cache_is_read_as_the_formula_says(
 }
 
 #[rstest]
-fn the_gradient_is_its_formula(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level) {
+fn the_gradient_is_its_formula(
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
+) {
     if !Level::here().any(|here| here == level) {
         return eprintln!("skipped: this machine lacks {}", level.name());
     }

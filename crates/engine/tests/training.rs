@@ -130,12 +130,34 @@ fn a_resumed_run_is_one_that_never_stopped(
     let expected = trained(&shape, &request, &LENGTHS, 5).1;
     let stopped = trained(&shape, &request, &LENGTHS, 2).1;
     let mut resumed = trainer_of(&shape, &request, hyper());
-    resumed.load_state(&mut Cursor::new(stopped)).unwrap();
+    assert_eq!(resumed.load_state(&mut Cursor::new(stopped)).unwrap(), None);
     assert_eq!(resumed.steps_done(), 2);
     for _ in 0..3 {
         resumed.step(&rows(&shape, &LENGTHS)).unwrap();
     }
     assert!(state(&mut resumed) == expected);
+}
+
+/// Nodes of one cluster differ: a pod that moves to another kind of processor loses no step.
+#[test]
+fn a_run_goes_on_with_other_instructions_and_says_so() {
+    let shape = qwen();
+    let request = request(&lora(0.0), Precision::BF16);
+    let plain = || -> Trainer {
+        let cpu = Box::new(Cpu::new(1, Level::Portable));
+        let model = Model::load_on(cpu, &shape, Precision::BF16, &Noise(shape.clone())).unwrap();
+        Trainer::new(model, &plan_training(&shape, &request).unwrap(), hyper()).unwrap()
+    };
+    let mut there = plain();
+    there.step(&rows(&shape, &LENGTHS)).unwrap();
+    let state = state(&mut there);
+    let mut here = trainer_of(&shape, &request, hyper());
+    let other = Level::detect().unwrap() != Level::Portable;
+    let told = here.load_state(&mut Cursor::new(&state)).unwrap();
+    assert_eq!(told.as_deref(), other.then_some("portable"));
+    let [moved, stayed] = [&mut here, &mut there].map(|run| run.step(&rows(&shape, &LENGTHS)).unwrap());
+    assert_eq!((moved.step, stayed.step), (2, 2));
+    assert!((moved.loss - stayed.loss).abs() < 0.02 * stayed.loss, "{} and {}", moved.loss, stayed.loss);
 }
 
 #[test]

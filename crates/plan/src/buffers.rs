@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::PlanError;
 use crate::tensors::elements;
+use crate::{PlanError, QUANT_GROUP};
 
 /// One buffer that a run holds from its start to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,16 +50,44 @@ pub enum Element {
     U64,
     /// Sums over a whole step.
     F64,
+    /// A byte of a matrix in 8 bits, see [`Element::quantized_bytes`].
+    Int8,
+    /// A byte of a matrix in 4 bits.
+    Int4,
 }
 
 impl Element {
     /// Bytes of one element.
     pub fn bytes(self) -> usize {
         match self {
+            Element::Int8 | Element::Int4 => 1,
             Element::BF16 => 2,
             Element::F32 | Element::U32 => 4,
             Element::U64 | Element::F64 => 8,
         }
+    }
+}
+
+impl Element {
+    /// Bytes of the codes of one row of `columns` weights; the last group is filled up.
+    ///
+    /// # Panics
+    /// The element is no quantized one.
+    pub fn code_bytes(self, columns: usize) -> usize {
+        let groups = columns.div_ceil(QUANT_GROUP);
+        match self {
+            Element::Int8 => groups * QUANT_GROUP,
+            Element::Int4 => groups * QUANT_GROUP / 2,
+            _ => panic!("{self:?} has no codes"),
+        }
+    }
+
+    /// Bytes of a quantized matrix `[rows, columns]`: the codes of all rows, then the scales (f32) of all groups of all
+    /// rows. None where they are more than any memory.
+    pub fn quantized_bytes(self, rows: usize, columns: usize) -> Option<usize> {
+        elements(&[columns, 1])?;
+        let scales = columns.div_ceil(QUANT_GROUP) * size_of::<f32>();
+        elements(&[rows, self.code_bytes(columns) + scales])
     }
 }
 

@@ -90,7 +90,7 @@ pub fn decoding(
     devices: u32,
 ) -> Estimate {
     let weights = product_weights(shape);
-    let bytes = weights * precision.element().bytes() as f64;
+    let bytes = weights * precision.bytes_per_weight();
     let by_bandwidth = rates.bandwidth * BANDWIDTH_SHARE * f64::from(batch) / bytes;
     let by_compute = rates.compute * COMPUTE_SHARE / (2.0 * weights);
     of(by_bandwidth.min(by_compute) * f64::from(devices), tokens, rates, devices)

@@ -16,10 +16,10 @@ mod tensors;
 mod training;
 
 pub use buffers::{Buffer, Category, Element, Totals};
-pub use method::{LoraSpec, Precision, Target, TrainMethod};
+pub use method::{LoraSpec, Precision, QUANT_GROUP, Target, TrainMethod};
 pub use serving::{
-    AdapterBudget, BLOCK, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, SPARE_RANK, ServePlan, ServeRequest,
-    plan_serving,
+    AdapterBudget, BLOCK, SAMPLE_CHUNK, SERVE_BATCH_TOKENS, SPARE_ADAPTERS, SPARE_RANK, ServePlan,
+    ServeRequest, plan_serving,
 };
 pub use shape::{ModelShape, RopeScaling};
 pub use tensors::{Tensor, TensorKind};

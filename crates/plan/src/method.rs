@@ -6,23 +6,61 @@ use serde::{Deserialize, Serialize};
 
 use crate::shape::wrong;
 use crate::tensors::elements;
-use crate::{Element, ModelShape, PlanError};
+use crate::{Element, ModelShape, PlanError, Tensor, TensorKind};
 
 /// How a model's matrices are held. Norms and biases are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Precision {
     /// 4 bytes a weight.
     F32,
-    /// 2 bytes a weight, widened to f32 inside the products.
+    /// 2 bytes a weight.
     BF16,
+    /// 8 bits a weight and a scale (f32) for each [`QUANT_GROUP`] of a row. For serving.
+    Int8,
+    /// 4 bits a weight and a scale for each group; token vectors and the head in 8 bits. For serving.
+    Int4,
 }
 
+/// Weights of a row, one after the other, that share a scale; what is multiplied with them is quantized in the same
+/// groups.
+pub const QUANT_GROUP: usize = 128;
+
 impl Precision {
-    /// The element type of the matrices.
-    pub fn element(self) -> Element {
+    /// Whether training can hold the model so.
+    pub fn is_float(self) -> bool {
+        matches!(self, Precision::F32 | Precision::BF16)
+    }
+
+    /// Element type and number of elements of a tensor that is held so.
+    ///
+    /// # Errors
+    /// [`PlanError::TooLarge`].
+    pub fn storage(self, tensor: &Tensor) -> Result<(Element, usize), PlanError> {
+        let element = match (self, tensor.kind) {
+            _ if !tensor.is_matrix() => Element::F32,
+            (Precision::F32, _) => Element::F32,
+            (Precision::BF16, _) => Element::BF16,
+            (Precision::Int4, TensorKind::Linear(_)) => Element::Int4,
+            (Precision::Int8 | Precision::Int4, _) => Element::Int8,
+        };
+        let len = match (element, &tensor.shape[..]) {
+            (Element::Int8 | Element::Int4, &[rows, columns]) => {
+                let too_large = || PlanError::TooLarge { what: tensor.name.clone() };
+                element.quantized_bytes(rows, columns).ok_or_else(too_large)?
+            }
+            _ => tensor.elements()?,
+        };
+        Ok((element, len))
+    }
+
+    /// Bytes that a weight takes in the products, scales included.
+    pub fn bytes_per_weight(self) -> f64 {
+        let scale = 4.0 / QUANT_GROUP as f64;
         match self {
-            Precision::F32 => Element::F32,
-            Precision::BF16 => Element::BF16,
+            Precision::F32 => 4.0,
+            Precision::BF16 => 2.0,
+            Precision::Int8 => 1.0 + scale,
+            Precision::Int4 => 0.5 + scale,
         }
     }
 }

@@ -80,6 +80,9 @@ pub struct ServePlan {
     pub totals: Totals,
 }
 
+/// Tokens whose weights are summed apart, so that a token is drawn by looking at one such chunk of the vocabulary.
+pub const SAMPLE_CHUNK: usize = 1024;
+
 /// Plans a serving process. With a limit, the cache shrinks to what fits, down to one full context.
 ///
 /// # Errors
@@ -170,6 +173,8 @@ fn arrange(shape: &ModelShape, request: &ServeRequest, blocks: usize) -> Result<
     list.add("head.logits", Workspace, F32, &[sequences, shape.vocab])?;
     list.add("head.stats", Workspace, F32, &[sequences, 3])?;
     list.add("head.targets", Workspace, U32, &[sequences])?;
+    list.add("head.temperatures", Workspace, F32, &[sequences])?;
+    list.add("head.sums", Workspace, F32, &[sequences, shape.vocab.div_ceil(SAMPLE_CHUNK)])?;
     let table = request.context.div_ceil(BLOCK);
     for (name, len) in [
         ("batch.tokens", tokens),

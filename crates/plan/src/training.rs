@@ -74,6 +74,9 @@ pub fn plan_training(shape: &ModelShape, request: &TrainRequest) -> Result<Train
         let allowed = format!("between 2 and the model's context of {} tokens", shape.max_position);
         return Err(wrong("sequenceLength", allowed, row));
     }
+    if !request.weights.is_float() {
+        return Err(wrong("weights", "F32 or BF16".to_owned(), format!("{:?}", request.weights)));
+    }
     if request.batch_tokens > 1 << 28 || request.threads == 0 || request.threads > 4096 {
         let found = format!("{} and {}", request.batch_tokens, request.threads);
         return Err(wrong("batchTokens and threads", "at most 2^28, and 1 to 4096".to_owned(), found));
@@ -229,8 +232,7 @@ pub(crate) fn weight_buffers(
     precision: Precision,
 ) -> Result<(), PlanError> {
     for tensor in shape.tensors() {
-        let element = if tensor.is_matrix() { precision.element() } else { F32 };
-        let len = tensor.elements()?;
+        let (element, len) = precision.storage(&tensor)?;
         list.add(tensor.name, Weights, element, &[len])?;
     }
     Ok(())
@@ -286,7 +288,7 @@ pub const ATTENTION_QUERIES: usize = 64;
 /// Elements of scratch per thread: blocks of a product, or of attention (for each query two chunks of scores, four
 /// vectors, and some numbers).
 fn thread_scratch(shape: &ModelShape) -> usize {
-    const BLOCKS: usize = 1 << 15;
+    const BLOCKS: usize = 1 << 16;
     let queries = ATTENTION_QUERIES.max(shape.heads / shape.kv_heads);
     BLOCKS.max(queries * (2 * ATTENTION_KEYS + 4 * shape.head_dim + 4))
 }

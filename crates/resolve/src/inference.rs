@@ -115,6 +115,8 @@ pub fn serving(spec: &InferenceServiceSpec, facts: &ServeFacts<'_>) -> Result<Se
         weights: match spec.serving.weights {
             WeightPrecision::BFloat16 => Precision::BFloat16,
             WeightPrecision::Float32 => Precision::Float32,
+            WeightPrecision::Int8 => Precision::Int8,
+            WeightPrecision::Int4 => Precision::Int4,
         },
         context_length: plan.context as i64,
         max_sequences: spec.serving.max_sequences,

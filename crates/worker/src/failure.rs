@@ -185,7 +185,7 @@ impl From<lathe_engine::Error> for Halt {
             Error::OutOfMemory { .. } => {
                 return Halt::transient("OutOfMemory", &error, "give the pod more memory");
             }
-            Error::OtherPlan { .. } => {
+            Error::OtherPlan { .. } | Error::Quantized { .. } => {
                 return Halt::transient("InternalError", &error, "report this to Lathe's maintainers");
             }
         };

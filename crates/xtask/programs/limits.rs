@@ -26,11 +26,9 @@ fn main() {
     };
     let (one, two) = (read(one_stream), read(two_streams));
     let reads = Rate { clock: one.clock.max(two.clock), processor: one.processor.max(two.processor) };
-    let [portable, avx2, avx512, amx] = multiply_adds(threads).map(shown);
     let reads = shown(Some(reads));
-    println!(
-        "{{\"read\":{reads},\"portable\":{portable},\"avx2\":{avx2},\"avx512\":{avx512},\"amx\":{amx}}}"
-    );
+    let others = multiply_adds(threads).map(|(name, rate)| format!(",\"{name}\":{}", shown(rate)));
+    println!("{{\"read\":{reads}{}}}", others.concat());
 }
 
 fn shown(rate: Option<Rate>) -> String {
@@ -135,37 +133,56 @@ fn plain(first: &[u64], second: &[u64]) -> u64 {
     sums.iter().fold(0, |all, sum| all.wrapping_add(*sum))
 }
 
-/// GFLOP/s of f32 on any processor, of f32 by AVX2, of f32 by AVX-512 and of bf16 by AMX; a multiply-add is 2 operations.
-fn multiply_adds(threads: usize) -> [Option<Rate>; 4] {
+/// Operations a second by number and instruction: f32, bf16 and bytes; a multiply-add is 2 operations.
+fn multiply_adds(threads: usize) -> [(&'static str, Option<Rate>); 8] {
     /// Some tenths of a second a round.
     const TURNS: usize = 10_000_000;
     let portable = rate(threads, (threads * TURNS * 16) as f64, |_| {
         black_box(portable(TURNS));
     });
     #[cfg(target_arch = "x86_64")]
-    {
-        use x86::{amx, avx2, avx512};
-        // SAFETY: each is called where the processor has what it is for.
-        let avx2 = (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then(|| {
-            rate(threads, (threads * TURNS * 12 * 16) as f64, |_| {
-                black_box(unsafe { avx2(TURNS) });
+    let [avx2, avx512, avx512_bf16, amx, int8_avx2, int8_vnni, int8_amx] = {
+        use x86::{amx, amx_int8, avx2, avx512, avx512_bf16, int8_avx2, int8_vnni};
+        let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let has_avx512 = is_x86_feature_detected!("avx512f");
+        let has_bf16 = has_avx512 && is_x86_feature_detected!("avx512bf16");
+        let has_vnni = has_avx512 && is_x86_feature_detected!("avx512vnni");
+        // `sums` vectors of `terms` multiply-adds a turn.
+        let of = |there: bool, sums: usize, terms: usize, turn: unsafe fn(usize)| {
+            there.then(|| {
+                // SAFETY: each is called where the processor has what it is for.
+                rate(threads, (threads * TURNS * sums * terms * 2) as f64, |_| unsafe { turn(TURNS) })
             })
-        });
-        // SAFETY: as above.
-        let avx512 = is_x86_feature_detected!("avx512f").then(|| {
-            rate(threads, (threads * TURNS * 24 * 32) as f64, |_| {
-                black_box(unsafe { avx512(TURNS) });
+        };
+        let tiles = |turn: unsafe fn(usize), terms: usize| {
+            x86::amx_allowed().then(|| {
+                const TURNS: usize = 1_000_000;
+                // SAFETY: as above, and the kernel lets this process have tiles.
+                rate(threads, (threads * TURNS * 4 * 16 * 16 * terms * 2) as f64, |_| unsafe { turn(TURNS) })
             })
-        });
-        let amx = x86::amx_allowed().then(|| {
-            const TURNS: usize = 1_000_000;
-            // SAFETY: as above, and the kernel lets this process have tiles.
-            rate(threads, (threads * TURNS * 4 * 16 * 16 * 32 * 2) as f64, |_| unsafe { amx(TURNS) })
-        });
-        [Some(portable), avx2, avx512, amx]
-    }
+        };
+        [
+            of(has_avx2, 12, 8, avx2),
+            of(has_avx512, 24, 16, avx512),
+            of(has_bf16, 24, 32, avx512_bf16),
+            tiles(amx, 32),
+            of(has_avx2, 8, 32, int8_avx2),
+            of(has_vnni, 24, 64, int8_vnni),
+            tiles(amx_int8, 64),
+        ]
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    [Some(portable), None, None, None]
+    let [avx2, avx512, avx512_bf16, amx, int8_avx2, int8_vnni, int8_amx] = [None; 7];
+    [
+        ("portable", Some(portable)),
+        ("avx2", avx2),
+        ("avx512", avx512),
+        ("avx512_bf16", avx512_bf16),
+        ("amx", amx),
+        ("int8_avx2", int8_avx2),
+        ("int8_vnni", int8_vnni),
+        ("int8_amx", int8_amx),
+    ]
 }
 
 /// 8 sums, each with one addition and one multiplication a turn.
@@ -184,10 +201,11 @@ fn portable(turns: usize) -> f32 {
 mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::*;
+    use std::hint::black_box;
 
     /// 12 sums of 8 numbers: more than two units of four cycles each can be waiting for.
     #[target_feature(enable = "avx2,fma")]
-    pub fn avx2(turns: usize) -> f32 {
+    pub fn avx2(turns: usize) {
         let factor = _mm256_set1_ps(0.999);
         let mut sums = [_mm256_set1_ps(1.0); 12];
         for _ in 0..turns {
@@ -195,13 +213,12 @@ mod x86 {
                 *sum = _mm256_fmadd_ps(*sum, factor, factor);
             }
         }
-        let all = sums.into_iter().reduce(|all, sum| _mm256_add_ps(all, sum));
-        all.map_or(0.0, |all| _mm256_cvtss_f32(all))
+        black_box(sums);
     }
 
     /// 24 sums of 16 numbers.
     #[target_feature(enable = "avx512f")]
-    pub fn avx512(turns: usize) -> f32 {
+    pub fn avx512(turns: usize) {
         let factor = _mm512_set1_ps(0.999);
         let mut sums = [_mm512_set1_ps(1.0); 24];
         for _ in 0..turns {
@@ -209,8 +226,51 @@ mod x86 {
                 *sum = _mm512_fmadd_ps(*sum, factor, factor);
             }
         }
-        let all = sums.into_iter().reduce(|all, sum| _mm512_add_ps(all, sum));
-        all.map_or(0.0, |all| _mm512_reduce_add_ps(all))
+        black_box(sums);
+    }
+
+    /// 24 sums of 16 pairs.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn avx512_bf16(turns: usize) {
+        // SAFETY: a vector's bits are pairs of any value; these are of 1.0.
+        let pairs: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(0x3f80_3f80)) };
+        let mut sums = [_mm512_set1_ps(1.0); 24];
+        for _ in 0..turns {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, pairs, pairs);
+            }
+        }
+        black_box(sums);
+    }
+
+    /// 8 sums of 32 bytes: products of two, their sums, and those added.
+    #[target_feature(enable = "avx2")]
+    pub fn int8_avx2(turns: usize) {
+        let (ones, plain) = (_mm256_set1_epi16(1), _mm256_set1_epi8(1));
+        let mut bytes = [plain; 8];
+        let mut sums = [_mm256_setzero_si256(); 8];
+        for _ in 0..turns {
+            // Not known to the compiler, so that it takes no product out of the loop.
+            black_box(&mut bytes);
+            for (sum, bytes) in sums.iter_mut().zip(bytes) {
+                let twos = _mm256_maddubs_epi16(plain, bytes);
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(twos, ones));
+            }
+        }
+        black_box(sums);
+    }
+
+    /// 24 sums of 64 bytes.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub fn int8_vnni(turns: usize) {
+        let bytes = _mm512_set1_epi8(1);
+        let mut sums = [_mm512_set1_epi32(1); 24];
+        for _ in 0..turns {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, bytes, bytes);
+            }
+        }
+        black_box(sums);
     }
 
     /// Whether the processor has bf16 tiles and the kernel lets this process use them.
@@ -235,11 +295,46 @@ mod x86 {
     #[repr(C, align(64))]
     struct Shape([u8; 64]);
 
-    /// 4 products of 16 x 32 and 32 x 16 a turn, each into a tile of its own.
+    /// 4 products of 16 x 32 and 32 x 16 bf16 numbers a turn, each into a tile of its own.
     ///
     /// # Safety
     /// [`amx_allowed`] said yes.
     pub unsafe fn amx(turns: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            with_tiles(turns, || {
+                asm!(
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7"
+                )
+            });
+        }
+    }
+
+    /// 4 products of 16 x 64 and 64 x 16 bytes a turn.
+    ///
+    /// # Safety
+    /// As [`amx`].
+    pub unsafe fn amx_int8(turns: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            with_tiles(turns, || {
+                asm!(
+                    "tdpbusd tmm0, tmm4, tmm6",
+                    "tdpbusd tmm1, tmm4, tmm7",
+                    "tdpbusd tmm2, tmm5, tmm6",
+                    "tdpbusd tmm3, tmm5, tmm7"
+                )
+            });
+        }
+    }
+
+    /// # Safety
+    /// As [`amx`]; a turn uses the tiles alone.
+    #[inline(always)]
+    unsafe fn with_tiles(turns: usize, turn: impl Fn()) {
         let mut shape = Shape([0; 64]);
         shape.0[0] = 1;
         for tile in 0..8 {
@@ -249,14 +344,7 @@ mod x86 {
         // SAFETY: tiles are zero after the configuration, and released before other code runs on this thread.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const shape);
-            for _ in 0..turns {
-                asm!(
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7"
-                );
-            }
+            (0..turns).for_each(|_| turn());
             asm!("tilerelease");
         }
     }

@@ -11,7 +11,7 @@ mod profile;
 mod record;
 
 pub use lathe_plan::Element;
-pub use op::{Attention, LoraSlot, NO_ADAPTER, NORM_CHUNK, Op, Start};
+pub use op::{Attention, LoraSlot, NO_ADAPTER, NORM_CHUNK, Op, SAMPLE_CHUNK, Start};
 pub use profile::{Profiler, Span};
 pub use record::{Event, Recorder};
 

@@ -48,7 +48,11 @@ pub enum Op {
     /// `to[..] = from[..]`.
     Copy { from: Buf, to: Buf },
 
-    /// `y[rows, outputs] = start + x[rows, inputs] w^T`.
+    /// Rows `first..first + rows` of `to [outputs, inputs]`, of 8 or 4 bits ([`Element::quantized_bytes`]), become
+    /// `from [rows, inputs]`.
+    Quantize { from: Buf, to: Buf, first: usize, rows: usize, outputs: usize, inputs: usize },
+
+    /// `y[rows, outputs] = start + x[rows, inputs] w^T`. Where `w` has 8 or 4 bits, `x` is rounded to 8.
     Linear { x: Buf, w: Buf, y: Buf, rows: usize, outputs: usize, inputs: usize, start: Start },
     /// `dx[rows, inputs] = (dx or 0) + dy[rows, outputs] w`.
     LinearInputGrad { dy: Buf, w: Buf, dx: Buf, rows: usize, outputs: usize, inputs: usize, keep: bool },
@@ -134,6 +138,9 @@ pub enum Op {
     /// vocabulary this shard begins at `first`, a target outside it counts 0, and shards are merged by an
     /// all-reduce of `stats`.
     LogitStats { logits: Buf, targets: Buf, stats: Buf, rows: usize, vocab: usize, first: usize },
+    /// `sums[i, c]` = the sum of `exp((logits[i, j] - stats[i].max) / temperatures[i])` over the `c`th [`SAMPLE_CHUNK`] of the
+    /// vocabulary; zeros where the temperature is 0.
+    SampleSums { logits: Buf, stats: Buf, temperatures: Buf, sums: Buf, rows: usize, vocab: usize },
     /// `log_probs[i]` from `stats[i]`.
     LogProbs { stats: Buf, log_probs: Buf, rows: usize },
     /// In place: `logits` becomes the gradient of `-sum coefficients[i] * log_probs[i]` by the logits.
@@ -172,6 +179,8 @@ pub enum Op {
     /// Sums `x` over the devices that share a model; nothing on one device.
     AllReduce { x: Buf },
 }
+
+pub use lathe_plan::SAMPLE_CHUNK;
 
 /// Elements per partial sum of [`Op::SquaredNorm`], so that the sum's order does not depend on threads.
 pub use lathe_plan::NORM_CHUNK;

@@ -14,13 +14,16 @@ pub(super) struct Device {
     slots: Buf,
     /// Rows whose logits are wanted.
     pub rows: Buf,
+    /// At which their tokens are drawn.
+    pub temperatures: Buf,
 }
 
 impl Device {
     pub(super) fn of(planned: &Planned) -> Result<Device> {
         let slots = planned.get("batch.slots")?;
         let batch = Batch { slots: Some(slots), ..Batch::of(planned)? };
-        Ok(Device { batch, slots, rows: planned.get("batch.rows")? })
+        let (rows, temperatures) = (planned.get("batch.rows")?, planned.get("head.temperatures")?);
+        Ok(Device { batch, slots, rows, temperatures })
     }
 }
 
@@ -31,13 +34,16 @@ pub(super) struct Host {
     adapters: Vec<u32>,
     slots: Vec<u32>,
     chosen: Vec<u32>,
+    /// Of the chosen.
+    temperatures: Vec<f32>,
 }
 
 impl Host {
     /// Lays out `rows` tokens of each sequence from the first that is not in the cache.
     pub(super) fn fill<'a>(&mut self, chunks: impl Iterator<Item = (&'a Sequence, usize)>, context: usize) {
-        let Host { layout, adapters, slots, chosen } = self;
+        let Host { layout, adapters, slots, chosen, temperatures } = self;
         layout.clear();
+        temperatures.clear();
         for vector in [&mut *adapters, slots, chosen] {
             vector.clear();
         }
@@ -57,6 +63,7 @@ impl Host {
             tables.resize((i + 1) * table, 0);
             if range.end == sequence.tokens.len() {
                 chosen.push(tokens.len() as u32 - 1);
+                temperatures.push(sequence.sampling.temperature);
             }
         }
         starts.push(tokens.len() as u32);
@@ -73,6 +80,7 @@ impl Host {
         {
             dev.write(to.first(from.len()), Data::U32(from));
         }
+        dev.write(to.temperatures.first(self.temperatures.len()), Data::F32(&self.temperatures));
         batch
     }
 }

@@ -8,8 +8,9 @@ mod schedule;
 mod settings;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use lathe_plan::{BLOCK, ServePlan};
+use lathe_plan::{BLOCK, SAMPLE_CHUNK, ServePlan};
 
 use crate::decoder::{Block, Kept, LayerCache, LayerLora, Planned, Work, last_logits, write_rope};
 use crate::device::{Buf, DataMut, Op};
@@ -55,9 +56,10 @@ pub struct Generator {
     /// By arrival.
     sequences: BTreeMap<u64, Sequence>,
     arrivals: u64,
-    /// On the host one row of logits, and of every row the largest, the sum of exponentials and one more.
+    /// On the host one row of logits; of every row the largest, the sum of exponentials and one more; and sums to draw by.
     logits: Vec<f32>,
     stats: Vec<f32>,
+    sums: Vec<f32>,
 }
 
 struct Head {
@@ -65,6 +67,7 @@ struct Head {
     rows: Buf,
     logits: Buf,
     stats: Buf,
+    sums: Buf,
     /// Zeros: nobody asks for the logit of a certain token.
     targets: Buf,
 }
@@ -105,6 +108,7 @@ impl Generator {
                 rows: planned.get("head.rows")?,
                 logits: planned.get("head.logits")?,
                 stats: planned.get("head.stats")?,
+                sums: planned.get("head.sums")?,
                 targets: planned.get("head.targets")?,
             },
             batch: BatchBuffers::of(&planned)?,
@@ -115,6 +119,7 @@ impl Generator {
             arrivals: 0,
             logits: vec![0.0; shape.vocab],
             stats: Vec::new(),
+            sums: Vec::new(),
             plan: plan.clone(),
             planned,
             model,
@@ -225,20 +230,15 @@ impl Generator {
             let block = Block { shape, layer, weights, lora, batch: &batch, work: &self.work };
             block.forward(&mut **device, self.x, self.x, &self.kept, Some(cache));
         }
-        let Head { inv, rows, logits, stats, targets } = self.head;
+        let Head { inv, rows, logits, stats, sums, targets } = self.head;
         let (chosen, count) = (self.batch.rows, self.host.chosen());
         if count > 0 {
             let (x, n) = (self.x, self.work.n);
             last_logits(&mut **device, shape, weights, x, chosen, count, rows, inv, n, logits);
             let logits = logits.first(count * shape.vocab);
-            device.enqueue(Op::LogitStats {
-                logits,
-                targets,
-                stats,
-                rows: count,
-                vocab: shape.vocab,
-                first: 0,
-            });
+            let (rows, vocab, temperatures) = (count, shape.vocab, self.batch.temperatures);
+            device.enqueue(Op::LogitStats { logits, targets, stats, rows, vocab, first: 0 });
+            device.enqueue(Op::SampleSums { logits, stats, temperatures, sums, rows, vocab });
         }
     }
 
@@ -248,7 +248,10 @@ impl Generator {
         let count = self.host.chosen();
         self.stats.resize(3 * count, 0.0);
         self.model.device.read(self.head.stats.first(3 * count), DataMut::F32(&mut self.stats));
-        let mut rows_of = self.stats.chunks_exact(3).enumerate();
+        let chunks = vocab.div_ceil(SAMPLE_CHUNK);
+        self.sums.resize(count * chunks, 0.0);
+        self.model.device.read(self.head.sums.first(count * chunks), DataMut::F32(&mut self.sums));
+        let mut rows_of = self.stats.chunks_exact(3).zip(self.sums.chunks_exact(chunks)).enumerate();
         let mut emitted = Vec::with_capacity(count);
         let mut done = Vec::new();
         for &(at, rows) in run {
@@ -257,11 +260,15 @@ impl Generator {
             if sequence.computed < sequence.tokens.len() {
                 continue;
             }
-            let Some((row, stats)) = rows_of.next() else { continue };
-            self.model.device.read(self.head.logits.part(row * vocab, vocab), DataMut::F32(&mut self.logits));
+            let Some((row, (stats, sums))) = rows_of.next() else { continue };
+            let (device, logits) = (&mut self.model.device, self.head.logits.part(row * vocab, vocab));
+            let mut read = |range: Range<usize>, into: &mut [f32]| {
+                device.read(logits.part(range.start, range.len()), DataMut::F32(into));
+            };
             let place = sequence.tokens.len() as u64;
-            let stats = [stats[0], stats[1]];
-            let (token, log_prob) = sampling::sample(&self.logits, stats, &sequence.sampling, place);
+            let known = sampling::Known { max: stats[0], sum: stats[1], sums };
+            let (token, log_prob) =
+                sampling::sample(&mut read, &mut self.logits, known, &sequence.sampling, place);
             sequence.tokens.push(token);
             let finished = sequence.tokens.len() - sequence.prompt >= sequence.max_new_tokens
                 || sequence.tokens.len() >= self.plan.context;

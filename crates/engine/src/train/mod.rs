@@ -185,19 +185,22 @@ impl Trainer {
     /// [`Error::Io`].
     pub fn save_state(&mut self, to: &mut dyn Write) -> Result<()> {
         let identity = self.identity();
-        state::save(&mut *self.model.device, &identity, self.steps, &self.parameters, to)
+        let level = self.model.device.level();
+        state::save(&mut *self.model.device, &identity, level, self.steps, &self.parameters, to)
     }
 
-    /// Takes up a state written by [`Trainer::save_state`]. Reads it twice, first to check it, so that no second copy of
+    /// Takes up a state written by [`Trainer::save_state`], also on a machine with other instructions: then the name of the
+    /// kernel level that it was written at is returned, since the run's bits are not those of one that stayed. Reads it twice, first to check it, so that no second copy of
     /// it is ever in memory.
     ///
     /// # Errors
     /// [`Error::State`] for a damaged state or one of another run, [`Error::Io`] where it cannot be read; the trainer is then
     /// unchanged. Only where the second reading fails has it taken up a part: [`Trainer::steps_done`] is then the state's.
-    pub fn load_state(&mut self, from: &mut (impl Read + Seek)) -> Result<()> {
-        let steps = state::check(&self.identity(), &self.parameters, from)?;
+    pub fn load_state(&mut self, from: &mut (impl Read + Seek)) -> Result<Option<String>> {
+        let (steps, level) = state::check(&self.identity(), &self.parameters, from)?;
         self.steps = steps;
-        state::take_up(&mut *self.model.device, &self.parameters, from)
+        state::take_up(&mut *self.model.device, &self.parameters, from)?;
+        Ok(Some(level).filter(|level| level != self.model.device.level().name()))
     }
 
     /// The adapter as trained so far; `None` when every weight is trained.
@@ -328,8 +331,7 @@ impl Trainer {
 
     fn identity(&self) -> String {
         let TrainPlan { shape, method, weights, .. } = &self.plan;
-        let level = self.model.device.level().name();
-        format!("{shape:?} {method:?} {weights:?} {level} seed {}", self.hyper.seed)
+        format!("{shape:?} {method:?} {weights:?} seed {}", self.hyper.seed)
     }
 }
 

@@ -1,13 +1,17 @@
-//! A run's state as bytes: identity, step, then weights and moments of every parameter, then a checksum.
+//! A run's state as bytes: identity, kernel level, step, then weights and moments of every parameter, then a checksum.
 
 use std::io::{Read, Seek, SeekFrom, Write};
 
 use super::optimizer::Parameters;
+use crate::device::cpu::Level;
 use crate::device::{Buf, Data, Device};
 use crate::random::mix;
 use crate::{Error, Result, host};
 
-const MAGIC: &[u8; 16] = b"lathe training 2";
+const MAGIC: &[u8; 16] = b"lathe training 3";
+
+/// Bytes for a level's name, filled up with zeros.
+const LEVEL: usize = 32;
 
 /// A running checksum: finds truncation and damage, not malice (a manifest's digest does that).
 struct Sum(u64);
@@ -26,6 +30,7 @@ impl Sum {
 pub(super) fn save(
     dev: &mut dyn Device,
     identity: &str,
+    level: Level,
     steps: u64,
     parameters: &Parameters,
     to: &mut dyn Write,
@@ -38,6 +43,9 @@ pub(super) fn save(
     put(MAGIC)?;
     put(&(identity.len() as u64).to_le_bytes())?;
     put(identity.as_bytes())?;
+    let mut name = [0; LEVEL];
+    name.iter_mut().zip(level.name().bytes()).for_each(|(to, byte)| *to = byte);
+    put(&name)?;
     put(&steps.to_le_bytes())?;
     for (part, _) in parts(parameters) {
         let bytes: Vec<u8> = host::read_f32(dev, part).into_iter().flat_map(f32::to_le_bytes).collect();
@@ -61,8 +69,13 @@ fn parts(parameters: &Parameters) -> impl Iterator<Item = (Buf, Option<Buf>)> {
     )
 }
 
-/// Reads a state to its end and checks it. Returns its step; `from` stands where the values begin then.
-pub(super) fn check(identity: &str, parameters: &Parameters, from: &mut (impl Read + Seek)) -> Result<u64> {
+/// Reads a state to its end and checks it. Returns its step and the name of its kernel level; `from` stands where the values
+/// begin then.
+pub(super) fn check(
+    identity: &str,
+    parameters: &Parameters,
+    from: &mut (impl Read + Seek),
+) -> Result<(u64, String)> {
     let mut sum = Sum(0);
     let mut take = |bytes: &mut [u8]| -> Result<()> {
         fill(from, bytes)?;
@@ -77,13 +90,16 @@ pub(super) fn check(identity: &str, parameters: &Parameters, from: &mut (impl Re
     let mut word = [0; 8];
     take(&mut word)?;
     if u64::from_le_bytes(word) != identity.len() as u64 {
-        return Err(damaged("it belongs to another model, method, seed or kernel level"));
+        return Err(damaged("it belongs to another model, method or seed"));
     }
     let mut found = vec![0; identity.len()];
     take(&mut found)?;
     if found != identity.as_bytes() {
-        return Err(damaged("it belongs to another model, method, seed or kernel level"));
+        return Err(damaged("it belongs to another model, method or seed"));
     }
+    let mut level = [0; LEVEL];
+    take(&mut level)?;
+    let level = String::from_utf8_lossy(&level).trim_end_matches('\0').to_owned();
     take(&mut word)?;
     let steps = u64::from_le_bytes(word);
     let (mut bytes, mut read) = (Vec::new(), 0);
@@ -98,7 +114,7 @@ pub(super) fn check(identity: &str, parameters: &Parameters, from: &mut (impl Re
         return Err(damaged("its checksum is wrong"));
     }
     from.seek(SeekFrom::Current(-read - word.len() as i64))?;
-    Ok(steps)
+    Ok((steps, level))
 }
 
 /// Takes up the values of a state that was checked.

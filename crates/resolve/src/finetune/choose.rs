@@ -202,6 +202,9 @@ fn request(
             let weights = match lora.base_precision {
                 Stored::Float32 => Precision::F32,
                 Stored::BFloat16 => Precision::BF16,
+                // The schema has no such base; the plan refuses it.
+                Stored::Int8 => Precision::Int8,
+                Stored::Int4 => Precision::Int4,
             };
             (TrainMethod::Lora(spec), weights)
         }

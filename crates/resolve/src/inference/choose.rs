@@ -149,6 +149,8 @@ fn request(spec: &InferenceServiceSpec, context: i64, room: AdapterRoom) -> Resu
         weights: match spec.serving.weights {
             WeightPrecision::BFloat16 => Precision::BF16,
             WeightPrecision::Float32 => Precision::F32,
+            WeightPrecision::Int8 => Precision::Int8,
+            WeightPrecision::Int4 => Precision::Int4,
         },
         context: size(context),
         max_sequences,
@@ -166,7 +168,7 @@ fn request(spec: &InferenceServiceSpec, context: i64, room: AdapterRoom) -> Resu
 
 /// As many cores as read all weights ten times a second.
 fn cores(shape: &ModelShape, weights: Precision, profile: &AcceleratorProfile) -> i32 {
-    let bytes = shape.parameters() as f64 * weights.element().bytes() as f64;
+    let bytes = shape.parameters() as f64 * weights.bytes_per_weight();
     let own = profile.spec.bandwidth.as_ref().and_then(|rate| rate.value()).map(|gigabytes| gigabytes * 1e9);
     let core =
         own.filter(|rate| *rate > 0.0).unwrap_or(CORE_BANDWIDTH) * lathe_plan::estimate::BANDWIDTH_SHARE;

@@ -53,6 +53,8 @@ pub fn open(task: &ServeTask, context: &Context) -> Done<Opened> {
     let precision = match task.weights {
         Precision::Float32 => plan::Precision::F32,
         Precision::BFloat16 => plan::Precision::BF16,
+        Precision::Int8 => plan::Precision::Int8,
+        Precision::Int4 => plan::Precision::Int4,
     };
     let request = request(task, precision, budget(task))?;
     let plan = plan_serving(&config.shape, &request).map_err(|error| refused(&error))?;

@@ -104,7 +104,10 @@ impl Run<'_> {
     /// Where the newest usable checkpoint stands, its state taken up; else the beginning.
     fn resume(&mut self) -> Done<(Position, (u64, String))> {
         let found = self.store.resume(|found, state| {
-            self.trainer.load_state(&mut BufReader::with_capacity(1 << 20, state))?;
+            if let Some(level) = self.trainer.load_state(&mut BufReader::with_capacity(1 << 20, state))? {
+                let note = "its last bits differ from those of a run that stayed on one kind of processor";
+                tracing::warn!(level, "the checkpoint was written with other instructions: {note}");
+            }
             if self.trainer.steps_done() == found.position.step {
                 return Ok(());
             }

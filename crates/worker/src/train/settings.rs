@@ -61,6 +61,9 @@ impl Settings {
                 let precision = match lora.base_precision {
                     Stored::Float32 => Precision::F32,
                     Stored::BFloat16 => Precision::BF16,
+                    Stored::Int8 | Stored::Int4 => {
+                        return Err(invalid("`basePrecision` must be Float32 or BFloat16"));
+                    }
                 };
                 (TrainMethod::Lora(spec), Some(precision))
             }

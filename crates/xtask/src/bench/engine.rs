@@ -265,6 +265,8 @@ fn stored(precision: Precision) -> &'static str {
     match precision {
         Precision::F32 => "Float32",
         Precision::BF16 => "BFloat16",
+        Precision::Int8 => "Int8",
+        Precision::Int4 => "Int4",
     }
 }
 

@@ -15,12 +15,16 @@ use crate::command::run;
 use crate::paths;
 
 /// Names of the figures, and how tables call them.
-const FIGURES: [(&str, &str, &str); 5] = [
+const FIGURES: [(&str, &str, &str); 9] = [
     ("read", "memory read", "GB/s"),
     ("portable", "f32, any processor", "GFLOP/s"),
     ("avx2", "f32, AVX2 FMA", "GFLOP/s"),
     ("avx512", "f32, AVX-512 FMA", "GFLOP/s"),
+    ("avx512_bf16", "bf16, AVX512_BF16", "GFLOP/s"),
     ("amx", "bf16, AMX", "GFLOP/s"),
+    ("int8_avx2", "int8, AVX2", "GOP/s"),
+    ("int8_vnni", "int8, AVX512_VNNI", "GOP/s"),
+    ("int8_amx", "int8, AMX", "GOP/s"),
 ];
 
 /// The program that measures, and what it has found so far.
@@ -42,6 +46,8 @@ pub struct Ceiling {
     pub f32: f64,
     /// Operations a second on bf16 numbers: where the processor has none for them, those of f32.
     pub bf16: f64,
+    /// Operations a second on bytes: where the processor has none for them, those of f32.
+    pub int8: f64,
 }
 
 impl Limits {
@@ -81,11 +87,19 @@ impl Limits {
     /// Nothing was measured.
     pub fn ceilings(&self) -> Result<Ceilings> {
         let of = |way: usize| -> Result<Ceiling> {
-            let [read, portable, avx2, avx512, amx] =
-                self.found.each_ref().map(|found| Some(Figure::of(found[way].clone())?.median * 1e9));
-            let f32 = [portable, avx2, avx512].into_iter().flatten().reduce(f64::max);
-            let f32 = f32.context("no limit was measured")?;
-            Ok(Ceiling { read: read.context("no limit was measured")?, f32, bf16: amx.unwrap_or(f32) })
+            let found = |name: &str| {
+                let at = FIGURES.iter().position(|(figure, ..)| *figure == name)?;
+                Some(Figure::of(self.found[at][way].clone())?.median * 1e9)
+            };
+            let most = |names: &[&str]| names.iter().filter_map(|name| found(name)).reduce(f64::max);
+            let missing = "no limit was measured";
+            let f32 = most(&["portable", "avx2", "avx512"]).context(missing)?;
+            Ok(Ceiling {
+                read: found("read").context(missing)?,
+                f32,
+                bf16: most(&["avx512_bf16", "amx"]).unwrap_or(f32).max(f32),
+                int8: most(&["int8_avx2", "int8_vnni", "int8_amx"]).unwrap_or(f32).max(f32),
+            })
         };
         Ok([of(0)?, of(1)?])
     }
@@ -116,6 +130,7 @@ impl Ceiling {
         match precision {
             Precision::F32 => self.f32,
             Precision::BF16 => self.bf16,
+            Precision::Int8 | Precision::Int4 => self.int8,
         }
     }
 }
@@ -124,20 +139,27 @@ impl Ceiling {
 mod tests {
     use super::*;
 
+    fn limits(rates: &[(&str, f64)]) -> Limits {
+        let found = FIGURES.map(|(name, ..)| {
+            let rates: Vec<f64> = rates.iter().filter(|(of, _)| *of == name).map(|(_, rate)| *rate).collect();
+            [rates.clone(), rates.iter().map(|rate| rate * 2.0).collect()]
+        });
+        Limits { program: PathBuf::new(), found }
+    }
+
     #[test]
     fn without_instructions_for_bf16_its_limit_is_that_of_f32() -> Result<()> {
-        let limits = |found: [Vec<f64>; 5]| Limits {
-            program: PathBuf::new(),
-            found: found.map(|clock| [clock.clone(), clock.iter().map(|rate| rate * 2.0).collect()]),
-        };
-        let plain = limits([vec![20.0, 30.0, 25.0], vec![5.0], vec![180.0], vec![], vec![]]);
+        let plain =
+            limits(&[("read", 20.0), ("read", 30.0), ("read", 25.0), ("portable", 5.0), ("avx2", 180.0)]);
         let [clock, processor] = plain.ceilings()?;
-        assert_eq!(clock, Ceiling { read: 25e9, f32: 180e9, bf16: 180e9 });
-        assert_eq!(processor, Ceiling { read: 50e9, f32: 360e9, bf16: 360e9 });
+        assert_eq!(clock, Ceiling { read: 25e9, f32: 180e9, bf16: 180e9, int8: 180e9 });
+        assert_eq!(processor, Ceiling { read: 50e9, f32: 360e9, bf16: 360e9, int8: 360e9 });
         assert_eq!(plain.table().rows[4][1], "not present");
-        let rich = limits([vec![20.0], vec![5.0], vec![180.0], vec![400.0], vec![6000.0]]);
-        let [clock, _] = rich.ceilings()?;
-        assert_eq!((clock.compute(Precision::F32), clock.compute(Precision::BF16)), (400e9, 6000e9));
+        let rates =
+            [("read", 20.0), ("avx2", 180.0), ("avx512", 400.0), ("amx", 6000.0), ("int8_vnni", 1600.0)];
+        let [clock, _] = limits(&rates).ceilings()?;
+        let all = [Precision::F32, Precision::BF16, Precision::Int8, Precision::Int4];
+        assert_eq!(all.map(|precision| clock.compute(precision)), [400e9, 6000e9, 1600e9, 1600e9]);
         Ok(())
     }
 }

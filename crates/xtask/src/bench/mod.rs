@@ -166,7 +166,7 @@ impl Engine {
         if let Some(python) = &python {
             self.peer(bench, python, &q05, Precision::F32, "train", few)?;
         }
-        for precision in both {
+        for precision in [Precision::BF16, Precision::F32, Precision::Int8, Precision::Int4] {
             self.limit()?;
             self.serve(bench, &q05, precision, few)?;
         }

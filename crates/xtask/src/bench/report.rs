@@ -27,8 +27,7 @@ pub fn speed(rows: &[Row], [clock, processor]: &Ceilings) -> Result<Table> {
     let mut table = Table::new("Training and serving", &headings);
     let demo = demo()?.shape;
     for row in rows {
-        let weights = if row.precision == Precision::F32 { "f32" } else { "bf16" };
-        let mut cells = vec![format!("{}, {weights}", row.model), row.what.to_owned()];
+        let mut cells = vec![format!("{}, {}", row.model, short(row.precision)), row.what.to_owned()];
         if row.what == START {
             cells.push(format!("{} s", number(row.rate.median)));
             cells.resize(headings.len(), "-".to_owned());
@@ -51,6 +50,16 @@ pub fn speed(rows: &[Row], [clock, processor]: &Ceilings) -> Result<Table> {
          the limits by processor time. Serving is asked over HTTP, streamed; training is read from the worker's report."
     ));
     Ok(table)
+}
+
+/// How tables call it.
+fn short(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "f32",
+        Precision::BF16 => "bf16",
+        Precision::Int8 => "int8",
+        Precision::Int4 => "int4",
+    }
 }
 
 /// Of operations for what computes, of memory reads for what decodes; of a batch the larger of both.
@@ -78,9 +87,8 @@ pub fn memory(all: &[Held]) -> Table {
     let headings = ["Model, weights", "What", "planned", "held (VmHWM)", "held / planned", "of it own pages"];
     let mut table = Table::new("Peak memory", &headings);
     for Held { model, what, precision, planned, own, resident } in all {
-        let weights = if *precision == Precision::F32 { "f32" } else { "bf16" };
         table.rows.push(vec![
-            format!("{model}, {weights}"),
+            format!("{model}, {}", short(*precision)),
             (*what).to_owned(),
             bytes(*planned),
             bytes(*resident),
@@ -109,7 +117,7 @@ mod tests {
 
     #[test]
     fn shares_are_of_what_binds() {
-        let ceiling = Ceiling { read: 28e9, f32: 180e9, bf16: 180e9 };
+        let ceiling = Ceiling { read: 28e9, f32: 180e9, bf16: 180e9, int8: 340e9 };
         let of = |what, rate| share(&row(what, rate), rate, &q05(), &ceiling);
         assert_eq!(of("decode, batch 1", 22.7), "80 % of reads");
         // 0.988 GFLOP a token: at 182 tokens a second all multipliers are busy, and reads at 80 %.

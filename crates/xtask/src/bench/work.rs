@@ -20,7 +20,7 @@ pub fn training_flops(shape: &ModelShape, method: &TrainMethod, tokens: usize) -
 /// Bytes of weights that one decoding step reads, whatever the batch: all of them, but of a table that is only looked up.
 pub fn decode_bytes(shape: &ModelShape, precision: Precision) -> f64 {
     let looked_up = if shape.tie_embeddings { 0 } else { shape.vocab * shape.hidden };
-    (shape.parameters() as f64 - looked_up as f64) * precision.element().bytes() as f64
+    (shape.parameters() as f64 - looked_up as f64) * precision.bytes_per_weight()
 }
 
 #[cfg(test)]

@@ -38,6 +38,16 @@ impl<T> Cells<T> {
         self.part(range.start * width..range.end * width)
     }
 
+    /// The same bytes as elements of another type.
+    ///
+    /// # Panics
+    /// They do not lie as such elements do.
+    pub(super) fn cast<U>(self) -> Cells<U> {
+        let bytes = self.len * size_of::<T>();
+        assert!(self.start.addr().is_multiple_of(align_of::<U>()) && bytes.is_multiple_of(size_of::<U>()));
+        Cells { start: self.start.cast(), len: bytes / size_of::<U>() }
+    }
+
     pub(super) fn ptr(self) -> *const T {
         self.start
     }

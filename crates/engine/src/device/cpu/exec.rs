@@ -14,12 +14,16 @@ pub(super) fn run(cpu: &Cpu, op: Op) {
         Op::Linear { x, w, y, rows, outputs, inputs, start } => {
             let begin = Begin::of(cpu, start);
             let extent = Extent::dense(rows, outputs, inputs);
-            gemm::linear(cpu, cpu.f32(x), cpu.matrix(w), cpu.f32(y), extent, begin);
+            gemm::linear(cpu, cpu.f32(x), cpu.matrix(w, outputs, inputs), cpu.f32(y), extent, begin);
+        }
+        Op::Quantize { from, to, first, rows, outputs, inputs } => {
+            let (from, to) = (cpu.matrix(from, rows, inputs), gemm::Quantized::of(cpu, to, outputs, inputs));
+            gemm::quantize(cpu, from, to, first, rows);
         }
         Op::LinearInputGrad { dy, w, dx, rows, outputs, inputs, keep } => {
             let begin = if keep { Begin::Keep } else { Begin::Zero };
             let extent = Extent::dense(rows, outputs, inputs);
-            gemm::input_grad(cpu, cpu.f32(dy), cpu.matrix(w), cpu.f32(dx), extent, begin);
+            gemm::input_grad(cpu, cpu.f32(dy), cpu.matrix(w, outputs, inputs), cpu.f32(dx), extent, begin);
         }
         Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs } => {
             let extent = Extent::dense(rows, outputs, inputs);
@@ -31,7 +35,7 @@ pub(super) fn run(cpu: &Cpu, op: Op) {
             embed::each_adapter(adapters, rows, &slots, |rows, slot| {
                 let (x, mid) = (x.rows(rows.clone(), inputs), mid.rows(rows.clone(), stride));
                 let extent = Extent { y_stride: stride, ..Extent::dense(rows.len(), slot.rank, inputs) };
-                gemm::linear(cpu, x, cpu.matrix(slot.a), mid, extent, Begin::Zero);
+                gemm::linear(cpu, x, cpu.matrix(slot.a, slot.rank, inputs), mid, extent, Begin::Zero);
                 pointwise::scale(cpu, mid, slot.scale);
             });
         }
@@ -40,7 +44,7 @@ pub(super) fn run(cpu: &Cpu, op: Op) {
             embed::each_adapter(adapters, rows, &slots, |rows, slot| {
                 let (mid, y) = (mid.rows(rows.clone(), stride), y.rows(rows.clone(), outputs));
                 let extent = Extent { y_stride: stride, ..Extent::dense(rows.len(), slot.rank, outputs) };
-                gemm::input_grad(cpu, mid, cpu.matrix(slot.b), y, extent, Begin::Keep);
+                gemm::input_grad(cpu, mid, cpu.matrix(slot.b, slot.rank, outputs), y, extent, Begin::Keep);
             });
         }
         Op::Dropout { x, y, seeds, starts, positions, sequences, width, salt, rate, keep } => {
@@ -50,7 +54,8 @@ pub(super) fn run(cpu: &Cpu, op: Op) {
             pointwise::dropout(cpu, x, y, mask, width, keep);
         }
         Op::Embed { table, tokens, out, rows, vocab, width } => {
-            embed::embed(cpu, cpu.matrix(table), cpu.u32(tokens).part(0..rows), cpu.f32(out), vocab, width);
+            let table = cpu.matrix(table, vocab, width);
+            embed::embed(cpu, table, cpu.u32(tokens).part(0..rows), cpu.f32(out), vocab, width);
         }
         Op::EmbedGrad { d, tokens, dtable, rows, vocab, width } => {
             let tokens = cpu.u32(tokens).part(0..rows);
@@ -94,6 +99,11 @@ pub(super) fn run(cpu: &Cpu, op: Op) {
         Op::LogitStats { logits, targets, stats, rows, vocab, first } => {
             let targets = cpu.u32(targets).part(0..rows);
             loss::logit_stats(cpu, cpu.f32(logits), targets, cpu.f32(stats), vocab, first);
+        }
+        Op::SampleSums { logits, stats, temperatures, sums, rows, vocab } => {
+            let (logits, stats) = (cpu.f32(logits), cpu.f32(stats));
+            let temperatures = cpu.f32(temperatures).part(0..rows);
+            loss::sample_sums(cpu, logits, stats, temperatures, cpu.f32(sums), vocab);
         }
         Op::LogProbs { stats, log_probs, rows } => {
             loss::log_probs(cpu.f32(stats).part(0..3 * rows), cpu.f32(log_probs).part(0..rows));

@@ -5,6 +5,7 @@ use super::Cpu;
 use super::cells::Cells;
 use super::pointwise::{load, store};
 use super::simd::{MOST_LANES, Simd, kernel};
+use lathe_plan::SAMPLE_CHUNK;
 
 /// `stats = (max, sum of exp(x - max), the target's logit)` for each row.
 pub(super) fn logit_stats(
@@ -33,24 +34,60 @@ kernel! { max_and_sum = max_and_sum_of(x: Cells<f32>) -> (f32, f32) }
 
 #[inline(always)]
 unsafe fn max_and_sum_of<S: Simd>(x: Cells<f32>) -> (f32, f32) {
-    let len = x.len();
-    // SAFETY: the loads stay inside.
+    // SAFETY: nobody writes logits meanwhile.
     unsafe {
         let max = x.read().iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        (max, sum_of_exps_of::<S>(x, max, 1.0))
+    }
+}
+
+kernel! { sum_of_exps = sum_of_exps_of(x: Cells<f32>, max: f32, by: f32) -> f32 }
+
+/// The sum of `exp((x - max) * by)`.
+#[inline(always)]
+unsafe fn sum_of_exps_of<S: Simd>(x: Cells<f32>, max: f32, by: f32) -> f32 {
+    let len = x.len();
+    let exp = |v| S::exp(S::mul(S::sub(v, S::splat(max)), S::splat(by)));
+    // SAFETY: the loads stay inside.
+    unsafe {
         let mut sum = S::splat(0.0);
         let whole = len / S::LANES * S::LANES;
         for i in (0..whole).step_by(S::LANES) {
-            sum = S::add(sum, S::exp(S::sub(S::load(x.ptr().add(i)), S::splat(max))));
+            sum = S::add(sum, exp(S::load(x.ptr().add(i))));
         }
         let mut total = S::sum(sum);
         if whole < len {
             let mut rest = [0.0; MOST_LANES];
-            let e = S::exp(S::sub(load::<S>(x, whole, len), S::splat(max)));
-            S::store_first(rest.as_mut_ptr(), len - whole, e);
+            S::store_first(rest.as_mut_ptr(), len - whole, exp(load::<S>(x, whole, len)));
             total += rest.iter().sum::<f32>();
         }
-        (max, total)
+        total
     }
+}
+
+/// The sums of `exp((x - max) / temperature)` of each row's chunks.
+pub(super) fn sample_sums(
+    cpu: &Cpu,
+    logits: Cells<f32>,
+    stats: Cells<f32>,
+    temperatures: Cells<f32>,
+    sums: Cells<f32>,
+    vocab: usize,
+) {
+    let chunks = vocab.div_ceil(SAMPLE_CHUNK);
+    cpu.run_ranges(temperatures.len() * chunks, 16, |level, numbers, _| {
+        for number in numbers {
+            let (row, first) = (number / chunks, number % chunks * SAMPLE_CHUNK);
+            let chunk = logits.rows(row..row + 1, vocab).part(first..(first + SAMPLE_CHUNK).min(vocab));
+            // SAFETY: this task owns this sum; the rest is only read.
+            unsafe {
+                let (max, temperature) = (stats.read()[3 * row], temperatures.read()[row]);
+                let by = 1.0 / temperature;
+                let sum = if temperature == 0.0 { 0.0 } else { sum_of_exps(level, chunk, max, by) };
+                sums.part(number..number + 1).write()[0] = sum;
+            }
+        }
+    });
 }
 
 /// `log p = logit - max - ln(sum)`.

@@ -24,7 +24,7 @@ use super::{Buf, Data, DataMut, Device, Element, Op};
 use crate::files::Mapped;
 use crate::{Error, Result};
 use cells::Cells;
-use gemm::Matrix;
+use gemm::{Matrix, Quantized};
 use pool::Pool;
 
 /// Which instructions the kernels use. A level is part of a result's identity: bits are equal within a level.
@@ -36,11 +36,13 @@ pub enum Level {
     Avx2,
     /// 16-wide AVX-512 (F, BW, DQ, VL).
     Avx512,
+    /// AVX-512 with products of pairs of bf16 numbers: what meets a bf16 weight is rounded to bf16.
+    Avx512Bf16,
 }
 
 impl Level {
     /// All of them, the simplest first.
-    pub const ALL: [Level; 3] = [Level::Portable, Level::Avx2, Level::Avx512];
+    pub const ALL: [Level; 4] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
 
     /// The best that this machine has, or the one that the environment variable `LATHE_CPU` names.
     ///
@@ -85,11 +87,19 @@ impl Level {
                 ($($feature:tt),*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
             }
             if has!("avx2", "fma") {
-                let wide = has!("avx512f", "avx512bw", "avx512dq", "avx512vl");
-                return if wide { Level::Avx512 } else { Level::Avx2 };
+                return match has!("avx512f", "avx512bw", "avx512dq", "avx512vl") {
+                    false => Level::Avx2,
+                    true if has!("avx512bf16") => Level::Avx512Bf16,
+                    true => Level::Avx512,
+                };
             }
         }
         Level::Portable
+    }
+
+    /// Whether products with a bf16 weight of this many inputs are products of pairs.
+    fn takes_pairs(self, inputs: usize) -> bool {
+        self == Level::Avx512Bf16 && inputs.is_multiple_of(2)
     }
 
     /// The name, as `LATHE_CPU` takes it.
@@ -98,6 +108,7 @@ impl Level {
             Level::Portable => "portable",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Avx512Bf16 => "avx512_bf16",
         }
     }
 }
@@ -202,8 +213,9 @@ impl Cpu {
         self.cells(buf, Element::F64)
     }
 
-    fn matrix(&self, buf: Buf) -> Matrix {
+    fn matrix(&self, buf: Buf, outputs: usize, inputs: usize) -> Matrix {
         match buf.element() {
+            Element::Int8 | Element::Int4 => Matrix::Int(Quantized::of(self, buf, outputs, inputs)),
             Element::BF16 => Matrix::BF16(self.cells(buf, Element::BF16)),
             _ => Matrix::F32(self.f32(buf)),
         }
@@ -211,8 +223,10 @@ impl Cpu {
 
     /// Calls `task(level, number, scratch)` for each number below `tasks`, on all threads.
     fn run(&self, tasks: usize, task: impl Fn(Level, usize, Cells<f32>) + Sync) {
-        let Some(scratch) = self.scratch else { panic!("no scratch was set") };
-        let scratch = self.f32(scratch);
+        // Loading needs none.
+        // SAFETY: nothing is read or written through an empty range.
+        let none = || unsafe { Cells::new(std::ptr::NonNull::dangling().as_ptr(), 0) };
+        let scratch = self.scratch.map_or_else(none, |scratch| self.f32(scratch));
         let each = scratch.len() / self.threads;
         let level = self.level;
         self.pool.borrow_mut().run(tasks, &|number, thread| {
@@ -324,7 +338,7 @@ mod tests {
         let found = Level::choose(asked, best);
         if let Err(error) = &found {
             let text = format!(
-                "must be one of portable, avx2, avx512, of which this machine has portable, avx2 (found `{asked}`)"
+                "must be one of portable, avx2, avx512, avx512_bf16, of which this machine has portable, avx2 (found `{asked}`)"
             );
             assert!(error.to_string().contains(&text), "{error}");
         }

@@ -2,13 +2,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::TryRecvError;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lathe_engine::{Adapter, AdapterId, Emitted, Generator, Model};
 
+use super::capacity::{Measurement, PAUSE};
 use super::sequence::{Sequence, Surroundings};
-use super::warm_up::{capacity, warm_up};
+use super::warm_up::warm_up;
 use super::{Command, Commands, Job, Setup};
 use crate::failure::{Done, Halt};
 use crate::serve::error::ApiError;
@@ -23,6 +24,10 @@ pub struct Round {
     /// Adapters by key, kept beside the engine so that it can be built anew.
     adapters: BTreeMap<u64, (AdapterId, Box<Adapter>)>,
     next: u64,
+    /// Of the replica's capacity, until it is known.
+    measurement: Option<Measurement>,
+    /// Nobody has asked for anything for a while.
+    quiet: bool,
     /// What the metrics say of adapters in use.
     told: Option<(String, String)>,
     #[cfg(test)]
@@ -30,14 +35,14 @@ pub struct Round {
 }
 
 impl Round {
-    /// Takes the model, allocates what the plan lists, produces a token with it, and measures how many it can produce.
+    /// Takes the model, allocates what the plan lists, and produces a token with it.
     ///
     /// # Errors
     /// No memory, a plan of another model, no token.
     pub fn new(model: Model, setup: Setup) -> Done<Self> {
         let mut generator = Generator::new(model, &setup.plan)?;
         warm_up(&mut generator)?;
-        setup.load.can(capacity(&mut generator, setup.plan.max_sequences)?);
+        let measurement = Some(Measurement::new(setup.plan.max_sequences));
         Ok(Round {
             generator,
             setup,
@@ -45,6 +50,8 @@ impl Round {
             running: BTreeMap::new(),
             adapters: BTreeMap::new(),
             next: 1,
+            measurement,
+            quiet: false,
             told: None,
             #[cfg(test)]
             panic: false,
@@ -73,11 +80,18 @@ impl Round {
     /// Takes what has come; waits where there is nothing else to do. False: stop.
     fn take_commands(&mut self, commands: &Commands) -> bool {
         let mut idle = self.running.is_empty() && self.queue.is_empty();
+        self.quiet = false;
         loop {
-            let command = if idle {
-                commands.recv().map_err(|_| TryRecvError::Disconnected)
-            } else {
-                commands.try_recv()
+            let command = match &self.measurement {
+                _ if !idle => commands.try_recv(),
+                None => commands.recv().map_err(|_| TryRecvError::Disconnected),
+                Some(measurement) => {
+                    let pause = if measurement.is_under_way() { Duration::ZERO } else { PAUSE };
+                    commands.recv_timeout(pause).map_err(|error| {
+                        self.quiet = error == RecvTimeoutError::Timeout;
+                        if self.quiet { TryRecvError::Empty } else { TryRecvError::Disconnected }
+                    })
+                }
             };
             idle = false;
             match command {
@@ -89,6 +103,9 @@ impl Round {
     }
 
     fn obey(&mut self, command: Command) {
+        if let Some(measurement) = &mut self.measurement {
+            measurement.stop(&mut self.generator);
+        }
         match command {
             Command::Generate(job) => self.queue.push_back(job),
             Command::AddAdapter { key, adapter, reply } => {
@@ -168,7 +185,7 @@ impl Round {
     /// what the generator holds cannot be believed.
     fn step(&mut self) -> bool {
         if self.running.is_empty() {
-            return true;
+            return !self.quiet || self.measure();
         }
         let stepped = catch_unwind(AssertUnwindSafe(|| {
             #[cfg(test)]
@@ -190,6 +207,25 @@ impl Round {
             }
         }
         true
+    }
+
+    /// One step of the measurement. False: as [`Round::step`].
+    fn measure(&mut self) -> bool {
+        let Some(measurement) = &mut self.measurement else { return true };
+        let generator = &mut self.generator;
+        let measured = catch_unwind(AssertUnwindSafe(|| measurement.step(generator)));
+        let alive = measured.is_ok();
+        match measured {
+            Ok(Ok(None)) => return true,
+            Ok(Ok(Some(tokens_per_second))) => self.setup.load.can(tokens_per_second),
+            Ok(Err(error)) => {
+                tracing::error!(?error, "the capacity could not be measured");
+                measurement.stop(generator);
+            }
+            Err(_) => {}
+        }
+        self.measurement = None;
+        alive
     }
 
     fn deliver(&mut self, emitted: &[Emitted]) {
@@ -229,7 +265,7 @@ impl Round {
     fn rebuild(self) -> Done<Self> {
         tracing::error!("the engine panicked; what was in flight is lost, the engine is built anew");
         let again = move || -> Done<Self> {
-            let Round { generator, setup, mut adapters, queue, running, next, told, .. } = self;
+            let Round { generator, setup, mut adapters, queue, running, next, measurement, told, .. } = self;
             let mut generator = Generator::new(generator.into_model(), &setup.plan)?;
             warm_up(&mut generator)?;
             for (id, adapter) in adapters.values_mut() {
@@ -242,6 +278,8 @@ impl Round {
                 running,
                 adapters,
                 next,
+                measurement,
+                quiet: false,
                 told,
                 #[cfg(test)]
                 panic: false,
@@ -267,6 +305,9 @@ impl Round {
 
     /// Tells load and metrics what is held now.
     fn tell(&mut self) {
+        if self.measurement.as_ref().is_some_and(Measurement::is_under_way) {
+            return;
+        }
         let Setup { load, metrics, plan, .. } = &self.setup;
         let capacity = self.generator.capacity();
         let waiting = self.queue.len() + capacity.waiting;

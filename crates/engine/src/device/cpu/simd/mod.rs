@@ -8,16 +8,32 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bytes;
+mod pairs;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
-pub(super) use portable::Portable;
+pub(super) use bytes::{Bytes, Vnni, byte_kernel};
+pub(super) use pairs::{Pairs, pair_kernel};
+pub(super) use portable::{Lanes, Portable};
 
 /// Singles in the widest vector.
 pub(super) const MOST_LANES: usize = 16;
+
+/// Lets the processor read the cache line of `from`, which need not exist, ahead into the second-level cache.
+#[inline(always)]
+pub(super) fn prefetch<T>(from: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; no address faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(from.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
+}
 
 /// A vector of singles.
 pub(super) trait Simd: Copy {
@@ -140,7 +156,9 @@ macro_rules! kernel {
             match level {
                 // SAFETY: a `Cpu` has a level only on a machine that has its instructions; the rest is the caller's.
                 #[cfg(target_arch = "x86_64")]
-                $crate::device::cpu::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::device::cpu::Level::Avx512 | $crate::device::cpu::Level::Avx512Bf16 => unsafe {
+                    avx512($($arg),*)
+                },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::device::cpu::Level::Avx2 => unsafe { avx2($($arg),*) },
