@@ -99,6 +99,16 @@ fn grid() -> Vec<Point> {
             work,
         });
     }
+    for precision in [Precision::Int8, Precision::Int4] {
+        points.push(Point {
+            shape: deep(),
+            precision,
+            stored: Dtype::BF16,
+            length: 128,
+            batch: 256,
+            work: Work::Serve,
+        });
+    }
     // Hardly more than the weights, so that a second copy of them while they are read would be the peak.
     let (precision, stored) = (Precision::F32, Dtype::BF16);
     points.push(Point { shape: wide(), precision, stored, length: 32, batch: 16, work: Work::Serve });
