@@ -43,10 +43,14 @@ fn differences(x: &[f32], dout: &[f32], forward: impl Fn(&[f64]) -> Vec<f64>) ->
 const ALLOWED: f64 = 3e-6;
 
 fn same(what: &str, found: &[f32], expected: &[f64]) {
+    within(ALLOWED, what, found, expected);
+}
+
+fn within(allowed: f64, what: &str, found: &[f32], expected: &[f64]) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let norm: f64 = expected.iter().map(|x| x * x).sum::<f64>().sqrt();
     let off: f64 = found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>().sqrt();
-    assert!(norm > 0.1 && off < ALLOWED * norm, "{what}: {off:.1e} of {norm:.1e} apart");
+    assert!(norm > 0.1 && off < allowed * norm, "{what}: {off:.1e} of {norm:.1e} apart");
 }
 
 fn plus(start: &[f32], gradient: Vec<f64>) -> Vec<f64> {
@@ -69,7 +73,7 @@ fn product(x: &[f64], w: &[f64], bias: &[f64]) -> Vec<f64> {
 }
 
 #[rstest]
-fn of_a_linear_layer(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level) {
+fn of_a_linear_layer(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
     let Some(mut cpu) = here(level) else { return };
     let (rows, outputs, inputs) = (ROWS, OUTPUTS, WIDTH);
     // What bf16 keeps, so that one formula is both weights'.
@@ -84,12 +88,15 @@ fn of_a_linear_layer(#[values(Level::Portable, Level::Avx2, Level::Avx512)] leve
     let narrow = cpu.alloc("test", Element::BF16, w.len()).unwrap();
     cpu.write(narrow, Data::BF16(&w.iter().map(|x| (x.to_bits() >> 16) as u16).collect::<Vec<u16>>()));
     for w in [wide, narrow] {
+        // There what meets a bf16 weight is rounded to bf16.
+        let rounded = level == Level::Avx512Bf16 && w == narrow;
+        let allowed = if rounded { 1.0 / 256.0 } else { ALLOWED };
         let start = random(5, x.len());
         let dx = put(&mut cpu, &start);
         cpu.enqueue(Op::LinearInputGrad { dy, w, dx, rows, outputs, inputs, keep: true });
-        same("dx, added", &get(&mut cpu, dx), &plus(&start, dx64.clone()));
+        within(allowed, "dx, added", &get(&mut cpu, dx), &plus(&start, dx64.clone()));
         cpu.enqueue(Op::LinearInputGrad { dy, w, dx, rows, outputs, inputs, keep: false });
-        same("dx", &get(&mut cpu, dx), &dx64);
+        within(allowed, "dx", &get(&mut cpu, dx), &dx64);
     }
 
     let start = random(6, w.len());
@@ -106,7 +113,7 @@ fn of_a_linear_layer(#[values(Level::Portable, Level::Avx2, Level::Avx512)] leve
 }
 
 #[rstest]
-fn of_the_norm(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level) {
+fn of_the_norm(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
     let Some(mut cpu) = here(level) else { return };
     let (rows, width, eps) = (ROWS, WIDTH, 1e-3f32);
     let (x, w, dout) = (random(1, rows * width), random(2, width), random(3, rows * width));
@@ -128,7 +135,7 @@ fn of_the_norm(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Lev
 }
 
 #[rstest]
-fn of_the_gate(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level) {
+fn of_the_gate(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
     let Some(mut cpu) = here(level) else { return };
     let len = ROWS * WIDTH;
     let gate: Vec<f32> = random(1, len).iter().map(|x| 6.0 * x).collect();
@@ -145,7 +152,7 @@ fn of_the_gate(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Lev
 }
 
 #[rstest]
-fn of_the_rotation(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level) {
+fn of_the_rotation(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
     let Some(mut cpu) = here(level) else { return };
     let (heads, head_dim, half) = (3, 10, 5);
     let x = random(1, ROWS * heads * head_dim);
@@ -178,7 +185,7 @@ fn of_the_rotation(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level:
 }
 
 #[rstest]
-fn of_attention(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level) {
+fn of_attention(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
     let Some(mut cpu) = here(level) else { return };
     let (heads, kv_heads, dim, starts) = (4usize, 2usize, 6usize, [0usize, 19, 26]);
     let rows = 26;
@@ -233,7 +240,7 @@ fn of_attention(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Le
 }
 
 #[rstest]
-fn of_the_loss(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level) {
+fn of_the_loss(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
     let Some(mut cpu) = here(level) else { return };
     let (rows, vocab) = (ROWS, WIDTH);
     let logits: Vec<f32> = random(1, rows * vocab).iter().map(|x| 5.0 * x).collect();
@@ -255,7 +262,9 @@ fn of_the_loss(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Lev
 
 /// What only moves or masks rows: the gradient is the operation the other way.
 #[rstest]
-fn of_rows_that_are_moved_or_masked(#[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level) {
+fn of_rows_that_are_moved_or_masked(
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
+) {
     let Some(mut cpu) = here(level) else { return };
     let (rows, width, vocab) = (ROWS, WIDTH, 9);
     let dout = random(2, rows * width);

@@ -200,7 +200,7 @@ fn dropout_keeps_the_mean_and_drops_its_share() {
 /// they are computed changes none of it.
 #[rstest]
 fn dropout_is_keyed_by_row_and_position(
-    #[values(Level::Portable, Level::Avx2, Level::Avx512)] level: Level,
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
     #[values(1, 3)] threads: usize,
 ) {
     if !Level::here().any(|here| here == level) {

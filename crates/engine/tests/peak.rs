@@ -24,7 +24,7 @@ const FOLDER: &str = "LATHE_TEST_MODELS";
 const POINT: &str = "LATHE_TEST_POINT";
 
 /// What a process has beside its plan: lists, names, stacks, the allocator's own.
-const BESIDE: f64 = 4e6;
+const BESIDE: f64 = 2e6;
 
 /// Most weights in blocks, head apart from the embedding.
 fn deep() -> ModelShape {
@@ -97,6 +97,16 @@ fn grid() -> Vec<Point> {
             length,
             batch,
             work,
+        });
+    }
+    for precision in [Precision::Int8, Precision::Int4] {
+        points.push(Point {
+            shape: deep(),
+            precision,
+            stored: Dtype::BF16,
+            length: 128,
+            batch: 256,
+            work: Work::Serve,
         });
     }
     // Hardly more than the weights, so that a second copy of them while they are read would be the peak.

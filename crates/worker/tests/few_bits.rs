@@ -18,7 +18,6 @@ fn folder() -> PathBuf {
 /// The likeliest token after each text, and its log-probability, by the model of the quick-start.
 fn next(precision: Precision, texts: &[Vec<u32>]) -> Vec<(u32, f64)> {
     let config = ModelConfig::read(&folder()).unwrap();
-    let tokenizer = Tokenizer::read(&folder(), config.shape.vocab).unwrap();
     let request = ServeRequest {
         weights: precision,
         context: 128,

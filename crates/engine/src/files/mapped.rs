@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use memmap2::{Advice, Mmap, MmapOptions, MmapRaw, UncheckedAdvice};
 
-/// Bytes around one that is touched whose pages Linux maps too (`fault_around_bytes`).
-const AROUND: usize = 1 << 16;
+/// Linux maps pages around one that is touched: those of a large folio, at most these bytes.
+const AROUND: usize = 1 << 21;
 
 /// Bytes of a file, mapped twice: once to be read, once copy on write for a device. Unchanged pages of both are the page
 /// cache's own, shared with every process that maps the file; a device that writes gets pages of its own, and neither the

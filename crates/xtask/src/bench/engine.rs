@@ -302,5 +302,7 @@ fn serve_task(precision: Precision, context: usize) -> Value {
         "model": {"name": "bench", "source": {"uri": "pvc://model/"}},
         "weights": stored(precision), "contextLength": context, "maxSequences": SEQUENCES,
         "maxWaiting": SEQUENCES, "cacheTokens": context * SEQUENCES, "direct": true, "drainSeconds": 5,
+        // What the plan beside it counts: the spare ones alone.
+        "adapterRoom": {"slots": 0, "rank": SPARE_RANK},
     })
 }

@@ -84,22 +84,22 @@ fn share(row: &Row, rate: f64, shape: &ModelShape, ceiling: &Ceiling) -> String 
 
 /// Peak memory beside the plan's.
 pub fn memory(all: &[Held]) -> Table {
-    let headings =
-        ["Model, weights", "What", "planned", "own pages", "own / planned", "with mapped files (VmHWM)"];
+    let headings = ["Model, weights", "What", "planned", "held (VmHWM)", "held / planned", "of it own pages"];
     let mut table = Table::new("Peak memory", &headings);
     for Held { model, what, precision, planned, own, resident } in all {
         table.rows.push(vec![
             format!("{model}, {}", short(*precision)),
             (*what).to_owned(),
             bytes(*planned),
-            bytes(*own),
-            number(*own as f64 / *planned as f64),
             bytes(*resident),
+            number(*resident as f64 / *planned as f64),
+            bytes(*own),
         ]);
     }
     table.notes.push(
-        "Planned: the buffers that `crates/plan` lists, which the operator asks a profile for. Own pages are the whole \
-         process's: also its code's data, tokenizer, runtime and stacks. Pages of mapped files can be taken back by the kernel."
+        "Planned: the buffers that `crates/plan` lists, which the operator asks a profile for. Held is the whole process's: also \
+         its code, tokenizer, runtime and stacks. Weights that are used where their file lies are not own pages: the kernel can \
+         take them back."
             .to_owned(),
     );
     table

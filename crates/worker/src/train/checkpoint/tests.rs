@@ -95,7 +95,7 @@ fn one_that_the_trainer_refuses_falls_back_too() {
     let store = open(dir.path(), SETTINGS, 2, "w5");
     write(&store, 1).unwrap();
     write(&store, 2).unwrap();
-    let refuse = |found: &Found, _: &mut dyn Read| match found.position.step {
+    let refuse = |found: &Found, _: &mut File| match found.position.step {
         2 => Err(Halt::user("CheckpointUnusable", "x", "y")),
         _ => Ok(()),
     };
