@@ -30,11 +30,8 @@ pub fn run(context: &Context, task: &CheckDataTask) -> Done<Outcome> {
     }
     let encoder = encoder_of(&words.config, &words.tokenizer, words.template.as_ref(), max_tokens);
     let report = dataset::check(&files.source(&task.dataset), &encoder)?;
-    if let Some(first) = report.problems.first() {
-        let all = report.rows + report.evaluation_rows + report.bad_rows;
-        return Err(
-            DatasetError::MalformedRow { first: first.clone(), bad: report.bad_rows, rows: all }.into()
-        );
+    if let Some(malformed) = report.malformed.into_iter().next() {
+        return Err(DatasetError::from(malformed).into());
     }
     Ok(Outcome::DataChecked(CheckDataReport {
         format: report.format.map(|format| format.name()).unwrap_or_default().to_owned(),

@@ -6,7 +6,7 @@ use lathe_engine::Row;
 use lathe_source::{Digest, Fetched, FileEntry, digest_of};
 
 use crate::context::Context;
-use crate::dataset::{self, Dataset, DatasetError, Encoder, Problem, Question};
+use crate::dataset::{self, Dataset, DatasetError, Encoder, Problem, Question, Unencodable};
 use crate::failure::{Done, Halt, io};
 
 /// The held-out rows are the same for every seed of training, so that runs can be compared, and the same where a dataset
@@ -170,26 +170,32 @@ fn teaches(row: &Row) -> bool {
     row.weights.iter().skip(1).any(|&weight| weight > 0.0)
 }
 
-fn refused(dataset: &Dataset, line: usize, what: String) -> Halt {
-    DatasetError::MalformedRow {
-        first: Problem { file: dataset.file.clone(), line, what },
-        bad: 1,
-        rows: dataset.rows.len(),
+fn refused(dataset: &Dataset, line: usize, why: Unencodable) -> Halt {
+    match why {
+        Unencodable::Row(what) => {
+            DatasetError::RefusedRow(Problem { file: dataset.file.clone(), line, what }).into()
+        }
+        Unencodable::Model(cause) => DatasetError::model(cause, &dataset.file, line).into(),
     }
-    .into()
 }
 
 impl From<DatasetError> for Halt {
     fn from(error: DatasetError) -> Self {
         let (reason, next) = match &error {
+            DatasetError::Model { .. } => {
+                let DatasetError::Model { at, cause } = error else { return Halt::Stopped };
+                return Halt::from(cause).of(&at);
+            }
             DatasetError::Io { source, .. } => return io(source, &error),
             DatasetError::NotJsonLines { found: "UTF-16", .. } => ("NotUtf8", "convert the file to UTF-8"),
             DatasetError::NotJsonLines { .. } => ("MalformedDataset", "convert the file to JSON Lines"),
             DatasetError::Empty { .. } => ("EmptyDataset", "put rows into the file"),
-            DatasetError::MalformedRow { first, .. } if first.what.starts_with("a row must be UTF-8") => {
+            DatasetError::MalformedRows(rows) if rows.first.what.starts_with("a row must be UTF-8") => {
                 ("NotUtf8", "convert the file to UTF-8")
             }
-            DatasetError::MalformedRow { .. } => ("MalformedRow", "correct the row, and those like it"),
+            DatasetError::MalformedRows(_) | DatasetError::RefusedRow(_) => {
+                ("MalformedRow", "correct the row, and those like it")
+            }
             DatasetError::NoChatTemplate => ("NoChatTemplate", "choose another model, or another `format`"),
             DatasetError::NothingToLearn { .. } => {
                 ("NothingToLearn", "raise `training.sequenceLength`, or shorten the prompts")

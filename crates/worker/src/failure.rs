@@ -139,8 +139,9 @@ impl From<FileError> for Halt {
             | FileError::Malformed { .. }
             | FileError::MissingTensor { .. } => ("MalformedModel", "replace the model's files"),
             FileError::Template(_) => {
-                ("ChatTemplateFailed", "correct the model's chat template, or the messages")
+                ("ChatTemplateFailed", "correct the model's chat template, or shorten the messages")
             }
+            FileError::Refused(_) => ("ChatTemplateFailed", "correct the messages"),
             FileError::Tokenizer(_) => ("TokenizerFailed", "replace the model's tokenizer.json"),
             FileError::Engine(_) => {
                 let FileError::Engine(engine) = error else { return Halt::Stopped };

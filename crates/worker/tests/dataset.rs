@@ -84,7 +84,10 @@ fn a_wrong_row_is_named_by_line_and_field(#[case] row: &str, #[case] says: &str)
     let dataset = parse(format!("{CHAT}\n{row}\n{CHAT}\n"), DatasetFormat::Auto).unwrap();
     assert_eq!((dataset.rows.len(), dataset.bad_rows), (2, 1));
     let error = dataset.refuse_bad_rows().unwrap_err().to_string();
-    assert!(error.starts_with("train.jsonl line 2: ") && error.ends_with(". 1 of 3 rows"), "{error}");
+    assert!(
+        error.starts_with("train.jsonl line 2: ") && error.ends_with(". 1 of 3 rows of train.jsonl"),
+        "{error}"
+    );
     assert!(error.contains(says), "{error}");
 }
 
@@ -263,7 +266,7 @@ fn counts_tell_cut_empty_duplicate_and_leaked_rows() {
     assert_eq!((report.rows, report.over_long_rows, report.empty_rows), (5, 2, 1));
     assert_eq!((report.duplicate_rows, report.evaluation_rows, report.leaked_rows), (1, 2, 1));
     assert!(report.longest_row > 40 && report.tokens <= 5 * 16 && report.learned_tokens < report.tokens);
-    assert_eq!(report.bad_rows, 0);
+    assert_eq!(report.malformed, []);
 }
 
 #[test]
@@ -274,9 +277,43 @@ fn a_row_that_the_template_refuses_is_named_by_its_line() {
     let system = r#"{"messages":[{"role":"system","content":"s"},{"role":"assistant","content":"a"}]}"#;
     let train = format!("{CHAT}\n{system}\n");
     let report = checked(&train, Some(&train), &model.encoder(100)).unwrap();
-    assert_eq!((report.rows, report.bad_rows), (1, 2));
-    assert!(report.problems[0].to_string().starts_with("train.jsonl line 2: chat template: "));
-    assert!(report.problems[0].to_string().contains("no system role"));
+    assert_eq!(report.rows, 1);
+    let told: Vec<String> = report.malformed.iter().map(ToString::to_string).collect();
+    for (told, file) in told.iter().zip(["train.jsonl", "test.jsonl"]) {
+        assert!(told.starts_with(&format!("{file} line 2: chat template: ")), "{told}");
+        assert!(told.contains("no system role"), "{told}");
+        assert!(told.ends_with(&format!(". 1 of 2 rows of {file}")), "{told}");
+    }
+    assert_eq!(told.len(), 2);
+}
+
+#[rstest]
+#[case::over_its_budget(
+    "{% for i in range(9000) %}{% for j in range(9000) %}x{% endfor %}{% endfor %}",
+    false,
+    "budget"
+)]
+#[case::of_an_unknown_filter("{{ messages|nothing }}", false, "nothing")]
+#[case::without_an_unknown_token(TEMPLATE, true, "tokenizer.json: ")]
+fn what_fails_in_the_model_is_not_blamed_on_a_row(
+    #[case] template: &str,
+    #[case] of_one_word: bool,
+    #[case] says: &str,
+) {
+    let mut model = Model::new("byte-level.json", template);
+    if of_one_word {
+        let json = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}}"#;
+        model.tokenizer = Tokenizer::parse(json.as_bytes(), 400).unwrap();
+    }
+    let error = checked(&format!("{CHAT}\n{CHAT}\n"), None, &model.encoder(100)).unwrap_err();
+    assert!(matches!(error, DatasetError::Model { .. }), "{error:?}");
+    let error = error.to_string();
+    assert!(
+        error.starts_with("the model's files fail at train.jsonl line 1: ") && error.contains(says),
+        "{error}"
+    );
 }
 
 #[test]

@@ -56,7 +56,7 @@ fn memory_does_not_grow_with_the_file() {
         let hold_out = Some(HoldOut { share: 0.1, seed: 1 });
         let source = Source { train: &path, evaluation: None, hold_out, format: DatasetFormat::Auto };
         MOST.store(NOW.load(Ordering::Relaxed), Ordering::Relaxed);
-        assert_eq!(check(&source, &encoder).unwrap().bad_rows, 0);
+        assert_eq!(check(&source, &encoder).unwrap().malformed, []);
         MOST.load(Ordering::Relaxed)
     };
     let (few, many) = (peak(200), peak(4000));

@@ -74,9 +74,12 @@ pub enum FileError {
     /// The engine would not take or give a tensor.
     #[error(transparent)]
     Engine(#[from] crate::Error),
-    /// A chat template failed, ran too long, or refused the messages.
+    /// A chat template failed or ran too long.
     #[error("chat template: {0}")]
     Template(String),
+    /// A chat template refused the messages, in its own words.
+    #[error("chat template: {0}")]
+    Refused(String),
     /// The tokenizer failed.
     #[error("tokenizer.json: {0}")]
     Tokenizer(String),

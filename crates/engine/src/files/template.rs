@@ -104,7 +104,7 @@ impl ChatTemplate {
     /// an assistant's turn. `now` is the time that templates print as today's date (in UTC).
     ///
     /// # Errors
-    /// [`FileError::Template`]: the template refuses the messages, fails, or exceeds its budget.
+    /// [`FileError::Refused`]: the template refuses the messages. [`FileError::Template`]: it fails, or exceeds its budget.
     pub fn render(
         &self,
         messages: &[Message],
@@ -120,7 +120,10 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         now: jiff::Timestamp,
     ) -> Result<String, FileError> {
-        let failed = |error: Error| FileError::Template(describe(&error));
+        let failed = |error: Error| match is_refusal(&error) {
+            true => FileError::Refused(describe(&error)),
+            false => FileError::Template(describe(&error)),
+        };
         let template = self.environment.get_template(NAME).map_err(failed)?;
         let mut context: BTreeMap<&str, Value> = BTreeMap::new();
         let turn =
@@ -188,9 +191,25 @@ fn environment() -> Environment<'static> {
     environment.set_formatter(print);
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
+        Err(Error::new(ErrorKind::InvalidOperation, message).with_source(Refusal))
     });
     environment
+}
+
+/// Marks what a template says by `raise_exception`: it works, and does not take these messages.
+#[derive(Debug, thiserror::Error)]
+#[error("raised by the template")]
+struct Refusal;
+
+fn is_refusal(error: &Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if error.is::<Refusal>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Python's methods. `format` makes a text as wide as it is told to, so its numbers are paid for beforehand.
@@ -431,7 +450,17 @@ mod tests {
     }
 
     #[rstest]
-    #[case::refusal("{{ raise_exception('roles must alternate') }}", "roles must alternate")]
+    #[case::at_once("{{ raise_exception('roles must alternate') }}")]
+    #[case::in_a_macro("{% macro f() %}{{ raise_exception('roles must alternate') }}{% endmacro %}{{ f() }}")]
+    fn a_refusal_is_told_apart_from_a_fault_of_the_template(#[case] source: &str) {
+        let error = template(source).render(&say(&[("user", "hi")]), false, now()).unwrap_err();
+        assert!(
+            matches!(&error, FileError::Refused(says) if says.contains("roles must alternate")),
+            "{error}"
+        );
+    }
+
+    #[rstest]
     #[case::endless(
         "{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}",
         "budget"
@@ -456,7 +485,9 @@ mod tests {
     #[case::include("{% include '/etc/passwd' %}", "not found")]
     #[case::clock("{{ strftime_now('%') }}", "strftime_now")]
     fn a_bad_template_is_an_error(#[case] source: &str, #[case] says: &str) {
-        let error = template(source).render(&say(&[("user", "hi")]), false, now()).unwrap_err().to_string();
+        let error = template(source).render(&say(&[("user", "hi")]), false, now()).unwrap_err();
+        assert!(matches!(error, FileError::Template(_)), "{error:?}");
+        let error = error.to_string();
         assert!(error.starts_with("chat template: ") && error.contains(says), "{error}");
     }
 

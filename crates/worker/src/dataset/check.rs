@@ -6,8 +6,8 @@ use std::path::Path;
 use lathe_contract::DatasetFormat;
 use sha2::{Digest, Sha256};
 
-use super::encode::{EncodedRow, Encoder};
-use super::problem::{DatasetError, MAX_PROBLEMS, Problem};
+use super::encode::{EncodedRow, Encoder, Unencodable};
+use super::problem::{DatasetError, MalformedRows, Problem};
 use super::read::{Reader, Row};
 use super::row::{Example, Format};
 
@@ -36,10 +36,8 @@ pub struct DataReport {
     pub evaluation_rows: usize,
     /// Held-out rows that stand in the training rows too.
     pub leaked_rows: usize,
-    /// Malformed rows of both files.
-    pub bad_rows: usize,
-    /// The first of those.
-    pub problems: Vec<Problem>,
+    /// Malformed rows, of each file that has any.
+    pub malformed: Vec<MalformedRows>,
 }
 
 /// What is checked.
@@ -69,7 +67,7 @@ pub struct HoldOut {
 ///
 /// # Errors
 /// A file that is malformed as a whole; [`DatasetError::NoChatTemplate`], or [`DatasetError::NothingToLearn`] if no row is
-/// left to learn from. Malformed rows are in the report.
+/// left to learn from; [`DatasetError::Model`] where no row is to blame. Malformed rows are in the report.
 pub fn check(source: &Source<'_>, encoder: &Encoder) -> Result<DataReport, DatasetError> {
     let mut report = DataReport::default();
     let hold_out = source.hold_out.filter(|_| source.evaluation.is_none());
@@ -93,7 +91,7 @@ pub fn check(source: &Source<'_>, encoder: &Encoder) -> Result<DataReport, Datas
     known.sort_unstable();
     known.dedup();
     report.duplicate_rows = report.rows - known.len();
-    if report.learned_tokens == 0 && report.bad_rows == 0 {
+    if report.learned_tokens == 0 && report.malformed.is_empty() {
         return Err(DatasetError::NothingToLearn { file: train.0, limit: encoder.max_tokens });
     }
     if let Some(evaluation) = source.evaluation {
@@ -114,26 +112,31 @@ fn rows(
     mut good: impl FnMut(&Example, &EncodedRow, &mut DataReport),
 ) -> Result<(String, Format), DatasetError> {
     let mut reader = Reader::open(path, format)?;
-    let (file, before) = (reader.file().to_owned(), report.bad_rows);
-    let mut all = 0;
+    let file = reader.file().to_owned();
+    let (mut all, mut malformed) = (0, None::<MalformedRows>);
     while let Some((line, row)) = reader.next_row()? {
         if let Some(format) = reader.format() {
             encoder.accepts(format)?;
         }
         all += 1;
-        let encoded = row.and_then(|example| Ok((encoder.encode(&example)?, example)));
-        match encoded {
-            Ok((encoded, example)) => good(&example, &encoded, report),
-            Err(what) => report.problem(&file, line, what),
-        }
+        let what = match row.map(|example| (encoder.encode(&example), example)) {
+            Ok((Ok(encoded), example)) => {
+                good(&example, &encoded, report);
+                continue;
+            }
+            Ok((Err(Unencodable::Row(what)), _)) | Err(what) => what,
+            Ok((Err(Unencodable::Model(cause)), _)) => return Err(DatasetError::model(cause, &file, line)),
+        };
+        let first = || MalformedRows { first: Problem { file: file.clone(), line, what }, bad: 0, rows: 0 };
+        malformed.get_or_insert_with(first).bad += 1;
     }
-    match (reader.format(), all, report.problems.first()) {
-        (_, 0, _) => Err(DatasetError::Empty { file }),
-        (Some(format), ..) => Ok((file, format)),
-        (None, _, Some(first)) => {
-            Err(DatasetError::MalformedRow { first: first.clone(), bad: report.bad_rows - before, rows: all })
+    match (reader.format(), malformed.map(|malformed| MalformedRows { rows: all, ..malformed })) {
+        (Some(format), malformed) if all > 0 => {
+            report.malformed.extend(malformed);
+            Ok((file, format))
         }
-        (None, _, None) => Err(DatasetError::Empty { file }),
+        (None, Some(malformed)) => Err(malformed.into()),
+        _ => Err(DatasetError::Empty { file }),
     }
 }
 
@@ -178,15 +181,6 @@ fn rank(example: &Example, seed: u64) -> [u8; 32] {
 fn wanted(distinct: usize, share: f64) -> usize {
     let most = distinct.saturating_sub(1);
     ((distinct as f64 * share).round() as usize).clamp(1.min(most), most)
-}
-
-impl DataReport {
-    fn problem(&mut self, file: &str, line: usize, what: String) {
-        self.bad_rows += 1;
-        if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push(Problem { file: file.to_owned(), line, what });
-        }
-    }
 }
 
 /// Parts rows into those to train on and a `share` (0 to 1) to measure with. The choice depends on a row's content and the

@@ -46,6 +46,24 @@ pub struct Question {
     pub reference: String,
 }
 
+/// Why an example makes no tokens.
+#[derive(Debug)]
+pub enum Unencodable {
+    /// The row is to blame; in words that fit behind a line's number.
+    Row(String),
+    /// The model's template or tokenizer is.
+    Model(FileError),
+}
+
+impl From<FileError> for Unencodable {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Refused(_) => Unencodable::Row(error.to_string()),
+            _ => Unencodable::Model(error),
+        }
+    }
+}
+
 impl Encoder<'_> {
     /// Refuses a format that this model cannot read.
     ///
@@ -63,14 +81,13 @@ impl Encoder<'_> {
     /// with the end of text, a text with the end of text.
     ///
     /// # Errors
-    /// The template refuses the conversation or the tokenizer the text; in words that fit behind a line's number.
-    pub fn encode(&self, example: &Example) -> Result<EncodedRow, String> {
-        let say = |error: FileError| error.to_string();
+    /// The template refuses the conversation, or template or tokenizer fail.
+    pub fn encode(&self, example: &Example) -> Result<EncodedRow, Unencodable> {
         match example {
             Example::Chat(messages) => {
-                let template = self.template.ok_or("the model has no chat template")?;
-                let rendered = template.render_with_answers(messages, self.now).map_err(say)?;
-                let encoded = self.tokenizer.encode(&rendered.text, false).map_err(say)?;
+                let template = self.template()?;
+                let rendered = template.render_with_answers(messages, self.now)?;
+                let encoded = self.tokenizer.encode(&rendered.text, false)?;
                 let learned = |start: usize, end: usize| {
                     rendered.answers.iter().any(|answer| start < answer.end && end > answer.start)
                 };
@@ -78,11 +95,11 @@ impl Encoder<'_> {
                 Ok(EncodedRow { lost_answers: rendered.lost_answers, ..self.first(marked) })
             }
             Example::PromptCompletion { prompt, completion } => {
-                let encoded = self.tokenizer.encode(&format!("{prompt}{completion}"), true).map_err(say)?;
+                let encoded = self.tokenizer.encode(&format!("{prompt}{completion}"), true)?;
                 Ok(self.first(self.mark(encoded, |_, end| end > prompt.len(), true)))
             }
             Example::Text(text) => {
-                let encoded = self.tokenizer.encode(text, true).map_err(say)?;
+                let encoded = self.tokenizer.encode(text, true)?;
                 Ok(self.windows(self.mark(encoded, |_, _| true, true)))
             }
         }
@@ -93,18 +110,17 @@ impl Encoder<'_> {
     ///
     /// # Errors
     /// As [`Encoder::encode`].
-    pub fn question(&self, example: &Example) -> Result<Option<Question>, String> {
-        let say = |error: FileError| error.to_string();
+    pub fn question(&self, example: &Example) -> Result<Option<Question>, Unencodable> {
         match example {
             Example::Chat(messages) => {
-                let template = self.template.ok_or("the model has no chat template")?;
+                let template = self.template()?;
                 let Some((turn, answer)) = last_answer(messages) else { return Ok(None) };
-                let prompt = template.render(&messages[..turn], true, self.now).map_err(say)?;
-                let prompt = self.tokenizer.encode(&prompt, false).map_err(say)?.ids;
+                let prompt = template.render(&messages[..turn], true, self.now)?;
+                let prompt = self.tokenizer.encode(&prompt, false)?.ids;
                 Ok(Some(Question { prompt, reference: answer.content.clone() }))
             }
             Example::PromptCompletion { prompt, completion } => {
-                let Encoded { mut ids, mut offsets } = self.tokenizer.encode(prompt, true).map_err(say)?;
+                let Encoded { mut ids, mut offsets } = self.tokenizer.encode(prompt, true)?;
                 // Some tokenizers end a text; this one is to go on. One token must stay to go on from.
                 while ids.len() > 1 && offsets.last().is_some_and(|range| range.is_empty()) {
                     ids.pop();
@@ -114,6 +130,10 @@ impl Encoder<'_> {
             }
             Example::Text(_) => Ok(None),
         }
+    }
+
+    fn template(&self) -> Result<&ChatTemplate, Unencodable> {
+        self.template.ok_or_else(|| Unencodable::Row("the model has no chat template".to_owned()))
     }
 
     /// The whole example as one row, with the end of text where `ends`.

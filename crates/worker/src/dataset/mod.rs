@@ -11,7 +11,7 @@ mod read;
 mod row;
 
 pub use check::{DataReport, HoldOut, Source, check, hold_out};
-pub use encode::{EncodedRow, Encoder, Question};
-pub use problem::{DatasetError, Problem};
+pub use encode::{EncodedRow, Encoder, Question, Unencodable};
+pub use problem::{DatasetError, MalformedRows, Problem};
 pub use read::{Dataset, MAX_ROW_BYTES, Reader, Row, read};
 pub use row::{Example, Format};

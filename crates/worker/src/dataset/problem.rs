@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use lathe_engine::files::FileError;
+
 /// Problems that are kept in words; further ones are counted.
 pub(super) const MAX_PROBLEMS: usize = 20;
 
@@ -20,6 +22,18 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} line {}: {}", self.file, self.line, self.what)
     }
+}
+
+/// The malformed rows of one file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{first}. {bad} of {rows} rows of {}", first.file)]
+pub struct MalformedRows {
+    /// The first problem.
+    pub first: Problem,
+    /// Rows that are wrong.
+    pub bad: usize,
+    /// All rows of the file, those that are held out of it too.
+    pub rows: usize,
 }
 
 /// Why a dataset cannot be used.
@@ -47,15 +61,19 @@ pub enum DatasetError {
         /// The file's name.
         file: String,
     },
-    /// Rows are wrong; the first is named.
-    #[error("{first}. {bad} of {rows} rows")]
-    MalformedRow {
-        /// The first problem.
-        first: Problem,
-        /// Rows that are wrong.
-        bad: usize,
-        /// All rows.
-        rows: usize,
+    /// Rows are wrong; the first is named, and all are counted.
+    #[error(transparent)]
+    MalformedRows(#[from] MalformedRows),
+    /// A row is wrong; what comes behind it was not looked at.
+    #[error("{0}")]
+    RefusedRow(Problem),
+    /// The model's template or tokenizer fails where the row is not to blame.
+    #[error("{at}: {cause}")]
+    Model {
+        /// Where that was seen.
+        at: String,
+        /// What fails.
+        cause: FileError,
     },
     /// Chats cannot be written for this model.
     #[error(
@@ -73,4 +91,11 @@ pub enum DatasetError {
         /// The sequence length.
         limit: usize,
     },
+}
+
+impl DatasetError {
+    /// What fails as a row is written out.
+    pub(crate) fn model(cause: FileError, file: &str, line: usize) -> Self {
+        DatasetError::Model { at: format!("the model's files fail at {file} line {line}"), cause }
+    }
 }

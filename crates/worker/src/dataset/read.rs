@@ -7,7 +7,7 @@ use std::path::Path;
 use lathe_contract::DatasetFormat;
 use serde_json::Value;
 
-use super::problem::{DatasetError, MAX_PROBLEMS, Problem};
+use super::problem::{DatasetError, MAX_PROBLEMS, MalformedRows, Problem};
 use super::row::{Example, Format, kind};
 
 /// Bytes of one row, at most.
@@ -41,15 +41,15 @@ impl Dataset {
     /// Refuses a dataset that has a malformed row.
     ///
     /// # Errors
-    /// [`DatasetError::MalformedRow`].
+    /// [`DatasetError::MalformedRows`].
     pub fn refuse_bad_rows(self) -> Result<Self, DatasetError> {
         match self.problems.first() {
             None => Ok(self),
-            Some(first) => Err(DatasetError::MalformedRow {
+            Some(first) => Err(DatasetError::MalformedRows(MalformedRows {
                 first: first.clone(),
                 bad: self.bad_rows,
                 rows: self.rows.len() + self.bad_rows,
-            }),
+            })),
         }
     }
 

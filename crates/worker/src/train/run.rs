@@ -39,7 +39,7 @@ impl Run<'_> {
     /// Resumes where a checkpoint says, and trains until the last step is done and saved.
     ///
     /// # Errors
-    /// `NonFiniteLoss`, `DiskFull`, `CheckpointsTaken`, or [`Halt::Stopped`] with everything saved.
+    /// `NonFiniteLoss`, `MalformedModel` where the base's own loss is none, `DiskFull`, `CheckpointsTaken`, or [`Halt::Stopped`] with everything saved.
     pub fn to_the_end(&mut self) -> Done<TrainProgress> {
         let (mut position, mut saved) = self.resume()?;
         let mut counters = Counters::after(self.store.noted(COUNTERS), position.step);
@@ -93,12 +93,25 @@ impl Run<'_> {
     /// One step; returns its tokens.
     fn step(&mut self, position: &mut Position) -> Done<u64> {
         let batch: Vec<Row> = self.order.next_batch().into_iter().map(|row| self.rows[row].clone()).collect();
-        let stats = self.trainer.step_unless(&batch, &|| self.context.stop.is_cancelled())?;
+        let stats = self
+            .trainer
+            .step_unless(&batch, &|| self.context.stop.is_cancelled())
+            .map_err(|error| self.of_the_base(&error).unwrap_or_else(|| error.into()))?;
         position.step = stats.step;
         position.tokens += stats.tokens;
         position.loss = stats.loss;
         position.curve.add(stats.step, stats.loss);
         Ok(stats.tokens)
+    }
+
+    /// Before the first update the loss is the base's own: no learning rate has a part in it.
+    fn of_the_base(&self, error: &lathe_engine::Error) -> Option<Halt> {
+        let lathe_engine::Error::NotFinite { step: 1, loss, .. } = error else { return None };
+        let name = &self.task.base.name;
+        let cause = format!(
+            "base model `{name}`: its loss is {loss} before the first update: its weights hold NaN or infinity"
+        );
+        (!loss.is_finite()).then(|| Halt::user("MalformedModel", cause, "replace the model's files"))
     }
 
     /// Where the newest usable checkpoint stands, its state taken up; else the beginning.

@@ -250,6 +250,36 @@ fn a_loss_that_is_no_number_names_the_step_and_the_cure() {
     assert_eq!(world.names("artefacts"), Vec::<String>::new());
 }
 
+/// The learning rate has no part in what is wrong before the first update.
+#[test]
+fn a_base_of_no_numbers_is_told_as_the_bases_fault() {
+    let world = World::new();
+    let path = world.path("base").join("model.safetensors");
+    let mut bytes = fs::read(&path).expect("weights");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight")) as usize;
+    bytes[8 + header..].fill(0xff);
+    fs::write(&path, bytes).expect("weights");
+    let mut task = world.train_task();
+    task.evaluation.metrics = vec![Metric::Perplexity];
+    let message = world.train(task).refused("MalformedModel");
+    assert!(message.contains("base model `tiny`") && message.contains("NaN"), "{message}");
+    assert!(!message.contains("learning"), "{message}");
+}
+
+#[test]
+fn a_template_without_an_end_is_told_as_the_models_fault() {
+    let world = World::new();
+    let source = "{% for i in range(9000) %}{% for j in range(9000) %}x{% endfor %}{% endfor %}";
+    fs::write(world.path("base").join("chat_template.jinja"), source).expect("a template");
+    for ended in [check_data(&world), world.train(world.train_task())] {
+        let message = ended.refused("ChatTemplateFailed");
+        assert!(
+            message.starts_with("the model's files fail at train.jsonl line 1: chat template"),
+            "{message}"
+        );
+    }
+}
+
 #[test]
 fn kernels_that_there_are_not_are_named_before_anything_is_fetched() {
     let world = World::new();
