@@ -1,6 +1,6 @@
 //! What is left of a checkpoint after every accident, and what is made of it.
 use std::fs;
-
+use std::io::Read;
 
 use super::disk::list;
 use super::*;
