@@ -106,7 +106,65 @@ pub fn stored_precision(weights: &ModelWeights) -> Precision {
 
 /// Bytes that this process may hold: nine tenths of its cgroup's limit, where there is one.
 pub fn memory_limit() -> Option<u64> {
-    let text = std::fs::read_to_string(Path::new("/sys/fs/cgroup/memory.max")).ok()?;
-    let limit: u64 = text.trim().parse().ok()?;
-    Some(limit / 10 * 9)
+    let cgroups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(least_limit(Path::new("/sys/fs/cgroup"), &cgroups)? / 10 * 9)
+}
+
+/// The least limit on the way from the root to the process's own cgroup, of version 2 or 1: `cgroups` are the lines
+/// `number:controllers:path` of `/proc/self/cgroup`. A container sees its own cgroup as the root, whatever the path says.
+fn least_limit(root: &Path, cgroups: &str) -> Option<u64> {
+    let places = cgroups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let (top, file) = match controllers {
+            "" => (root.to_path_buf(), "memory.max"),
+            _ if controllers.split(',').any(|one| one == "memory") => {
+                (root.join("memory"), "memory.limit_in_bytes")
+            }
+            _ => return None,
+        };
+        Some((top, path.trim_start_matches('/').to_owned(), file))
+    });
+    let limits = places.flat_map(|(top, path, file)| {
+        let on_the_way =
+            Path::new(&path).ancestors().map(|part| top.join(part).join(file)).collect::<Vec<_>>();
+        // "max" is no number, and no limit.
+        on_the_way
+            .into_iter()
+            .filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok())
+    });
+    limits.min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::none("0::/\n", &[], None)]
+    #[case::no_limit("0::/\n", &[("memory.max", "max\n")], None)]
+    #[case::of_a_container("0::/\n", &[("memory.max", "1000\n")], Some(1000))]
+    #[case::seen_from_outside("0::/pods/a\n", &[("memory.max", "1000\n")], Some(1000))]
+    #[case::own("0::/pods/a\n", &[("pods/a/memory.max", "500\n"), ("pods/memory.max", "1000\n")], Some(500))]
+    #[case::of_one_above("0::/pods/a\n", &[("pods/a/memory.max", "max\n"), ("pods/memory.max", "700\n")], Some(700))]
+    #[case::version_1(
+        "3:cpu,cpuacct:/a\n2:memory:/a\n",
+        &[("memory/a/memory.limit_in_bytes", "600\n"), ("memory/memory.limit_in_bytes", "9223372036854771712\n")],
+        Some(600)
+    )]
+    #[case::not_its_lines("x\n::\n\n", &[("memory.max", "1000\n")], Some(1000))]
+    fn the_least_limit_on_the_way_counts(
+        #[case] cgroups: &str,
+        #[case] files: &[(&str, &str)],
+        #[case] limit: Option<u64>,
+    ) {
+        let root = tempfile::tempdir().expect("a folder");
+        for (path, text) in files {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+            std::fs::write(path, text).expect("a file");
+        }
+        assert_eq!(least_limit(root.path(), cgroups), limit);
+    }
 }

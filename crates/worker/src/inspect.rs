@@ -2,9 +2,9 @@
 use std::collections::BTreeMap;
 
 use lathe_contract::{InspectReport, InspectTask, ModelShapeReport, Outcome, Phase, SourceRef, WeightBytes};
-use lathe_engine::files::{AdapterConfig, ChatTemplate, ModelConfig, Tokenizer};
+use lathe_engine::files::{AdapterConfig, ChatTemplate, INDEX, ModelConfig, SINGLE, Tokenizer, parse_index};
 use lathe_plan::ModelShape;
-use lathe_source::Headers;
+use lathe_source::{Headers, Tensor};
 
 use crate::base::weights_digest;
 use crate::context::Context;
@@ -109,20 +109,32 @@ pub fn small<'a>(files: &'a BTreeMap<String, Vec<u8>>, name: &str) -> Done<&'a [
     })
 }
 
-/// Every tensor that the configuration asks for is there in that shape.
+/// Every tensor that the configuration asks for is there in that shape, in the file where whoever loads the model looks.
 fn all_tensors(shape: &ModelShape, headers: &Headers) -> Done<()> {
+    let index = headers.small.get(INDEX).map(|text| parse_index(text)).transpose()?;
+    let malformed = |problem: String| Halt::user("MalformedModel", problem, "replace the model's files");
+    let of = |name: &str| -> Done<&Tensor> {
+        let missing = || malformed(format!("tensor `{name}` is missing"));
+        let (file, named_by) = match &index {
+            None => (SINGLE, None),
+            Some(index) => (index.get(name).ok_or_else(missing)?.as_str(), Some(INDEX)),
+        };
+        let tensors = headers.weights.get(file).ok_or_else(|| match named_by {
+            Some(index) => malformed(format!("{file} is missing, which {index} names")),
+            None => malformed(format!("{file} is missing, and so is {INDEX}")),
+        })?;
+        tensors.get(name).ok_or_else(missing)
+    };
+    index.iter().flat_map(|index| index.keys()).try_for_each(|name| of(name).map(drop))?;
     for tensor in shape.tensors() {
-        let found = headers.weights.values().find_map(|file| file.get(&tensor.name));
-        let expected: Vec<u64> = tensor.shape.iter().map(|&length| length as u64).collect();
-        let problem = match found {
-            Some(found) if found.shape == expected => continue,
-            Some(found) => format!(
+        let (found, expected) = (of(&tensor.name)?, tensor.shape.iter().map(|&length| length as u64));
+        let expected: Vec<u64> = expected.collect();
+        if found.shape != expected {
+            return Err(malformed(format!(
                 "tensor `{}` must have shape {expected:?} (found {:?}): configuration and weights disagree",
                 tensor.name, found.shape
-            ),
-            None => format!("tensor `{}` is missing", tensor.name),
-        };
-        return Err(Halt::user("MalformedModel", problem, "replace the model's files"));
+            )));
+        }
     }
     Ok(())
 }

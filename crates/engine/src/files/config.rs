@@ -5,7 +5,7 @@ use std::path::Path;
 use lathe_plan::{ModelShape, RopeScaling};
 use serde_json::Value;
 
-use super::error::{FileError, read_bounded};
+use super::error::{FileError, bounded, read_bounded};
 use super::fields::{Fields, parse_json};
 
 const CONFIG: &str = "config.json";
@@ -66,6 +66,8 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::read`].
     pub fn parse(config: &[u8], generation: Option<&[u8]>) -> Result<Self, FileError> {
+        bounded(CONFIG, config, MAX_BYTES)?;
+        bounded(GENERATION, generation.unwrap_or_default(), MAX_BYTES)?;
         let value = parse_json(CONFIG, config)?;
         let fields = Fields::new(CONFIG, &value)?;
         let family = family(&fields)?;

@@ -101,6 +101,15 @@ pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
+/// Refuses a file's content that is longer than `limit` bytes.
+pub(crate) fn bounded(file: &str, bytes: &[u8], limit: u64) -> Result<(), FileError> {
+    let found = bytes.len() as u64;
+    if found > limit {
+        return Err(FileError::TooLarge { path: file.into(), limit, found });
+    }
+    Ok(())
+}
+
 /// Reads a whole file that must be at most `limit` bytes.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     use std::io::Read;

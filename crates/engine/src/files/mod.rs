@@ -28,5 +28,5 @@ pub use peft::{AdapterConfig, read_adapter, write_adapter};
 pub use safetensors::{SafetensorsFile, StoredTensor};
 pub use template::{ChatTemplate, Message, Rendered};
 pub use tokenizer::{Encoded, TextStream, Tokenizer};
-pub use weights::{ModelWeights, refuse_pickle};
+pub use weights::{INDEX, ModelWeights, SINGLE, parse_index, refuse_pickle};
 pub use write::{TensorLayout, write_safetensors};

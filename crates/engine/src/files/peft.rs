@@ -8,7 +8,7 @@ use lathe_plan::{LoraSpec, ModelShape, Target};
 use serde_json::{Value, json};
 
 use super::atomic::write_atomically;
-use super::error::{FileError, read_bounded};
+use super::error::{FileError, bounded, read_bounded};
 use super::fields::{Fields, parse_json};
 use super::safetensors::SafetensorsFile;
 use super::weights::refuse_pickle;
@@ -57,6 +57,7 @@ impl AdapterConfig {
     /// # Errors
     /// A value out of bounds, or an option of PEFT that is not supported, by its name.
     pub fn parse(bytes: &[u8]) -> Result<Self, FileError> {
+        bounded(CONFIG, bytes, MAX_BYTES)?;
         let value = parse_json(CONFIG, bytes)?;
         let fields = Fields::new(CONFIG, &value)?;
         if fields.text("peft_type")? != Some("LORA") {

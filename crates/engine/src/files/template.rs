@@ -15,7 +15,7 @@ use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use serde::{Deserialize, Serialize};
 
 use super::contain::with_deep_stack;
-use super::error::{FileError, read_bounded};
+use super::error::{FileError, bounded, read_bounded};
 use super::fields::{Fields, parse_json};
 
 const CONFIG: &str = "tokenizer_config.json";
@@ -78,6 +78,8 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::read`].
     pub fn parse(config: Option<&[u8]>, source: Option<&[u8]>) -> Result<Option<Self>, FileError> {
+        bounded(CONFIG, config.unwrap_or_default(), MAX_CONFIG)?;
+        bounded("chat_template.jinja", source.unwrap_or_default(), MAX_TEMPLATE)?;
         let config = parse_json(CONFIG, config.unwrap_or(b"{}"))?;
         let fields = Fields::new(CONFIG, &config)?;
         let source = match source {

@@ -1,17 +1,19 @@
 //! A model's weights: one `model.safetensors`, or shards under `model.safetensors.index.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::error::{FileError, file_name, read_bounded};
+use super::error::{FileError, bounded, file_name, read_bounded};
 use super::header::UniqueKeys;
 use super::safetensors::{SafetensorsFile, StoredTensor};
 use crate::{TensorView, WeightSource};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// All weights, where they are in one file.
+pub const SINGLE: &str = "model.safetensors";
+/// Which of several files holds a tensor.
+pub const INDEX: &str = "model.safetensors.index.json";
 const MAX_INDEX: u64 = 16 << 20;
 const MAX_SHARDS: usize = 1024;
 const PICKLES: [&str; 6] = ["bin", "pt", "pth", "pkl", "pickle", "ckpt"];
@@ -43,13 +45,7 @@ impl ModelWeights {
     }
 
     fn open_shards(dir: &Path) -> Result<Self, FileError> {
-        #[derive(Deserialize)]
-        struct Index {
-            weight_map: UniqueKeys<String>,
-        }
-        let bytes = read_bounded(&dir.join(INDEX), MAX_INDEX)?;
-        let Index { weight_map: UniqueKeys(map) } = serde_json::from_slice(&bytes)
-            .map_err(|error| FileError::malformed(INDEX, format!("is not valid: {error}")))?;
+        let map = parse_index(&read_bounded(&dir.join(INDEX), MAX_INDEX)?)?;
         let mut files: Vec<SafetensorsFile> = Vec::new();
         let mut opened = BTreeMap::new();
         let mut index = BTreeMap::new();
@@ -57,13 +53,6 @@ impl ModelWeights {
             let at = match opened.get(&shard) {
                 Some(&at) => at,
                 None => {
-                    plain_shard_name(&shard)?;
-                    if files.len() == MAX_SHARDS {
-                        return Err(FileError::malformed(
-                            INDEX,
-                            format!("names more than {MAX_SHARDS} files"),
-                        ));
-                    }
                     files.push(SafetensorsFile::open(&dir.join(&shard))?);
                     opened.insert(shard.clone(), files.len() - 1);
                     files.len() - 1
@@ -104,6 +93,26 @@ impl WeightSource for ModelWeights {
             None => Err(crate::Error::MissingTensor { name: name.to_owned() }),
         }
     }
+}
+
+/// Which file holds each tensor, from the text of [`INDEX`].
+///
+/// # Errors
+/// It is too large or malformed, or names something else than plain files beside it.
+pub fn parse_index(bytes: &[u8]) -> Result<BTreeMap<String, String>, FileError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: UniqueKeys<String>,
+    }
+    bounded(INDEX, bytes, MAX_INDEX)?;
+    let Index { weight_map: UniqueKeys(map) } = serde_json::from_slice(bytes)
+        .map_err(|error| FileError::malformed(INDEX, format!("is not valid: {error}")))?;
+    let shards: BTreeSet<&String> = map.values().collect();
+    if shards.len() > MAX_SHARDS {
+        return Err(FileError::malformed(INDEX, format!("names more than {MAX_SHARDS} files")));
+    }
+    shards.into_iter().try_for_each(|shard| plain_shard_name(shard))?;
+    Ok(map)
 }
 
 /// A shard is a plain file beside its index: no folders, no way up.

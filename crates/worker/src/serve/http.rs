@@ -3,6 +3,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -231,7 +232,13 @@ async fn models(State(front): State<Arc<Front>>) -> Result<Json<Value>, ApiError
     Ok(Json(json!({"object": "list", "data": data})))
 }
 
-async fn model(State(front): State<Arc<Front>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn model(
+    State(front): State<Arc<Front>>,
+    uri: Uri,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    // What is no UTF-8 is no model's id.
+    let Ok(Path(id)) = id else { return Err(ApiError::unknown_url("GET", uri.path())) };
     let app = front.app()?;
     app.adapters.resolve(&id)?;
     Ok(Json(app.describe(&id)))

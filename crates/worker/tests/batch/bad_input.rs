@@ -1,5 +1,6 @@
 //! What users give by mistake, and what they are told.
 use std::fs;
+use std::path::Path;
 
 use lathe_contract::{
     CheckDataTask, EvaluateTask, InspectReport, InspectTask, Inspected, Metric, Outcome, Task,
@@ -353,4 +354,39 @@ fn rows_that_changed_since_their_check_are_not_learned_from() {
     fs::write(world.path("train.jsonl"), chats(0..61)).expect("rows");
     let message = world.train(task).refused("DatasetChanged");
     assert!(message.contains("make it again"), "{message}");
+}
+
+/// What whoever loads the model would refuse is refused before a pod waits for an accelerator.
+#[rstest]
+#[case::a_shard_that_is_missing(
+    |base: &Path| {
+        let map = json!({"weight_map": {NORM: "model-00002-of-00002.safetensors"}}).to_string();
+        fs::write(base.join("model.safetensors.index.json"), map).expect("an index");
+    },
+    "model-00002-of-00002.safetensors is missing"
+)]
+#[case::a_way_up(
+    |base: &Path| {
+        let map = json!({"weight_map": {NORM: "../model.safetensors"}}).to_string();
+        fs::write(base.join("model.safetensors.index.json"), map).expect("an index");
+    },
+    "weight_map"
+)]
+#[case::under_another_name(
+    |base: &Path| fs::rename(base.join("model.safetensors"), base.join("weights.safetensors")).expect("renamed"),
+    "model.safetensors is missing"
+)]
+#[case::a_huge_configuration(
+    |base: &Path| {
+        let text = fs::read_to_string(base.join("config.json")).expect("text");
+        fs::write(base.join("config.json"), text + &" ".repeat(1 << 20)).expect("written");
+    },
+    "config.json"
+)]
+fn what_cannot_be_loaded_is_not_ready(#[case] change: fn(&Path), #[case] says: &str) {
+    let world = World::new();
+    change(&world.path("base"));
+    let message = inspect(&world, "base").refused("MalformedModel");
+    assert!(message.contains(says), "{message}");
+    assert!(matches!(world.train(world.train_task()).outcome, Some(Outcome::Failed(_))));
 }

@@ -180,6 +180,8 @@ async fn models_are_listed_and_found() {
     assert_eq!((status, &one), (200, &list["data"][0]));
     assert_eq!(get("/v1/models/team%2Fbase").await.0, 200);
     assert_eq!(get("/v1/models/other").await.0, 404);
+    let (status, error) = get("/v1/models/%ff").await;
+    assert_eq!((status, error["error"]["code"].is_string()), (404, true), "{error}");
 }
 
 #[tokio::test]
