@@ -66,6 +66,16 @@ impl Manifests {
             let message = "`apiVersion` and `kind` must be set. Next: is this a Kubernetes manifest?";
             return Err(Problem::user("InvalidManifest", message));
         }
+        if (api_version.as_str(), kind.as_str()) == ("v1", "List") {
+            // What `kubectl get -o yaml` writes, and `kubectl apply` takes apart.
+            let Value::Array(items) = &object["items"] else {
+                let message = "`items` must be a list. Next: correct it, or write the objects one by one.";
+                return Err(Problem::user("InvalidManifest", message).of("List"));
+            };
+            return items.iter().enumerate().try_for_each(|(number, item)| {
+                self.add(item.clone(), seen).map_err(|problem| problem.of(format!("items[{number}]")))
+            });
+        }
         if api_version.split('/').next() != Some(GROUP) {
             self.foreign.push(format!("{kind} {name}"));
             return Ok(());

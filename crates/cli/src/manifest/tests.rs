@@ -93,6 +93,28 @@ fn an_object_that_is_there_twice_is_refused() {
     assert!(problem.message.contains("object 2: Model base is there twice"), "{problem}");
 }
 
+/// As `kubectl get -o yaml` writes several objects.
+#[test]
+fn the_objects_of_a_list_are_objects() {
+    let one = |name: &str, source: &str| {
+        format!(
+            "{{apiVersion: lathe.dev/v1alpha1, kind: Model, metadata: {{name: {name}}}, spec: {{{source}}}}}"
+        )
+    };
+    let good = "source: {uri: 'pvc://data/model'}";
+    let list = |second: &str| {
+        let foreign = "{apiVersion: v1, kind: Secret, metadata: {name: key}}";
+        format!("{{apiVersion: v1, kind: List, items: [{}, {foreign}, {second}]}}", one("a", good))
+    };
+    let all = read_text(&list(&one("b", good))).unwrap();
+    let names: Vec<_> = all.models.iter().filter_map(|model| model.metadata.name.as_deref()).collect();
+    assert_eq!((names, all.foreign), (vec!["a", "b"], vec!["Secret key".to_owned()]));
+    let problem = read_text(&list(&one("b", "sauce: 1"))).unwrap_err();
+    assert!(problem.message.contains("object 1: items[2]: Model b"), "{problem}");
+    let problem = read_text("{apiVersion: v1, kind: List, items: 3}").unwrap_err();
+    assert!(problem.message.contains("`items` must be a list"), "{problem}");
+}
+
 #[test]
 fn a_file_that_is_not_there_is_named() {
     let problem = read(&["/nowhere/x.yaml".into()]).unwrap_err();
