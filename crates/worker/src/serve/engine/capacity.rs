@@ -44,13 +44,15 @@ impl Measurement {
     /// The engine's.
     pub fn step(&mut self, generator: &mut Generator) -> Done<Option<f64>> {
         let Some(under_way) = &mut self.under_way else {
+            let begun = || Some(UnderWay { since: Instant::now(), steps: 0, tokens: 0 });
+            // From here on there is something to take out again.
+            self.under_way = begun();
             for id in self.ids() {
                 generator.add_sequence(id, &[0], None, GREEDY, STEPS + 1)?;
             }
-            self.under_way = Some(UnderWay { since: Instant::now(), steps: 0, tokens: 0 });
             // The prompts' step is another kind of work.
             generator.step()?;
-            self.under_way = Some(UnderWay { since: Instant::now(), steps: 0, tokens: 0 });
+            self.under_way = begun();
             return Ok(None);
         };
         under_way.tokens += generator.step()?.len();
