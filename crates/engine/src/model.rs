@@ -10,7 +10,7 @@ use crate::device::{Buf, Device, Op};
 use crate::{Dtype, Error, NamedTensor, Result, TensorView, WeightSource, host};
 
 /// Numbers of a copy that are quantized together.
-const ROWS_AT_A_TIME: usize = 1 << 22;
+const ROWS_AT_A_TIME: usize = 1 << 18;
 
 /// A model on a device, ready for a [`crate::Trainer`] or a [`crate::Generator`], which take it and give it back.
 pub struct Model {

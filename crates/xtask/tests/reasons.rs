@@ -15,7 +15,7 @@ const CRATES: [&str; 5] = ["cli", "operator", "resolve", "source", "worker"];
 const OTHERS: &[&str] = &[
     // Kinds, conditions and columns.
     "AcceleratorProfile Arrow Available Base Chat DatasetValid FineTuneJob",
-    "InferenceService Ingress Method Model Optimizer PersistentVolumeClaim Ready RolledOut Rows ScalingActive Schedule Seed",
+    "InferenceService Ingress List Method Model Optimizer PersistentVolumeClaim Ready RolledOut Rows ScalingActive Schedule Seed",
     "Steps Succeeded Targets Text Tokens",
     // Values of Kubernetes' objects, and what its status says.
     "Always AlwaysAllow Complete DisruptionTarget DoesNotExist Equal Exists FailJob Failed False",

@@ -44,7 +44,7 @@ pub fn bad() -> Result<Vec<Bad>> {
             data("bad/row.jsonl"),
             BAD_ROWS,
             "MalformedRow",
-            "row.jsonl line 3: `messages[1].content` must be a string (found a number). 1 of * rows. Next: correct the row, and those like it.",
+            "row.jsonl line 3: `messages[1].content` must be a string (found a number). 1 of * rows of row.jsonl. Next: correct the row, and those like it.",
         )?,
         tune(
             "empty",
@@ -58,7 +58,7 @@ pub fn bad() -> Result<Vec<Bad>> {
             data("bad/latin.jsonl"),
             BAD_ROWS,
             "NotUtf8",
-            "latin.jsonl line 1: a row must be UTF-8 (byte 14 of the line is not). 1 of * rows. Next: convert the file to UTF-8.",
+            "latin.jsonl line 1: a row must be UTF-8 (byte 14 of the line is not). 1 of * rows of latin.jsonl. Next: convert the file to UTF-8.",
         )?,
         tune(
             "packed",
@@ -99,8 +99,8 @@ pub fn bad() -> Result<Vec<Bad>> {
             "poisoned",
             json!({"spec": {"baseModelRef": {"name": "poisoned"}}}),
             BAD_END,
-            "NonFiniteLoss",
-            "step 1: loss NaN with gradient norm NaN is not finite; the step was not applied: lower the learning rate, or look at the rows of this step. Next: lower `training.learningRate` or raise `training.warmup`, and look at the rows of that step.",
+            "MalformedModel",
+            "base model `poisoned`: its loss is NaN before the first update: its weights hold NaN or infinity. Next: replace the model's files.",
         )?,
     ])
 }

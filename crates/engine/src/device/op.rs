@@ -139,7 +139,7 @@ pub enum Op {
     /// all-reduce of `stats`.
     LogitStats { logits: Buf, targets: Buf, stats: Buf, rows: usize, vocab: usize, first: usize },
     /// `sums[i, c]` = the sum of `exp((logits[i, j] - stats[i].max) / temperatures[i])` over the `c`th [`SAMPLE_CHUNK`] of the
-    /// vocabulary; zeros where the temperature is 0.
+    /// vocabulary; zeros where the temperature is 0 or below the normal range.
     SampleSums { logits: Buf, stats: Buf, temperatures: Buf, sums: Buf, rows: usize, vocab: usize },
     /// `log_probs[i]` from `stats[i]`.
     LogProbs { stats: Buf, log_probs: Buf, rows: usize },

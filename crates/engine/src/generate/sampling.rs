@@ -34,7 +34,10 @@ pub(super) fn sample(
     let chosen = |token: usize, logit: f32| (token as u32, (f64::from(logit) - log_sum) as f32);
     let total: f64 = known.sums.iter().map(|&sum| f64::from(sum)).sum();
     let share = random::uniform(random::mix(sampling.seed), place);
-    let greedy = sampling.temperature == 0.0 || sampling.top_k == 1 || !total.is_finite();
+    // Below the normal range 1 / temperature is infinite, and what is no number has no distribution.
+    let greedy = sampling.temperature < f32::MIN_POSITIVE
+        || sampling.top_k == 1
+        || !(known.max.is_finite() && total.is_finite());
     if !greedy && sampling.top_p >= 1.0 && sampling.top_k == 0 {
         let (chunk, rest) = drawn(known.sums.iter().map(|&sum| f64::from(sum)), share * total);
         let range = chunk * SAMPLE_CHUNK..((chunk + 1) * SAMPLE_CHUNK).min(row.len());
@@ -214,9 +217,23 @@ mod tests {
     }
 
     #[test]
+    fn a_temperature_below_the_normal_range_takes_the_likeliest() {
+        let logits: Vec<f32> = (0..3000).map(|i| if i == 2100 { 9.0 } else { (i % 7) as f32 }).collect();
+        let sums = [1e-35; 3];
+        let known = Known { max: 9.0, sum: 1.5, sums: &sums };
+        let mut read = |range: Range<usize>, into: &mut [f32]| into.copy_from_slice(&logits[range]);
+        let sampling = Sampling { temperature: 1e-40, ..ALL };
+        for place in 0..50 {
+            let found = super::sample(&mut read, &mut vec![0.0; 3000], known, &sampling, place);
+            assert_eq!(found.0, 2100);
+        }
+    }
+
+    #[test]
     fn what_is_no_number_is_told_by_the_log_probability() {
         let logits = [f32::NAN; 3];
-        let known = Known { max: f32::NEG_INFINITY, sum: f32::NAN, sums: &[f32::NAN] };
+        // As the device tells of a row of them.
+        let known = Known { max: f32::NEG_INFINITY, sum: 1e-38, sums: &[1e-38] };
         let mut read = |range: Range<usize>, into: &mut [f32]| into.copy_from_slice(&logits[range]);
         let (token, log_prob) = super::sample(&mut read, &mut [0.0; 3], known, &ALL, 0);
         assert_eq!((token, log_prob.is_nan()), (0, true));

@@ -83,7 +83,8 @@ pub(super) fn sample_sums(
             unsafe {
                 let (max, temperature) = (stats.read()[3 * row], temperatures.read()[row]);
                 let by = 1.0 / temperature;
-                let sum = if temperature == 0.0 { 0.0 } else { sum_of_exps(level, chunk, max, by) };
+                let sum =
+                    if temperature < f32::MIN_POSITIVE { 0.0 } else { sum_of_exps(level, chunk, max, by) };
                 sums.part(number..number + 1).write()[0] = sum;
             }
         }

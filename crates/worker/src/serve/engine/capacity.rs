@@ -5,14 +5,15 @@
 use std::time::{Duration, Instant};
 
 use lathe_engine::Generator;
+use lathe_engine::plan::BLOCK;
 
 use super::warm_up::GREEDY;
 use crate::failure::Done;
 
 /// How long nobody must have asked for anything.
 pub const PAUSE: Duration = Duration::from_secs(1);
-/// Steps that are measured, at most, and the time for them.
-const STEPS: usize = 16;
+/// Steps that are measured, at most, and the time for them: with the prompt's token as many as one block of the cache holds.
+const STEPS: usize = BLOCK - 1;
 const TIME: Duration = Duration::from_secs(1);
 
 /// A measurement, a step at a time. One that was broken off begins anew.

@@ -76,13 +76,13 @@ impl Bytes for Vnni {
     }
 }
 
-/// AVX-512 (BW): the same lanes as [`Vnni`], and so the same results.
+/// AVX-512 (BW): each lane is that of [`Vnni`], and so are the results.
 #[cfg(target_arch = "x86_64")]
 impl Bytes for super::Avx512 {
     type S = super::Avx512;
     type B = __m512i;
     type I = __m512i;
-    const WIDE_BIAS: i32 = 0;
+    const WIDE_BIAS: i32 = 128;
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> __m512i {
@@ -107,10 +107,13 @@ impl Bytes for super::Avx512 {
             _mm512_add_epi32(sum, _mm512_madd_epi16(twos, _mm512_set1_epi16(1)))
         }
     }
-    /// Sums of two products of numbers within +-127 fit into 16 bits.
+    /// Sums of two products of numbers within +-127 fit into 16 bits; so `u` is taken without its bias, whose part is added
+    /// by itself.
     #[inline(always)]
     fn add_wide(u: __m512i, x: __m512i, sum: __m512i) -> __m512i {
         unsafe {
+            let bias = _mm512_maddubs_epi16(_mm512_set1_epi8(1), x);
+            let sum = _mm512_add_epi32(sum, _mm512_madd_epi16(bias, _mm512_set1_epi16(128)));
             let w = _mm512_xor_si512(u, _mm512_set1_epi8(-128));
             let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
             Self::add_narrow(_mm512_abs_epi8(w), x, sum)
@@ -256,8 +259,8 @@ mod tests {
     use super::*;
     use crate::random::bits;
 
-    /// Sums of the lanes of both kinds of products over 64 bytes of weights and of a row.
-    unsafe fn sums<T: Bytes>(w: &[u8; 64], x: &[u8; 64]) -> [f32; 2] {
+    /// Sums of the lanes of both kinds of products over 64 bytes of weights and of a row, and the lanes of the second.
+    unsafe fn sums<T: Bytes>(w: &[u8; 64], x: &[u8; 64]) -> ([f32; 2], [f32; 16]) {
         let lanes = T::S::LANES;
         let [mut narrow, mut wide] = [T::begin(0); 2];
         let mut bias = 0;
@@ -269,22 +272,25 @@ mod tests {
             wide = T::add_wide(u, row, wide);
             bias += x[at..at + 4 * lanes].iter().map(|&x| i32::from(x as i8)).sum::<i32>() * T::WIDE_BIAS;
         }
-        let [narrow, wide] = [narrow, wide].map(|sum| T::S::sum(T::singles(sum)));
-        [narrow, wide - bias as f32]
+        let sums = [narrow, wide].map(|sum| T::S::sum(T::singles(sum)));
+        let mut lanes = [0.0; 16];
+        // SAFETY: there are at most 16.
+        unsafe { T::S::store(lanes.as_mut_ptr(), T::singles(wide)) };
+        ([sums[0], sums[1] - bias as f32], lanes)
     }
 
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn avx2(w: &[u8; 64], x: &[u8; 64]) -> [f32; 2] {
+    unsafe fn avx2(w: &[u8; 64], x: &[u8; 64]) -> ([f32; 2], [f32; 16]) {
         // SAFETY: the caller's.
         unsafe { sums::<super::super::Avx2>(w, x) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    unsafe fn avx512(w: &[u8; 64], x: &[u8; 64]) -> [f32; 2] {
+    unsafe fn avx512(w: &[u8; 64], x: &[u8; 64]) -> ([f32; 2], [f32; 16]) {
         // SAFETY: the caller's.
         unsafe { sums::<super::super::Avx512>(w, x) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-    unsafe fn vnni(w: &[u8; 64], x: &[u8; 64]) -> [f32; 2] {
+    unsafe fn vnni(w: &[u8; 64], x: &[u8; 64]) -> ([f32; 2], [f32; 16]) {
         // SAFETY: the caller's.
         unsafe { sums::<Vnni>(w, x) }
     }
@@ -307,10 +313,12 @@ mod tests {
             });
             // SAFETY: one by one needs nothing; the others were detected.
             unsafe {
-                let expected = sums::<Lanes<8>>(&w, &x);
-                assert!(!has_avx2 || avx2(&w, &x) == expected);
-                assert!(!has_avx512 || avx512(&w, &x) == expected);
-                assert!(!has_vnni || vnni(&w, &x) == expected);
+                let (expected, _) = sums::<Lanes<8>>(&w, &x);
+                assert!(!has_avx2 || avx2(&w, &x).0 == expected);
+                assert!(!has_avx512 || avx512(&w, &x).0 == expected);
+                // One level: also lane by lane, since each is rounded by itself.
+                assert!(!has_vnni || vnni(&w, &x) == avx512(&w, &x));
+                assert!(!has_vnni || vnni(&w, &x).0 == expected);
             }
         }
     }
