@@ -1,16 +1,14 @@
 //! The innermost loop of products whose operands both run along the sum (`y = x w^T`).
 //!
-//! Each lane keeps a sum of its own; they are added at the end of a block of [`super::sum_block`] terms. So the order
-//! depends on the number of terms alone: neither the block's shape nor which rows come together changes a bit.
+//! Each lane keeps a sum of its own; they are added at the end of a block of terms (`sum_block` of `forward`). So the
+//! order depends on the number of terms alone: neither the block's shape nor which rows come together changes a bit.
 #![allow(unsafe_code)] // Raw pointers into matrices; registers must not spill to bounds checks.
 
 use std::mem::MaybeUninit;
 
-use super::terms::{BF16Pairs, Singles, Terms, Widened};
+use super::terms::{BF16Pairs, Singles, Terms};
 use crate::device::cpu::simd::{MOST_LANES, Pairs, Simd, kernel, pair_kernel, prefetch};
 
-/// Rows of the largest block.
-pub(super) const DOT_ROWS: usize = 5;
 /// Weights' rows that are given at a time where there are many rows.
 pub(super) const DOT_COLUMNS: usize = 20;
 
@@ -53,10 +51,6 @@ unsafe fn dot_block<S: Simd, K: Terms<S>, const R: usize, const C: usize>(t: Dot
         add_sums::<S, R, C>(&acc, t.c, t.c_row);
     }
 }
-
-/// A vector's lanes in a cache line of their own: a load that crosses lines waits until its store has left the core.
-#[repr(align(64))]
-struct Line(#[allow(dead_code)] [f32; MOST_LANES]);
 
 /// How many columns ahead few rows let weights be read, of so many bytes each: some 8 KiB.
 #[inline(always)]
@@ -101,8 +95,8 @@ pub(super) unsafe fn add_sums<S: Simd, const R: usize, const C: usize>(
     c_row: usize,
 ) {
     // Through memory: registers cannot be indexed by the loop over sums.
-    let mut lanes = MaybeUninit::<[Line; 32]>::uninit();
-    let lanes = lanes.as_mut_ptr().cast::<Line>();
+    let mut lanes = MaybeUninit::<[[f32; MOST_LANES]; 32]>::uninit();
+    let lanes = lanes.as_mut_ptr().cast::<[f32; MOST_LANES]>();
     // SAFETY: there are at most 32 sums; the rest is the caller's.
     unsafe {
         for (j, column) in acc.iter().enumerate() {
@@ -163,7 +157,7 @@ unsafe fn dot_all<S: Simd, K: Terms<S>>(rows: usize, columns: usize, t: Dots<K::
                 (true, 6) => dot_rows::<S, K, 6, 1>(columns, here),
                 (true, 7) => dot_rows::<S, K, 7, 1>(columns, here),
                 (true, 8) => dot_rows::<S, K, 8, 1>(columns, here),
-                (true, _) => dot_rows::<S, K, DOT_ROWS, 5>(columns, here),
+                (true, _) => dot_rows::<S, K, 5, 5>(columns, here),
                 (false, 2) if rows == 2 => dot_rows::<S, K, 2, 1>(columns, here),
                 (false, 2) => dot_rows::<S, K, 2, 6>(columns, here),
                 (false, _) => dot_rows::<S, K, 3, 4>(columns, here),
@@ -183,7 +177,7 @@ kernel! {
 #[inline(always)]
 unsafe fn dots_f32<S: Simd>(rows: usize, columns: usize, t: Dots<f32, f32>) {
     // SAFETY: the caller's.
-    unsafe { dot_all::<S, Singles>(rows, columns, t) }
+    unsafe { dot_all::<S, Singles<f32>>(rows, columns, t) }
 }
 
 kernel! {
@@ -197,7 +191,7 @@ kernel! {
 #[inline(always)]
 unsafe fn dots_narrow<S: Simd>(rows: usize, columns: usize, t: Dots<f32, u16>) {
     // SAFETY: the caller's.
-    unsafe { dot_all::<S, Widened>(rows, columns, t) }
+    unsafe { dot_all::<S, Singles<u16>>(rows, columns, t) }
 }
 
 pair_kernel! {

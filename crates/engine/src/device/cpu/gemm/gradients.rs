@@ -87,10 +87,9 @@ impl Block {
     unsafe fn pairs(&self, dy: Cells<f32>, w: Cells<u16>, dx: Cells<f32>, scratch: Cells<f32>) {
         const PAIRS: usize = OUTER_TERMS / 2;
         let (e, first) = (self.e, self.rows.start);
-        let (rounded, scratch) =
-            (scratch.part(0..ROW_BLOCK * PAIRS), scratch.part(ROW_BLOCK * PAIRS..scratch.len()));
-        let (rounded, panel) =
-            (rounded.ptr_mut(), scratch.part(0..PAIRS * OUTER_COLUMNS).ptr_mut().cast::<u32>());
+        let rounded = scratch.part(0..ROW_BLOCK * PAIRS);
+        let panel = scratch.part(rounded.len()..rounded.len() + PAIRS * OUTER_COLUMNS);
+        let (rounded, panel) = (rounded.ptr_mut(), panel.ptr_mut().cast::<u32>());
         let (count, pairs) = (self.outputs.len(), self.outputs.len().div_ceil(2));
         let zeros = [0; OUTER_COLUMNS];
         // SAFETY: the caller's.

@@ -81,7 +81,7 @@ kernel! {
 #[inline(always)]
 unsafe fn outer_f32<S: Simd>(rows: usize, columns: usize, t: Outer<f32, f32>) {
     // SAFETY: the caller's.
-    unsafe { outer_all::<S, Singles>(rows, columns, t) }
+    unsafe { outer_all::<S, Singles<f32>>(rows, columns, t) }
 }
 
 pair_kernel! {

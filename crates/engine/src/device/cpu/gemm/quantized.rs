@@ -102,17 +102,15 @@ pub(in super::super) fn quantize(cpu: &Cpu, from: Matrix, to: Quantized, first: 
 
 kernel! { quantize8 = quantize_to_bytes(w: *const f32, codes: *mut u8, scale: *mut f32) }
 
-/// The largest number becomes 127 or -127.
 #[inline(always)]
 unsafe fn quantize_to_bytes<S: Simd>(w: *const f32, codes: *mut u8, scale: *mut f32) {
     // SAFETY: a group of numbers, a group of codes, and a scale.
     unsafe {
         let (w, codes) = (&*w.cast::<[f32; GROUP]>(), &mut *codes.cast::<[u8; GROUP]>());
-        let largest = largest(w);
-        *scale = largest / 127.0;
-        let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        for (code, w) in codes.iter_mut().zip(w) {
-            *code = ((w * by).round_ties_even().clamp(-127.0, 127.0) as i32 + 128) as u8;
+        let signed: [i8; GROUP];
+        (*scale, signed) = rounded(w);
+        for (code, signed) in codes.iter_mut().zip(signed) {
+            *code = (i32::from(signed) + 128) as u8;
         }
     }
 }
@@ -130,14 +128,16 @@ unsafe fn quantize_to_halves<S: Simd>(w: *const f32, codes: *mut u8, scale: *mut
     unsafe {
         let (w, codes) = (&*w.cast::<[f32; GROUP]>(), &mut *codes.cast::<[u8; GROUP / 2]>());
         let largest = w.iter().fold(0.0_f32, |a, &b| if b.abs() > a.abs() || b.is_nan() { b } else { a });
+        let steps = |w: f32, by: f32| (w * by).round_ties_even().clamp(-8.0, 7.0);
+        let inverse = |scale: f32| if scale == 0.0 { 0.0 } else { 1.0 / scale };
         let (mut best, mut least) = (largest / -8.0, f32::INFINITY);
         for factor in TRIED {
             let scale = largest / -8.0 * factor;
-            let by = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+            let by = inverse(scale);
             let mut errors = [0.0_f32; MOST_LANES];
             for some in w.as_chunks::<MOST_LANES>().0 {
-                for (sum, w) in errors.iter_mut().zip(some) {
-                    let error = w - scale * (w * by).round_ties_even().clamp(-8.0, 7.0);
+                for (sum, &w) in errors.iter_mut().zip(some) {
+                    let error = w - scale * steps(w, by);
                     *sum += error * error;
                 }
             }
@@ -147,8 +147,8 @@ unsafe fn quantize_to_halves<S: Simd>(w: *const f32, codes: *mut u8, scale: *mut
             }
         }
         *scale = best;
-        let by = if best == 0.0 { 0.0 } else { 1.0 / best };
-        let code = |w: f32| ((w * by).round_ties_even().clamp(-8.0, 7.0) as i32 + 8) as u8;
+        let by = inverse(best);
+        let code = |w: f32| (steps(w, by) as i32 + 8) as u8;
         let (low, high) = w.split_at(GROUP / 2);
         for ((to, low), high) in codes.iter_mut().zip(low).zip(high) {
             *to = code(*low) | code(*high) << 4;
@@ -222,21 +222,22 @@ unsafe fn quantize_groups<S: Simd>(x: *const f32, len: usize, to: Rows, groups: 
                 std::ptr::copy_nonoverlapping(x, filled.as_mut_ptr(), count);
                 &filled
             };
-            let largest = largest(x);
-            let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
             let codes = &mut *to.codes.add(group * GROUP).cast::<[i8; GROUP]>();
-            for (code, x) in codes.iter_mut().zip(x) {
-                *code = (x * by).round_ties_even().clamp(-127.0, 127.0) as i32 as i8;
-            }
-            *to.scales.add(group) = largest / 127.0;
+            (*to.scales.add(group), *codes) = rounded(x);
             *to.sums.add(group) = codes.iter().map(|&code| i32::from(code)).sum();
         }
     }
 }
 
-/// The largest absolute value; NaN where one is not a number.
+/// The scale of a group (NaN where a number is none) and its codes: the largest number becomes 127 or -127.
 #[inline(always)]
-fn largest(x: &[f32; GROUP]) -> f32 {
+fn rounded(x: &[f32; GROUP]) -> (f32, [i8; GROUP]) {
     // Without the sign, bits are in the order of the numbers, and NaN above all.
-    f32::from_bits(x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff)))
+    let largest = f32::from_bits(x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff)));
+    let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    let mut codes = [0; GROUP];
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = (x * by).round_ties_even().clamp(-127.0, 127.0) as i32 as i8;
+    }
+    (largest / 127.0, codes)
 }

@@ -1,6 +1,8 @@
 //! What the terms of a sum are: the numbers that a kernel reads from its two operands, and how they are multiplied.
 #![allow(unsafe_code)] // Raw pointers into matrices.
 
+use std::marker::PhantomData;
+
 use crate::device::cpu::simd::{Pairs, Simd, kernel, pair_kernel};
 
 /// A vector of terms at a time.
@@ -28,67 +30,67 @@ pub(super) trait Terms<S: Simd> {
     fn add_product(a: S::V, b: S::V, sum: S::V) -> S::V;
 }
 
-/// Singles.
-pub(super) struct Singles;
+/// A number that is read as a single: f32, or bf16 (as bits), which is widened.
+pub(super) trait Number: Copy {
+    /// # Safety
+    /// `from` is valid for reading `S::LANES` elements.
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V;
+    /// # Safety
+    /// `from` is valid for reading `count` elements, at most `S::LANES`.
+    unsafe fn load_first<S: Simd>(from: *const Self, count: usize) -> S::V;
+}
 
-impl<S: Simd> Terms<S> for Singles {
-    type A = f32;
-    type B = f32;
+impl Number for f32 {
     #[inline(always)]
-    unsafe fn load_a(from: *const f32) -> S::V {
+    unsafe fn load<S: Simd>(from: *const f32) -> S::V {
         // SAFETY: the caller's.
         unsafe { S::load(from) }
     }
     #[inline(always)]
-    unsafe fn load_a_first(from: *const f32, count: usize) -> S::V {
+    unsafe fn load_first<S: Simd>(from: *const f32, count: usize) -> S::V {
         // SAFETY: the caller's.
         unsafe { S::load_first(from, count) }
-    }
-    #[inline(always)]
-    unsafe fn load_b(from: *const f32) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { S::load(from) }
-    }
-    #[inline(always)]
-    unsafe fn load_b_first(from: *const f32, count: usize) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { S::load_first(from, count) }
-    }
-    #[inline(always)]
-    fn splat_a(a: f32) -> S::V {
-        S::splat(a)
-    }
-    #[inline(always)]
-    fn add_product(a: S::V, b: S::V, sum: S::V) -> S::V {
-        S::fma(a, b, sum)
     }
 }
 
-/// Singles by bf16 numbers that are widened when they are loaded.
-pub(super) struct Widened;
-
-impl<S: Simd> Terms<S> for Widened {
-    type A = f32;
-    type B = u16;
+impl Number for u16 {
     #[inline(always)]
-    unsafe fn load_a(from: *const f32) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { S::load(from) }
-    }
-    #[inline(always)]
-    unsafe fn load_a_first(from: *const f32, count: usize) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { S::load_first(from, count) }
-    }
-    #[inline(always)]
-    unsafe fn load_b(from: *const u16) -> S::V {
+    unsafe fn load<S: Simd>(from: *const u16) -> S::V {
         // SAFETY: the caller's.
         unsafe { S::load_bf16(from) }
     }
     #[inline(always)]
-    unsafe fn load_b_first(from: *const u16, count: usize) -> S::V {
+    unsafe fn load_first<S: Simd>(from: *const u16, count: usize) -> S::V {
         // SAFETY: the caller's.
         unsafe { S::load_bf16_first(from, count) }
+    }
+}
+
+/// Singles by numbers that are read as such.
+pub(super) struct Singles<B>(PhantomData<B>);
+
+impl<S: Simd, B: Number> Terms<S> for Singles<B> {
+    type A = f32;
+    type B = B;
+    #[inline(always)]
+    unsafe fn load_a(from: *const f32) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_a_first(from: *const f32, count: usize) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { S::load_first(from, count) }
+    }
+    #[inline(always)]
+    unsafe fn load_b(from: *const B) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { B::load::<S>(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_b_first(from: *const B, count: usize) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { B::load_first::<S>(from, count) }
     }
     #[inline(always)]
     fn splat_a(a: f32) -> S::V {

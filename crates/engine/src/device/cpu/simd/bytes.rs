@@ -35,6 +35,7 @@ pub(in super::super) trait Bytes: Copy {
 }
 
 /// AVX-512 with VNNI.
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(in super::super) struct Vnni;
 
@@ -86,7 +87,8 @@ impl Bytes for super::Avx512 {
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> __m512i {
-        unsafe { _mm512_loadu_si512(from.cast()) }
+        // SAFETY: the caller's.
+        unsafe { Vnni::load(from) }
     }
     #[inline(always)]
     fn low(v: __m512i) -> __m512i {

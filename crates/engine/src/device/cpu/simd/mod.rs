@@ -16,7 +16,9 @@ mod portable;
 pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
-pub(super) use bytes::{Bytes, Vnni, byte_kernel};
+#[cfg(target_arch = "x86_64")]
+pub(super) use bytes::Vnni;
+pub(super) use bytes::{Bytes, byte_kernel};
 pub(super) use pairs::{Pairs, pair_kernel};
 pub(super) use portable::{Lanes, Portable};
 
