@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::device::{cpu, get, numbers, put, random};
+use common::device::{get, here, numbers, put, random};
 use lathe_engine::device::cpu::{Cpu, Level};
 use lathe_engine::device::{Attention, Device, Op};
 use rstest::rstest;
@@ -32,12 +32,9 @@ fn a_paged_cache_is_read_as_the_formula_says(
     #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
     #[values(8, 20, 64)] dim: usize,
 ) {
-    if !Level::here().any(|here| here == level) {
-        return eprintln!("skipped: this machine lacks {}", level.name());
-    }
+    let Some(mut cpu) = here(3, level) else { return };
     // Sequences of 530 and 40 positions; the batch has the last 60 of the first and all of the second.
     let (counts, news) = ([530usize, 40], [60usize, 40]);
-    let mut cpu = cpu(3, level);
     let pages: Vec<Vec<u32>> = vec![
         // Some pages follow each other, most do not.
         (0..34u32).map(|p| if p < 4 { 40 + p } else { (p * 7) % 34 } * PAGE as u32).collect(),
@@ -126,12 +123,9 @@ fn a_paged_cache_is_read_as_the_formula_says(
 fn the_gradient_is_its_formula(
     #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
 ) {
-    if !Level::here().any(|here| here == level) {
-        return eprintln!("skipped: this machine lacks {}", level.name());
-    }
+    let Some(mut cpu) = here(2, level) else { return };
     let (dim, starts) = (12usize, [0usize, 300, 309]);
     let rows = 309;
-    let mut cpu = cpu(2, level);
     let of = |key, heads: usize, by: f32| -> Vec<f32> {
         random(key, rows * heads * dim).into_iter().map(|x| by * x).collect()
     };

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::device::{cpu, get, numbers, put, random};
+use common::device::{get, here, numbers, put, random};
 use lathe_engine::device::cpu::{Cpu, Level};
 use lathe_engine::device::{Attention, Buf, Data, Device, Element, Op};
 use rstest::rstest;
@@ -57,14 +57,6 @@ fn plus(start: &[f32], gradient: Vec<f64>) -> Vec<f64> {
     gradient.into_iter().zip(start).map(|(g, &s)| g + f64::from(s)).collect()
 }
 
-fn here(level: Level) -> Option<Cpu> {
-    if Level::here().any(|here| here == level) {
-        return Some(cpu(2, level));
-    }
-    eprintln!("skipped: this machine lacks {}", level.name());
-    None
-}
-
 fn product(x: &[f64], w: &[f64], bias: &[f64]) -> Vec<f64> {
     let row = |x: &[f64]| -> Vec<f64> {
         w.chunks(WIDTH).zip(bias).map(|(w, b)| b + w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>()).collect()
@@ -74,7 +66,7 @@ fn product(x: &[f64], w: &[f64], bias: &[f64]) -> Vec<f64> {
 
 #[rstest]
 fn of_a_linear_layer(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
-    let Some(mut cpu) = here(level) else { return };
+    let Some(mut cpu) = here(2, level) else { return };
     let (rows, outputs, inputs) = (ROWS, OUTPUTS, WIDTH);
     // What bf16 keeps, so that one formula is both weights'.
     let w: Vec<f32> =
@@ -114,7 +106,7 @@ fn of_a_linear_layer(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level
 
 #[rstest]
 fn of_the_norm(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
-    let Some(mut cpu) = here(level) else { return };
+    let Some(mut cpu) = here(2, level) else { return };
     let (rows, width, eps) = (ROWS, WIDTH, 1e-3f32);
     let (x, w, dout) = (random(1, rows * width), random(2, width), random(3, rows * width));
     let norm = |x: &[f64], w: &[f64]| -> Vec<f64> {
@@ -136,7 +128,7 @@ fn of_the_norm(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx5
 
 #[rstest]
 fn of_the_gate(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
-    let Some(mut cpu) = here(level) else { return };
+    let Some(mut cpu) = here(2, level) else { return };
     let len = ROWS * WIDTH;
     let gate: Vec<f32> = random(1, len).iter().map(|x| 6.0 * x).collect();
     let (up, dout) = (random(2, len), random(3, len));
@@ -153,7 +145,7 @@ fn of_the_gate(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx5
 
 #[rstest]
 fn of_the_rotation(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
-    let Some(mut cpu) = here(level) else { return };
+    let Some(mut cpu) = here(2, level) else { return };
     let (heads, head_dim, half) = (3, 10, 5);
     let x = random(1, ROWS * heads * head_dim);
     let dout = random(2, x.len());
@@ -186,7 +178,7 @@ fn of_the_rotation(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::
 
 #[rstest]
 fn of_attention(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
-    let Some(mut cpu) = here(level) else { return };
+    let Some(mut cpu) = here(2, level) else { return };
     let (heads, kv_heads, dim, starts) = (4usize, 2usize, 6usize, [0usize, 19, 26]);
     let rows = 26;
     let (q, k) = (random(1, rows * heads * dim), random(2, rows * kv_heads * dim));
@@ -241,7 +233,7 @@ fn of_attention(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx
 
 #[rstest]
 fn of_the_loss(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
-    let Some(mut cpu) = here(level) else { return };
+    let Some(mut cpu) = here(2, level) else { return };
     let (rows, vocab) = (ROWS, WIDTH);
     let logits: Vec<f32> = random(1, rows * vocab).iter().map(|x| 5.0 * x).collect();
     let chosen = [3u32, 0, 20, 7, 7, 12, 16];
@@ -265,7 +257,7 @@ fn of_the_loss(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx5
 fn of_rows_that_are_moved_or_masked(
     #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
 ) {
-    let Some(mut cpu) = here(level) else { return };
+    let Some(mut cpu) = here(2, level) else { return };
     let (rows, width, vocab) = (ROWS, WIDTH, 9);
     let dout = random(2, rows * width);
     let d = put(&mut cpu, &dout);

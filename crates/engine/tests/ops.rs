@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::device::{cpu, get, numbers, put, random};
+use common::device::{cpu, get, here, numbers, put, random};
 use lathe_engine::device::cpu::Level;
 use lathe_engine::device::{Data, Device, Element, Op, Start};
 use rstest::rstest;
@@ -33,11 +33,8 @@ fn products_are_their_formulas(
     #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
     #[values(1, 3)] threads: usize,
 ) {
-    if !Level::here().any(|here| here == level) {
-        return eprintln!("skipped: this machine lacks {}", level.name());
-    }
+    let Some(mut cpu) = here(threads, level) else { return };
     let (rows, outputs, inputs) = extent;
-    let mut cpu = cpu(threads, level);
     let (x, dy) = (random(1, rows * inputs), random(2, rows * outputs));
     let weights: Vec<f32> = random(3, outputs * inputs).into_iter().map(bf16).collect();
     let bias = random(4, outputs);
@@ -203,11 +200,8 @@ fn dropout_is_keyed_by_row_and_position(
     #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
     #[values(1, 3)] threads: usize,
 ) {
-    if !Level::here().any(|here| here == level) {
-        return eprintln!("skipped: this machine lacks {}", level.name());
-    }
+    let Some(mut cpu) = here(threads, level) else { return };
     let (width, lengths, row_seeds) = (45, [20usize, 3, 31], [5u64, 6, 7]);
-    let mut cpu = cpu(threads, level);
     let mut mask = |of: &[(usize, usize, u64)]| -> Vec<f32> {
         // First position, positions and seed of each sequence.
         let rows: usize = of.iter().map(|s| s.1).sum();

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::device::{cpu, get, numbers, put, random};
+use common::device::{cpu, get, here, numbers, put, random};
 use common::noise;
 use lathe_engine::device::cpu::{Cpu, Level};
 use lathe_engine::device::{Buf, Device, Element, Op, Start};
@@ -49,11 +49,8 @@ fn products_are_their_formulas(
     #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
     #[values(1, 3)] threads: usize,
 ) {
-    if !Level::here().any(|here| here == level) {
-        return eprintln!("skipped: this machine lacks {}", level.name());
-    }
+    let Some(mut cpu) = here(threads, level) else { return };
     let (rows, outputs, inputs) = extent;
-    let mut cpu = cpu(threads, level);
     let (x, dy) = (random(1, rows * inputs), random(2, rows * outputs));
     let w = quantized(&mut cpu, element, &random(3, outputs * inputs), [outputs, inputs]);
     let weights = widened(&mut cpu, w, [outputs, inputs]);

@@ -12,6 +12,15 @@ pub fn cpu(threads: usize, level: Level) -> Cpu {
     cpu
 }
 
+/// A device of this level, where the machine has it; else it says that the test is skipped.
+pub fn here(threads: usize, level: Level) -> Option<Cpu> {
+    if Level::here().any(|here| here == level) {
+        return Some(cpu(threads, level));
+    }
+    eprintln!("skipped: this machine lacks {}", level.name());
+    None
+}
+
 pub fn put(cpu: &mut Cpu, values: &[f32]) -> Buf {
     let buf = cpu.alloc("test", Element::F32, values.len()).unwrap();
     cpu.write(buf, Data::F32(values));
