@@ -115,14 +115,12 @@ fn all_tensors(shape: &ModelShape, headers: &Headers) -> Done<()> {
     let malformed = |problem: String| Halt::user("MalformedModel", problem, "replace the model's files");
     let of = |name: &str| -> Done<&Tensor> {
         let missing = || malformed(format!("tensor `{name}` is missing"));
-        let (file, named_by) = match &index {
-            None => (SINGLE, None),
-            Some(index) => (index.get(name).ok_or_else(missing)?.as_str(), Some(INDEX)),
+        let (file, known) = match &index {
+            None => (SINGLE, format!("and so is {INDEX}")),
+            Some(index) => (index.get(name).ok_or_else(missing)?.as_str(), format!("which {INDEX} names")),
         };
-        let tensors = headers.weights.get(file).ok_or_else(|| match named_by {
-            Some(index) => malformed(format!("{file} is missing, which {index} names")),
-            None => malformed(format!("{file} is missing, and so is {INDEX}")),
-        })?;
+        let gone = || malformed(format!("{file} is missing, {known}"));
+        let tensors = headers.weights.get(file).ok_or_else(gone)?;
         tensors.get(name).ok_or_else(missing)
     };
     index.iter().flat_map(|index| index.keys()).try_for_each(|name| of(name).map(drop))?;

@@ -1,7 +1,6 @@
 //! `cargo xtask bench --profile`: the engine's own profile, beside the limits of this machine.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::Result;
 
@@ -25,7 +24,14 @@ const WORK: [[&str; 3]; 6] = [
 pub fn run() -> Result<()> {
     let step = ui::step("build the profile");
     let example = ["run", "--release", "-q", "-p", "lathe-engine", "--example", "profile", "--"];
-    command::run(Command::new("cargo").args(["build", "--release", "-p", "lathe-engine", "--examples"]))?;
+    command::run(command::cargo().args([
+        "build",
+        "--release",
+        "-p",
+        "lathe-engine",
+        "--example",
+        "profile",
+    ]))?;
     step.done("");
     let step = ui::step("limits of the machine");
     let mut limits = Limits::build()?;
@@ -40,13 +46,9 @@ pub fn run() -> Result<()> {
     for work in WORK {
         let trace = traces.join(format!("{}.json", work.join("-")));
         let [what, number, precision] = work;
-        let mut command = Command::new("cargo");
-        command
-            .args(example)
-            .args([what, number, &threads, precision])
-            .args(["--limits", &all])
-            .arg("--trace")
-            .arg(trace);
+        let mut command = command::cargo();
+        command.args(example).args([what, number, &threads, precision, "--limits", &all]);
+        command.arg("--trace").arg(trace);
         println!("\n{}", command::run(&mut command)?);
     }
     Ok(())
