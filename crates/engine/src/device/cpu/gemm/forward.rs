@@ -32,7 +32,9 @@ pub(in super::super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32
         let block = Block { level, rows, x, w, y, e };
         // SAFETY: `check` saw that weights, rows and columns exist; this task owns its block of y and its scratch.
         unsafe {
-            if block.rows.len() <= few_rows(level) && block.room(e.inputs) <= NEAR.min(scratch.len()) {
+            // Where a row of weights is more than one block of a sum, few rows take its blocks one after the other.
+            let few = block.rows.len() <= few_rows(level) && block.room(e.inputs) <= NEAR.min(scratch.len());
+            if few && e.inputs > terms {
                 let prepared = block.prepare(0..e.inputs, scratch);
                 for output in outputs {
                     for k in chunks(0..e.inputs, terms) {
