@@ -1,15 +1,17 @@
-//! Pushing to a real registry: Debian's docker-registry, open and behind a password.
+//! Images as others take them: a real registry (Debian's docker-registry, open and behind a password), and container engines.
 
 mod registry;
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use registry::Server;
-use xtask::images::archive::Tree;
+use serde_json::Value;
 use xtask::images::oci::{Image, Recipe};
 use xtask::images::push::Registry;
+use xtask::images::{self, archive::Tree};
 
 /// `user:secret`, as htpasswd -B makes it and as `docker login` keeps it.
 const PASSWORD_LINE: &str = "user:$2y$05$/iC7NUHC49pf7.sOyIfAB.PSh7FQhvs317dDnmp1aPj9vcy5b8fUe";
@@ -56,4 +58,23 @@ fn a_registry_behind_a_password_takes_the_login_and_names_its_lack() -> Result<(
     let text = refused.map_err(|error| format!("{error:#}"));
     assert!(text.is_err_and(|text| text.contains("docker login")));
     Registry::with_login(&server.host, Some(LOGIN.to_owned())).push(&image)
+}
+
+/// Skopeo reads both forms with the library that podman loads archives with.
+#[test]
+#[ignore = "needs the program skopeo"]
+fn an_archive_is_an_image_to_those_who_load_docker_archives_and_to_those_who_load_oci_layouts() -> Result<()>
+{
+    let folder = tempfile::tempdir()?;
+    let image = image("registry.test", "one")?;
+    let archive = images::write(&image, folder.path())?;
+    for form in ["docker-archive", "oci-archive"] {
+        let taken = folder.path().join(form);
+        let (from, to) = (format!("{form}:{}", archive.display()), format!("dir:{}", taken.display()));
+        let ended = Command::new("skopeo").args(["copy", "--quiet", &from, &to]).output()?;
+        ensure!(ended.status.success(), "{form}: {}", String::from_utf8_lossy(&ended.stderr));
+        let manifest: Value = serde_json::from_slice(&fs::read(taken.join("manifest.json"))?)?;
+        assert_eq!(manifest["config"]["digest"], image.config.digest, "{form}");
+    }
+    Ok(())
 }

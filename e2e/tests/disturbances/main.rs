@@ -1,5 +1,6 @@
 //! What happens to pods, operator, API server and namespace while a job trains, and what must not come of it.
 mod api_server;
+mod drained;
 mod leader_killed;
 mod namespace;
 mod operator_down;

@@ -60,7 +60,7 @@ pub fn e2e(programs: &[TestProgram]) -> Result<()> {
         }
         against(programs, cluster, |name| name != CONTROL_PLANE)
     })?;
-    toolchain::packages(&[("docker-registry", "docker-registry")])?;
+    toolchain::packages(&[("docker-registry", "docker-registry"), ("skopeo", "skopeo")])?;
     let own = |program: &&TestProgram| OF_XTASK.contains(&&*program.name) && program.name != REPRODUCIBLE;
     run_all(programs.iter().filter(own), &[], &["--include-ignored"])
 }
