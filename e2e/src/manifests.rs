@@ -1,5 +1,8 @@
 //! Manifests of the repository.
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -7,8 +10,10 @@ use serde_json::Value;
 /// Root of the checkout.
 #[must_use]
 pub fn repository() -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    package.parent().unwrap_or(package).to_path_buf()
+    // As it runs: a target folder that another checkout uses too would bring that one's folder along.
+    let package = env::var_os("CARGO_MANIFEST_DIR");
+    let package = package.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    package.parent().map_or_else(|| package.clone(), Path::to_path_buf)
 }
 
 /// The documents of a YAML file.

@@ -76,6 +76,8 @@ pub fn run_all<'a>(
         println!("     Running {label}");
         let mut test = Command::new(&program.path);
         test.args(args).current_dir(&program.folder).envs(environment.iter().copied());
+        // As cargo does.
+        test.env("CARGO_MANIFEST_DIR", &program.folder);
         let status = test.status().with_context(|| format!("cannot start {}", program.path.display()))?;
         if !status.success() {
             failed.push(label);
