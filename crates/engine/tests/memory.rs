@@ -1,4 +1,4 @@
-//! The plan's bytes are the bytes that are allocated.
+//! The plan's bytes are the bytes that are allocated: buffers of the device, and the heap of the host.
 #![allow(clippy::unwrap_used)]
 #![allow(unsafe_code)] // A counting allocator.
 
@@ -7,12 +7,15 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use common::{hyper, lora, model, request, rows};
+use common::{hyper, lora, request, rows};
+use lathe_engine::device::cpu::{Cpu, Level};
+use lathe_engine::device::{Buf, Data, DataMut, Device, Element, Op};
+use lathe_engine::files::Mapped;
 use lathe_engine::plan::{
     AdapterBudget, ModelShape, Precision, ServeRequest, Target, TrainMethod, TrainRequest, plan_serving,
     plan_training,
 };
-use lathe_engine::{Generator, Sampling, Trainer};
+use lathe_engine::{Generator, Model, Result, Sampling, Trainer};
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -48,6 +51,69 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
+/// Counts a device's buffers beside what the heap holds, until it goes.
+struct Counted {
+    cpu: Cpu,
+    held: usize,
+}
+
+impl Counted {
+    fn model(shape: &ModelShape, precision: Precision) -> Model {
+        let device = Counted { cpu: Cpu::new(1, Level::detect().unwrap()), held: 0 };
+        Model::load_on(Box::new(device), shape, precision, &common::Noise(shape.clone())).unwrap()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        LIVE.fetch_sub(self.held, Relaxed);
+    }
+}
+
+impl Device for Counted {
+    fn alloc(&mut self, name: &str, element: Element, len: usize) -> Result<Buf> {
+        let bytes = len * element.bytes();
+        add(bytes);
+        self.held += bytes;
+        self.cpu.alloc(name, element, len)
+    }
+
+    fn adopt(&mut self, element: Element, bytes: &Mapped) -> Option<Buf> {
+        self.cpu.adopt(element, bytes)
+    }
+
+    fn free(&mut self, buf: Buf) {
+        let bytes = buf.len() * buf.element().bytes();
+        LIVE.fetch_sub(bytes, Relaxed);
+        self.held -= bytes;
+        self.cpu.free(buf);
+    }
+
+    fn set_scratch(&mut self, scratch: Buf) {
+        self.cpu.set_scratch(scratch);
+    }
+
+    fn write(&mut self, to: Buf, data: Data<'_>) {
+        self.cpu.write(to, data);
+    }
+
+    fn enqueue(&mut self, op: Op) {
+        self.cpu.enqueue(op);
+    }
+
+    fn read(&mut self, from: Buf, into: DataMut<'_>) {
+        self.cpu.read(from, into);
+    }
+
+    fn level(&self) -> Level {
+        self.cpu.level()
+    }
+
+    fn threads(&self) -> usize {
+        self.cpu.threads()
+    }
+}
+
 fn shape() -> ModelShape {
     ModelShape {
         vocab: 600,
@@ -78,7 +144,7 @@ fn the_plan_is_what_is_allocated() {
             let before = LIVE.load(Relaxed);
             let request = TrainRequest { batch_tokens: 300, ..request(&method, precision) };
             let plan = plan_training(&shape, &request).unwrap();
-            let model = model(&shape, precision, 1);
+            let model = Counted::model(&shape, precision);
             let rows = rows(&shape, &[40; 6]);
             PEAK.store(LIVE.load(Relaxed), Relaxed);
             let mut trainer = Trainer::new(model, &plan, hyper()).unwrap();
@@ -100,7 +166,7 @@ fn the_plan_is_what_is_allocated() {
         memory_limit: None,
     };
     let plan = plan_serving(&shape, &request).unwrap();
-    let model = model(&shape, Precision::BF16, 1);
+    let model = Counted::model(&shape, Precision::BF16);
     PEAK.store(LIVE.load(Relaxed), Relaxed);
     let mut generator = Generator::new(model, &plan).unwrap();
     for id in 0..8 {

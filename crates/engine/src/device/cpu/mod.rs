@@ -17,8 +17,11 @@ mod pointwise;
 mod pool;
 mod simd;
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::RefCell;
+
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::{MmapMut, MmapRaw};
 
 use super::{Buf, Data, DataMut, Device, Element, Op};
 use crate::files::Mapped;
@@ -115,36 +118,24 @@ impl Level {
 
 /// A buffer's memory.
 enum Storage {
-    /// Aligned to cache lines.
-    Own { start: *mut u8, layout: Layout },
+    /// Pages of its own, which the kernel gives as they are touched.
+    Own(MmapRaw),
     /// Part of a file, aligned to its elements.
     File(Mapped),
 }
 
-// SAFETY: own memory belongs to the storage alone, and so do the pages of a file that it writes to.
-unsafe impl Send for Storage {}
-
 impl Storage {
     fn start(&self) -> *mut u8 {
         match self {
-            Storage::Own { start, .. } => *start,
+            Storage::Own(pages) => pages.as_mut_ptr(),
             Storage::File(bytes) => bytes.start(),
         }
     }
 
     fn len(&self) -> usize {
         match self {
-            Storage::Own { layout, .. } => layout.size(),
+            Storage::Own(pages) => pages.len(),
             Storage::File(bytes) => bytes.len(),
-        }
-    }
-}
-
-impl Drop for Storage {
-    fn drop(&mut self) {
-        if let Storage::Own { start, layout } = self {
-            // SAFETY: allocated with this layout.
-            unsafe { dealloc(*start, *layout) };
         }
     }
 }
@@ -252,14 +243,12 @@ impl Device for Cpu {
     fn alloc(&mut self, name: &str, element: Element, len: usize) -> Result<Buf> {
         let bytes = len as u64 * element.bytes() as u64;
         let refused = || Error::OutOfMemory { name: name.to_owned(), bytes };
-        let size = usize::try_from(bytes.max(64)).map_err(|_| refused())?;
-        let layout = Layout::from_size_align(size, 64).map_err(|_| refused())?;
-        // SAFETY: the size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() {
-            return Err(refused());
-        }
-        Ok(self.keep(Storage::Own { start, layout }, element, len))
+        let size = usize::try_from(bytes.max(1)).map_err(|_| refused())?;
+        let pages = MmapRaw::from(MmapMut::map_anon(size).map_err(|_| refused())?);
+        // Only advice. Processors read ahead within a page alone, and huge ones need no look at page tables.
+        #[cfg(target_os = "linux")]
+        let _ = pages.advise(Advice::HugePage);
+        Ok(self.keep(Storage::Own(pages), element, len))
     }
 
     fn adopt(&mut self, element: Element, bytes: &Mapped) -> Option<Buf> {
