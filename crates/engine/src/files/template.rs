@@ -1,7 +1,8 @@
 //! A model's chat template: messages to prompt text, and which parts of the text are the assistant's answers.
 //!
 //! A template is a program from a stranger. It runs in minijinja, which reaches neither files nor network, under a budget
-//! ("fuel") that bounds time and memory.
+//! ("fuel") that bounds time and, but for `~` on lists that were doubled again and again, memory: what that takes is
+//! bounded by the limit of the process alone.
 
 use std::collections::BTreeMap;
 use std::fmt;
