@@ -65,7 +65,8 @@ mod tests {
             "evaluation": {"metrics": ["Perplexity"], "gates": []},
             "output": {"modelName": "m", "destination": place},
         });
-        *task.pointer_mut(pointer).expect("a field") = value;
+        let (of, field) = pointer.rsplit_once('/').expect("a pointer");
+        task.pointer_mut(of).expect("an object")[field] = value;
         serde_json::from_value(task).expect("a task")
     }
 
@@ -76,6 +77,8 @@ mod tests {
     #[case::gates("/evaluation/gates", json!([{"metric": "BLEU", "atLeast": 1.0}]), true, true)]
     #[case::metrics("/evaluation/metrics", json!(["BLEU"]), true, false)]
     #[case::passes_of_a_step("/training/microBatchTokens", json!(32), true, true)]
+    #[case::f32_moments_as_if_there_were_no_others("/training/optimizerState", json!("Float32"), true, true)]
+    #[case::moments("/training/optimizerState", json!("Int8"), false, false)]
     #[case::attempt("/attempt", json!(2), true, true)]
     #[case::place("/base/source/uri", json!("pvc://data/y"), true, true)]
     #[case::interval("/checkpoint/intervalSeconds", json!(1), true, true)]

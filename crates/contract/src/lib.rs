@@ -21,8 +21,8 @@ pub use report::{
 pub use task::{
     AdapterRoom, CONTRACT_VERSION, CheckDataTask, CheckpointPolicy, Contract, DatasetFormat, DatasetInput,
     EvaluateTask, EvaluationPolicy, Gate, InspectTask, Inspected, LoraSettings, Metric, ModelInput, Mounts,
-    ObjectRef, OutputTarget, Precision, Schedule, ServeTask, ServedAdapter, SourceRef, Task, TrainMethod,
-    TrainTask, TrainingSettings, Trust,
+    ObjectRef, OptimizerState, OutputTarget, Precision, Schedule, ServeTask, ServedAdapter, SourceRef, Task,
+    TrainMethod, TrainTask, TrainingSettings, Trust,
 };
 pub use token::{Claims, Scope, Signer, TOKEN_LIFETIME, TokenError, Verifier};
 

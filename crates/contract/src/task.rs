@@ -232,6 +232,10 @@ pub struct TrainingSettings {
     pub batch_tokens: i64,
     /// Tokens in one forward and backward pass, at most.
     pub micro_batch_tokens: i64,
+    /// How the optimizer's moments are held. `Float32` is not written: so a run has the identity that it had when there
+    /// was nothing else.
+    #[serde(default, skip_serializing_if = "OptimizerState::is_float32")]
+    pub optimizer_state: OptimizerState,
     /// Tokens of a row, at most; a longer text is split into rows, a longer conversation is cut and counted.
     pub sequence_length: i64,
     /// Decoupled weight decay of AdamW (<https://arxiv.org/abs/1711.05101>).
@@ -240,6 +244,22 @@ pub struct TrainingSettings {
     pub max_grad_norm: f64,
     /// Seed of order, dropout and fresh adapters.
     pub seed: i64,
+}
+
+/// How AdamW's two moments are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OptimizerState {
+    /// 32-bit IEEE 754.
+    #[default]
+    Float32,
+    /// 8 bits with a scale for each block of 256 (<https://arxiv.org/abs/2110.02861>); where nothing else fits.
+    Int8,
+}
+
+impl OptimizerState {
+    fn is_float32(&self) -> bool {
+        *self == OptimizerState::Float32
+    }
 }
 
 /// Course of the learning rate after warm-up.

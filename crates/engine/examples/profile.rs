@@ -110,6 +110,7 @@ fn train(model: Model, threads: usize, row: usize, spans: &Mutex<Vec<Span>>, wan
         batch_tokens: 4 * row,
         micro_batch_tokens: None,
         recompute: None,
+        optimizer_state: None,
         threads,
         memory_limit: None,
     };

@@ -57,6 +57,18 @@ pub(crate) fn read_f32(dev: &mut dyn Device, from: Buf) -> Vec<f32> {
     }
 }
 
+/// Reads a buffer of f32, or of codes, as the little-endian bytes of its elements.
+pub(crate) fn read_bytes(dev: &mut dyn Device, from: Buf) -> Vec<u8> {
+    match from.element() {
+        Element::U8 => {
+            let mut bytes = vec![0; from.len()];
+            dev.read(from, DataMut::U8(&mut bytes));
+            bytes
+        }
+        _ => read_f32(dev, from).into_iter().flat_map(f32::to_le_bytes).collect(),
+    }
+}
+
 /// A row-major `[rows, columns]` matrix with rows and columns exchanged.
 pub(crate) fn transposed(matrix: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
     let mut to = vec![0.0; matrix.len()];

@@ -50,6 +50,8 @@ pub enum Element {
     U64,
     /// Sums over a whole step.
     F64,
+    /// Codes of moments.
+    U8,
     /// A byte of a matrix in 8 bits, see [`Element::quantized_bytes`].
     Int8,
     /// A byte of a matrix in 4 bits.
@@ -60,7 +62,7 @@ impl Element {
     /// Bytes of one element.
     pub fn bytes(self) -> usize {
         match self {
-            Element::Int8 | Element::Int4 => 1,
+            Element::U8 | Element::Int8 | Element::Int4 => 1,
             Element::BF16 => 2,
             Element::F32 | Element::U32 => 4,
             Element::U64 | Element::F64 => 8,

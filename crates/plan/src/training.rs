@@ -4,9 +4,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::buffers::List;
 use crate::shape::wrong;
-use crate::{BLOCK, Buffer, Category, Element, ModelShape, PlanError, Precision, Totals, TrainMethod};
+use crate::{
+    BLOCK, Buffer, Category, Element, ModelShape, PlanError, Precision, Tensor, Totals, TrainMethod,
+};
 use Category::{Activations, Gradients, Optimizer, Weights, Workspace};
-use Element::{F32, F64, U32, U64};
+use Element::{F32, F64, U8, U32, U64};
+
+/// How AdamW's two moments are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum OptimizerState {
+    /// 8 bytes a weight.
+    F32,
+    /// A code of 8 bits for each, and a scale (f32) for each [`MOMENT_BLOCK`]: about 2.03 bytes a weight.
+    Int8,
+}
+
+/// Moments of a parameter, one after the other, that share a scale; the last block of a parameter may be shorter.
+pub const MOMENT_BLOCK: usize = 256;
 
 /// What a training run is asked to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +37,8 @@ pub struct TrainRequest {
     pub micro_batch_tokens: Option<usize>,
     /// Whether activations are computed twice instead of kept; `None` lets the plan choose.
     pub recompute: Option<bool>,
+    /// How moments are held; `None` lets the plan choose.
+    pub optimizer_state: Option<OptimizerState>,
     /// Threads of the worker (each holds scratch).
     pub threads: usize,
     /// Bytes that may be held; `None` is no limit.
@@ -44,6 +60,8 @@ pub struct TrainPlan {
     pub micro_batch_tokens: usize,
     /// Whether activations are computed twice instead of kept.
     pub recompute: bool,
+    /// How moments are held.
+    pub optimizer_state: OptimizerState,
     /// Threads of the worker.
     pub threads: usize,
     /// All buffers.
@@ -58,8 +76,9 @@ pub const NORM_CHUNK: usize = 1 << 14;
 /// Beyond this a larger micro-batch makes products no faster.
 const ENOUGH_TOKENS: usize = 2048;
 
-/// Plans a training run: the largest useful micro-batch that fits, recomputing activations only when nothing
-/// else does.
+/// Plans a training run: the largest useful micro-batch that fits. Activations are computed twice only where
+/// nothing else fits, which costs time; moments of 8 bits are taken only where that does not help either, and only
+/// where every weight is trained: they cost a little of the result, and those of an adapter are small.
 ///
 /// # Errors
 /// [`PlanError::Shape`] for an absurd shape or request, [`PlanError::TooLarge`] where sizes overflow,
@@ -85,14 +104,19 @@ pub fn plan_training(shape: &ModelShape, request: &TrainRequest) -> Result<Train
         return Err(wrong("micro_batch_tokens", "at most 2^28".to_owned(), tokens));
     }
     let largest = request.micro_batch_tokens.unwrap_or(request.batch_tokens.min(ENOUGH_TOKENS)).max(row);
+    let states = match (request.optimizer_state, &request.method) {
+        (Some(state), _) => vec![state],
+        (None, TrainMethod::Full) => vec![OptimizerState::F32, OptimizerState::Int8],
+        (None, TrainMethod::Lora(_)) => vec![OptimizerState::F32],
+    };
+    let recomputing = request.recompute.map_or(vec![false, true], |recompute| vec![recompute]);
     let mut smallest = None;
-    for recompute in [false, true] {
-        if request.recompute.is_some_and(|wanted| wanted != recompute) {
-            continue;
-        }
+    for (&state, &recompute) in
+        states.iter().flat_map(|state| recomputing.iter().map(move |recompute| (state, recompute)))
+    {
         let mut tokens = largest;
         loop {
-            let plan = arrange(shape, request, tokens, recompute)?;
+            let plan = arrange(shape, request, tokens, recompute, state)?;
             match request.memory_limit {
                 Some(limit) if plan.totals.total() > limit => smallest = Some((plan.totals, limit)),
                 _ => return Ok(plan),
@@ -112,10 +136,11 @@ fn arrange(
     request: &TrainRequest,
     tokens: usize,
     recompute: bool,
+    optimizer_state: OptimizerState,
 ) -> Result<TrainPlan, PlanError> {
     let mut list = List::default();
     weight_buffers(&mut list, shape, request.weights)?;
-    optimizer_buffers(&mut list, shape, request)?;
+    optimizer_buffers(&mut list, shape, request, optimizer_state)?;
 
     let slots = if recompute { 1 } else { shape.layers };
     for layer in 0..=shape.layers {
@@ -188,25 +213,26 @@ fn arrange(
         max_row_tokens: request.max_row_tokens,
         micro_batch_tokens: tokens,
         recompute,
+        optimizer_state,
         threads: request.threads,
         buffers: list.buffers,
         totals,
     })
 }
 
-/// Gradients, moments and (where the weights are not f32) masters, each one flat range.
-fn optimizer_buffers(list: &mut List, shape: &ModelShape, request: &TrainRequest) -> Result<(), PlanError> {
-    let trained = match &request.method {
-        TrainMethod::Full => {
-            let mut sum = 0usize;
-            for tensor in shape.tensors() {
-                let len = tensor.elements()?;
-                sum = sum.checked_add(len).ok_or(PlanError::TooLarge { what: tensor.name })?;
-            }
-            sum
-        }
-        TrainMethod::Lora(lora) => lora.elements(shape)?,
-    };
+/// Gradients, moments and (where the weights are not f32) masters, each one flat range over all parameters.
+fn optimizer_buffers(
+    list: &mut List,
+    shape: &ModelShape,
+    request: &TrainRequest,
+    state: OptimizerState,
+) -> Result<(), PlanError> {
+    let (mut trained, mut blocks) = (0usize, 0usize);
+    for len in parameters(shape, &request.method)? {
+        let too_large = || PlanError::TooLarge { what: "trained".to_owned() };
+        trained = trained.checked_add(len).ok_or_else(too_large)?;
+        blocks += len.div_ceil(MOMENT_BLOCK);
+    }
     match request.method {
         TrainMethod::Lora(_) => list.add("trained", Optimizer, F32, &[trained])?,
         TrainMethod::Full if request.weights != Precision::F32 => {
@@ -221,8 +247,33 @@ fn optimizer_buffers(list: &mut List, shape: &ModelShape, request: &TrainRequest
         list.add("gradients.lookup", Gradients, F32, &[shape.vocab, shape.hidden])?;
     }
     list.add("step.partials", Workspace, F64, &[trained.div_ceil(NORM_CHUNK)])?;
-    list.add("moment1", Optimizer, F32, &[trained])?;
-    list.add("moment2", Optimizer, F32, &[trained])
+    for moment in ["moment1", "moment2"] {
+        match state {
+            OptimizerState::F32 => list.add(moment, Optimizer, F32, &[trained])?,
+            OptimizerState::Int8 => {
+                list.add(moment, Optimizer, U8, &[trained])?;
+                list.add(format!("{moment}.scales"), Optimizer, F32, &[blocks])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Elements of each tensor that is trained.
+fn parameters(shape: &ModelShape, method: &TrainMethod) -> Result<Vec<usize>, PlanError> {
+    match method {
+        TrainMethod::Full => shape.tensors().iter().map(Tensor::elements).collect(),
+        TrainMethod::Lora(lora) => {
+            // Checked for all together; then none of them wraps.
+            lora.elements(shape)?;
+            let pair = |target| {
+                let (outputs, inputs) = shape.linear(target);
+                [inputs * lora.rank, outputs * lora.rank]
+            };
+            let layer: Vec<usize> = lora.targets.iter().copied().flat_map(pair).collect();
+            Ok(layer.repeat(shape.layers))
+        }
+    }
 }
 
 /// The model's weights under their Hugging Face names.

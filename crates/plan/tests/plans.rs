@@ -44,6 +44,7 @@ fn training(method: TrainMethod) -> TrainRequest {
         batch_tokens: 16_384,
         micro_batch_tokens: None,
         recompute: None,
+        optimizer_state: None,
         threads: 8,
         memory_limit: None,
     }

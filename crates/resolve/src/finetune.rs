@@ -105,7 +105,7 @@ pub fn training(spec: &FineTuneJobSpec, facts: &TrainFacts<'_>) -> Result<Traini
         base,
         dataset: task::dataset(&mut mounts, spec)?,
         method,
-        training: task::settings(spec, chosen.plan.micro_batch_tokens)?,
+        training: task::settings(spec, &chosen.plan)?,
         checkpoint: task::checkpoint(
             spec,
             located(&mut mounts, &checkpoints, "checkpoint.destination", Use::Write)?,

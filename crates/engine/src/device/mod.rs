@@ -11,7 +11,7 @@ mod profile;
 mod record;
 
 pub use lathe_plan::Element;
-pub use op::{Attention, LoraSlot, NO_ADAPTER, NORM_CHUNK, Op, SAMPLE_CHUNK, Start};
+pub use op::{Attention, LoraSlot, MOMENT_BLOCK, Moments, NO_ADAPTER, NORM_CHUNK, Op, SAMPLE_CHUNK, Start};
 pub use profile::{Profiler, Span, Work};
 pub use record::{Event, Recorder};
 
@@ -84,6 +84,8 @@ pub enum Data<'a> {
     U32(&'a [u32]),
     /// Seeds.
     U64(&'a [u64]),
+    /// Codes of moments.
+    U8(&'a [u8]),
 }
 
 /// Room on the host, to be read into from a device.
@@ -95,6 +97,8 @@ pub enum DataMut<'a> {
     BF16(&'a mut [u16]),
     /// Doubles.
     F64(&'a mut [f64]),
+    /// Codes of moments.
+    U8(&'a mut [u8]),
 }
 
 /// A place where operations run.

@@ -158,15 +158,14 @@ pub enum Op {
 
     /// `norm = sum of gradients^2` in f64; `partials` holds one sum per [`NORM_CHUNK`] elements.
     SquaredNorm { gradients: Buf, partials: Buf, norm: Buf },
-    /// AdamW on one flat range, for a finite `norm` (the squared gradient norm) and `loss` alone.
+    /// AdamW on one parameter, for a finite `norm` (the squared gradient norm) and `loss` alone.
     /// `settings` = (learning rate, 1 / (1 - beta1^t), 1 / (1 - beta2^t), largest norm or infinity).
     /// `copy` receives the new weights in bf16.
     AdamW {
         weights: Buf,
         copy: Option<Buf>,
         gradients: Buf,
-        moment1: Buf,
-        moment2: Buf,
+        moments: Moments,
         settings: Buf,
         norm: Buf,
         loss: Buf,
@@ -180,7 +179,26 @@ pub enum Op {
     AllReduce { x: Buf },
 }
 
+/// AdamW's moments of one parameter, the first and the second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Moments {
+    /// f32, as many as there are weights.
+    F32([Buf; 2]),
+    /// The dynamic code of 8 bits of each, signed for the first moment, and a scale (f32) for each block of
+    /// [`MOMENT_BLOCK`]. All zero is a state of zeros.
+    Int8 {
+        /// As many as there are weights.
+        codes: [Buf; 2],
+        /// The last block may be shorter.
+        scales: [Buf; 2],
+    },
+}
+
 pub use lathe_plan::SAMPLE_CHUNK;
+
+/// Moments that share a scale; blocks are counted from a parameter's beginning, so that no other parameter's numbers
+/// have a part in them.
+pub use lathe_plan::MOMENT_BLOCK;
 
 /// Elements per partial sum of [`Op::SquaredNorm`], so that the sum's order does not depend on threads.
 pub use lathe_plan::NORM_CHUNK;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Attention, Buf, Data, DataMut, Device, Element, Op, cpu::Level};
+use super::{Attention, Buf, Data, DataMut, Device, Element, Moments, Op, cpu::Level};
 use crate::Result;
 use crate::files::Mapped;
 
@@ -158,7 +158,14 @@ impl Op {
             }
             Op::LogitGrad { rows, vocab, .. } => moved(2 * f32s(rows * vocab)),
             Op::SquaredNorm { gradients, .. } => moved(size(gradients)),
-            Op::AdamW { weights, .. } => moved(7 * size(weights)),
+            // Weights and moments are read and written, gradients read.
+            Op::AdamW { weights, copy, moments, .. } => {
+                let state: u64 = match moments {
+                    Moments::F32(both) => both.into_iter().map(size).sum(),
+                    Moments::Int8 { codes, scales } => codes.into_iter().chain(scales).map(size).sum(),
+                };
+                moved(3 * size(weights) + 2 * state + copy.map_or(0, size))
+            }
             _ => Work::default(),
         }
     }

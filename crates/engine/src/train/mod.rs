@@ -7,7 +7,7 @@ mod state;
 
 use std::io::{Read, Seek, Write};
 
-use lathe_plan::{LoraSpec, TrainMethod, TrainPlan};
+use lathe_plan::{LoraSpec, OptimizerState, TrainMethod, TrainPlan};
 
 use crate::decoder::{
     Batch, Block, Dropout, Gradients, Kept, LayerLora, LossHead, Planned, Work, embedding_gradient,
@@ -330,8 +330,13 @@ impl Trainer {
     }
 
     fn identity(&self) -> String {
-        let TrainPlan { shape, method, weights, .. } = &self.plan;
-        format!("{shape:?} {method:?} {weights:?} seed {}", self.hyper.seed)
+        let TrainPlan { shape, method, weights, optimizer_state, .. } = &self.plan;
+        // Of f32 it is what it was before there were others, so that states of that time can be taken up.
+        let moments = match optimizer_state {
+            OptimizerState::F32 => "",
+            OptimizerState::Int8 => " moments Int8",
+        };
+        format!("{shape:?} {method:?} {weights:?} seed {}{moments}", self.hyper.seed)
     }
 }
 

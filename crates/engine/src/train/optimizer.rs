@@ -3,18 +3,20 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lathe_plan::{Element, LoraSpec, ModelShape, Target, TensorKind, TrainMethod, TrainPlan};
+use lathe_plan::{Element, LoraSpec, ModelShape, OptimizerState, Target, TensorKind, TrainMethod, TrainPlan};
 
 use super::Hyper;
 use crate::adapter::{extents, modules};
 use crate::decoder::{LayerGradients, LayerLora, Planned};
-use crate::device::{Buf, Data, Device, LoraSlot, Op};
+use crate::device::{Buf, Data, Device, LoraSlot, MOMENT_BLOCK, Moments, Op};
 use crate::{Error, Model, Result, host};
 
 /// A trained tensor: its place in the flat ranges, and its weights.
 #[derive(Debug, Clone)]
 pub(super) struct Parameter {
     range: Range<usize>,
+    /// The first of its blocks of moments.
+    first_block: usize,
     /// f32: the weights themselves, or the masters of `copy`.
     pub weights: Buf,
     /// The bf16 weights that the model works with.
@@ -41,8 +43,7 @@ pub(super) struct Parameters {
     flat: Buf,
     /// The lookups' own sum, and the embedding's range of `flat`, where the table is tied.
     tied: Option<(Buf, Buf)>,
-    pub moment1: Buf,
-    pub moment2: Buf,
+    moments: Moments,
     partials: Buf,
     pub norm: Buf,
     settings: Buf,
@@ -50,6 +51,7 @@ pub(super) struct Parameters {
 
 impl Parameters {
     pub(super) fn new(model: &Model, plan: &TrainPlan, planned: &Planned) -> Result<Parameters> {
+        let both = |first, second| -> Result<_> { Ok([planned.get(first)?, planned.get(second)?]) };
         let mut parameters = Parameters {
             all: Vec::new(),
             gradients: ModelGradients {
@@ -58,8 +60,13 @@ impl Parameters {
             },
             flat: planned.get("gradients")?,
             tied: None,
-            moment1: planned.get("moment1")?,
-            moment2: planned.get("moment2")?,
+            moments: match plan.optimizer_state {
+                OptimizerState::F32 => Moments::F32(both("moment1", "moment2")?),
+                OptimizerState::Int8 => Moments::Int8 {
+                    codes: both("moment1", "moment2")?,
+                    scales: both("moment1.scales", "moment2.scales")?,
+                },
+            },
             partials: planned.get("step.partials")?,
             norm: planned.get("step.norm")?,
             settings: planned.get("step.optimizer")?,
@@ -74,6 +81,11 @@ impl Parameters {
     fn next(&self, len: usize) -> Range<usize> {
         let start = self.all.last().map_or(0, |p| p.range.end);
         start..start + len
+    }
+
+    fn add(&mut self, range: Range<usize>, weights: Buf, copy: Option<Buf>, decays: bool) {
+        let first_block = self.all.last().map_or(0, |p| p.first_block + p.range.len().div_ceil(MOMENT_BLOCK));
+        self.all.push(Parameter { range, first_block, weights, copy, decays });
     }
 
     fn gradient(&self, range: &Range<usize>) -> Buf {
@@ -104,7 +116,7 @@ impl Parameters {
                 TensorKind::FinalNorm => self.gradients.norm = Some(gradient),
                 kind => place(&mut self.gradients.layers, &tensor.name, kind, gradient)?,
             }
-            self.all.push(Parameter { range, weights, copy, decays: tensor.is_matrix() });
+            self.add(range, weights, copy, tensor.is_matrix());
         }
         Ok(())
     }
@@ -118,7 +130,7 @@ impl Parameters {
                 let to = &mut self.gradients.layers[layer].linears[target as usize];
                 *(if is_a { &mut to.a } else { &mut to.b }) = Some(gradient);
                 let weights = trained.part(range.start, range.len());
-                self.all.push(Parameter { range, weights, copy: None, decays: true });
+                self.add(range, weights, None, true);
             }
         }
         Ok(())
@@ -200,13 +212,11 @@ impl Parameters {
         }
         dev.enqueue(Op::SquaredNorm { gradients: self.flat, partials: self.partials, norm: self.norm });
         for parameter in &self.all {
-            let part = |buf: Buf| buf.part(parameter.range.start, parameter.range.len());
             dev.enqueue(Op::AdamW {
                 weights: parameter.weights,
                 copy: parameter.copy,
-                gradients: part(self.flat),
-                moment1: part(self.moment1),
-                moment2: part(self.moment2),
+                gradients: self.gradient(&parameter.range),
+                moments: self.moments_of(parameter),
                 settings: self.settings,
                 norm: self.norm,
                 loss,
@@ -218,11 +228,29 @@ impl Parameters {
         }
     }
 
-    /// Weights, both moments and the bf16 copy of every parameter.
-    pub(super) fn states(&self) -> impl Iterator<Item = ([Buf; 3], Option<Buf>)> + '_ {
-        self.all.iter().map(|p| {
-            let part = |buf: Buf| buf.part(p.range.start, p.range.len());
-            ([p.weights, part(self.moment1), part(self.moment2)], p.copy)
+    fn moments_of(&self, parameter: &Parameter) -> Moments {
+        let Parameter { range, first_block, .. } = parameter;
+        let part = |buf: Buf| buf.part(range.start, range.len());
+        let blocks = |buf: Buf| buf.part(*first_block, range.len().div_ceil(MOMENT_BLOCK));
+        match self.moments {
+            Moments::F32(both) => Moments::F32(both.map(part)),
+            Moments::Int8 { codes, scales } => {
+                Moments::Int8 { codes: codes.map(part), scales: scales.map(blocks) }
+            }
+        }
+    }
+
+    /// Of every parameter the weights with their bf16 copy, then the moments.
+    pub(super) fn states(&self) -> impl Iterator<Item = (Buf, Option<Buf>)> + '_ {
+        self.all.iter().flat_map(|parameter| {
+            let moments = match self.moments_of(parameter) {
+                Moments::F32(both) => both.to_vec(),
+                Moments::Int8 { codes: [m, v], scales: [m_scales, v_scales] } => {
+                    vec![m, m_scales, v, v_scales]
+                }
+            };
+            let weights = (parameter.weights, parameter.copy);
+            std::iter::once(weights).chain(moments.into_iter().map(|moment| (moment, None)))
         })
     }
 }

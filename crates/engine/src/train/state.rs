@@ -4,7 +4,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 
 use super::optimizer::Parameters;
 use crate::device::cpu::Level;
-use crate::device::{Buf, Data, Device};
+use crate::device::{Buf, Data, Device, Element};
 use crate::random::mix;
 use crate::{Error, Result, host};
 
@@ -48,8 +48,7 @@ pub(super) fn save(
     put(&name)?;
     put(&steps.to_le_bytes())?;
     for (part, _) in parts(parameters) {
-        let bytes: Vec<u8> = host::read_f32(dev, part).into_iter().flat_map(f32::to_le_bytes).collect();
-        put(&bytes)?;
+        put(&host::read_bytes(dev, part))?;
     }
     let sum = sum.0;
     to.write_all(&sum.to_le_bytes())?;
@@ -59,14 +58,12 @@ pub(super) fn save(
 /// All values of a state in their order, in parts so small that a copy of one does not matter; where a part is of
 /// weights, with the bf16 weights that follow them.
 fn parts(parameters: &Parameters) -> impl Iterator<Item = (Buf, Option<Buf>)> {
-    parameters.states().flat_map(|(buffers, copy)| buffers.into_iter().zip([copy, None, None])).flat_map(
-        |(buf, copy)| {
-            host::chunks(buf.len()).map(move |range| {
-                let part = |buf: Buf| buf.part(range.start, range.len());
-                (part(buf), copy.map(part))
-            })
-        },
-    )
+    parameters.states().flat_map(|(buf, copy)| {
+        host::chunks(buf.len()).map(move |range| {
+            let part = |buf: Buf| buf.part(range.start, range.len());
+            (part(buf), copy.map(part))
+        })
+    })
 }
 
 /// Reads a state to its end and checks it. Returns its step and the name of its kernel level; `from` stands where the values
@@ -90,12 +87,12 @@ pub(super) fn check(
     let mut word = [0; 8];
     take(&mut word)?;
     if u64::from_le_bytes(word) != identity.len() as u64 {
-        return Err(damaged("it belongs to another model, method or seed"));
+        return Err(damaged("it belongs to another model, method, kind of optimizer state or seed"));
     }
     let mut found = vec![0; identity.len()];
     take(&mut found)?;
     if found != identity.as_bytes() {
-        return Err(damaged("it belongs to another model, method or seed"));
+        return Err(damaged("it belongs to another model, method, kind of optimizer state or seed"));
     }
     let mut level = [0; LEVEL];
     take(&mut level)?;
@@ -104,7 +101,7 @@ pub(super) fn check(
     let steps = u64::from_le_bytes(word);
     let (mut bytes, mut read) = (Vec::new(), 0);
     for (part, _) in parts(parameters) {
-        bytes.resize(part.len() * 4, 0);
+        bytes.resize(part.len() * part.element().bytes(), 0);
         take(&mut bytes)?;
         read += bytes.len() as i64;
     }
@@ -121,8 +118,12 @@ pub(super) fn check(
 pub(super) fn take_up(dev: &mut dyn Device, parameters: &Parameters, from: &mut dyn Read) -> Result<()> {
     let mut bytes = Vec::new();
     for (part, copy) in parts(parameters) {
-        bytes.resize(part.len() * 4, 0);
+        bytes.resize(part.len() * part.element().bytes(), 0);
         fill(from, &mut bytes)?;
+        if part.element() == Element::U8 {
+            dev.write(part, Data::U8(&bytes));
+            continue;
+        }
         let values: Vec<f32> =
             bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         dev.write(part, Data::F32(&values));

@@ -148,6 +148,7 @@ pub fn request(method: &TrainMethod, weights: Precision) -> TrainRequest {
         batch_tokens: 256,
         micro_batch_tokens: None,
         recompute: None,
+        optimizer_state: None,
         threads: 1,
         memory_limit: None,
     }

@@ -71,6 +71,7 @@ pub fn trainer(model: Model, method: TrainMethod, hyper: Hyper) -> Trainer {
         batch_tokens: 512,
         micro_batch_tokens: None,
         recompute: None,
+        optimizer_state: None,
         threads: 1,
         memory_limit: None,
     };

@@ -216,6 +216,7 @@ fn request(
         batch_tokens: size(spec.training.batch_tokens),
         micro_batch_tokens: None,
         recompute: None,
+        optimizer_state: None,
         threads,
         memory_limit,
     }

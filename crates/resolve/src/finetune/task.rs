@@ -2,10 +2,10 @@
 use lathe_api::{BasePrecision, DatasetFormat, Decimal, FineTuneJobSpec};
 use lathe_contract as contract;
 use lathe_contract::{
-    CheckpointPolicy, DatasetInput, EvaluationPolicy, LoraSettings, Precision, SourceRef, TrainMethod,
-    TrainingSettings,
+    CheckpointPolicy, DatasetInput, EvaluationPolicy, LoraSettings, OptimizerState, Precision, SourceRef,
+    TrainMethod, TrainingSettings,
 };
-use lathe_plan::Target;
+use lathe_plan::{Target, TrainPlan};
 
 use super::located;
 use crate::{
@@ -47,7 +47,7 @@ pub(super) fn method(spec: &FineTuneJobSpec) -> Result<TrainMethod, Rejection> {
     }))
 }
 
-pub(super) fn settings(spec: &FineTuneJobSpec, micro_batch: usize) -> Result<TrainingSettings, Rejection> {
+pub(super) fn settings(spec: &FineTuneJobSpec, plan: &TrainPlan) -> Result<TrainingSettings, Rejection> {
     let training = &spec.training;
     let epochs = match (training.epochs, training.steps) {
         (None, Some(_)) => None,
@@ -60,12 +60,21 @@ pub(super) fn settings(spec: &FineTuneJobSpec, micro_batch: usize) -> Result<Tra
         schedule: to_schedule(training.schedule),
         warmup: number("training.warmup", &training.warmup)?,
         batch_tokens: training.batch_tokens.into(),
-        micro_batch_tokens: i64::try_from(micro_batch).unwrap_or(i64::MAX),
+        micro_batch_tokens: i64::try_from(plan.micro_batch_tokens).unwrap_or(i64::MAX),
+        optimizer_state: optimizer_state(plan),
         sequence_length: training.sequence_length.into(),
         weight_decay: number("training.weightDecay", &training.weight_decay)?,
         max_grad_norm: number("training.maxGradNorm", &training.max_grad_norm)?,
         seed: training.seed,
     })
+}
+
+/// As the contract and the status name it.
+pub(super) fn optimizer_state(plan: &TrainPlan) -> OptimizerState {
+    match plan.optimizer_state {
+        lathe_plan::OptimizerState::F32 => OptimizerState::Float32,
+        lathe_plan::OptimizerState::Int8 => OptimizerState::Int8,
+    }
 }
 
 pub(super) fn dataset(mounts: &mut Mounts, spec: &FineTuneJobSpec) -> Result<DatasetInput, Rejection> {

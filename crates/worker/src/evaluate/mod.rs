@@ -65,6 +65,7 @@ fn scorer(base: &Base, model: Model, adapter: Option<&Adapter>, sequence_length:
         batch_tokens: sequence_length,
         micro_batch_tokens: None,
         recompute: Some(true),
+        optimizer_state: None,
         threads: model.threads(),
         memory_limit: memory_limit(),
     };

@@ -4,7 +4,7 @@
 //! bytes.
 use std::fmt::Write;
 
-use lathe_contract::{Score, TrainMethod, TrainTask};
+use lathe_contract::{OptimizerState, Score, TrainMethod, TrainTask};
 use lathe_source::CardLicense;
 
 /// What a card tells.
@@ -77,12 +77,16 @@ impl Card<'_> {
 
     fn training_table(&self) -> String {
         let set = &self.task.training;
+        let optimizer = match set.optimizer_state {
+            OptimizerState::Float32 => "AdamW",
+            OptimizerState::Int8 => "AdamW, moments of 8 bits",
+        };
         let mut rows = vec![
             ("Base", self.base_digest.to_owned()),
             ("Rows", self.dataset_digest.to_owned()),
             ("Steps", self.steps.to_string()),
             ("Tokens", self.tokens.to_string()),
-            ("Optimizer", "AdamW".to_owned()),
+            ("Optimizer", optimizer.to_owned()),
             ("Learning rate", format!("{:e}", set.learning_rate)),
             ("Schedule", format!("{:?}, warm-up {}", set.schedule, set.warmup)),
             ("Weight decay", set.weight_decay.to_string()),

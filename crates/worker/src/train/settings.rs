@@ -1,7 +1,9 @@
 //! A training task's settings: checked numbers, and the identity of what decides the result.
-use lathe_contract::{Precision as Stored, Schedule as Course, TrainMethod as Method, TrainTask};
+use lathe_contract::{
+    OptimizerState as StoredState, Precision as Stored, Schedule as Course, TrainMethod as Method, TrainTask,
+};
 use lathe_engine::{Hyper, Schedule};
-use lathe_plan::{LoraSpec, ModelShape, Precision, Target, TrainMethod, TrainRequest};
+use lathe_plan::{LoraSpec, ModelShape, OptimizerState, Precision, Target, TrainMethod, TrainRequest};
 
 use super::order::Extent;
 use crate::base::memory_limit;
@@ -23,6 +25,7 @@ pub struct Settings {
     /// Of the rows' order and the adapter.
     pub seed: u64,
     micro_batch_tokens: usize,
+    optimizer_state: OptimizerState,
 }
 
 impl Settings {
@@ -79,6 +82,10 @@ impl Settings {
             extent,
             seed: training.seed as u64,
             micro_batch_tokens: positive("microBatchTokens", training.micro_batch_tokens)?,
+            optimizer_state: match training.optimizer_state {
+                StoredState::Float32 => OptimizerState::F32,
+                StoredState::Int8 => OptimizerState::Int8,
+            },
         })
     }
 
@@ -91,6 +98,8 @@ impl Settings {
             batch_tokens: self.batch_tokens,
             micro_batch_tokens: Some(self.micro_batch_tokens),
             recompute: None,
+            // It decides the result: what was planned is what is done.
+            optimizer_state: Some(self.optimizer_state),
             threads,
             memory_limit: memory_limit(),
         }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lathe_contract::{
     CONTRACT_VERSION, CheckpointPolicy, Contract, DatasetFormat, DatasetInput, EvaluationPolicy,
-    LoraSettings, Metric, ModelInput, Mounts, ObjectRef, Outcome, OutputTarget, Precision, Schedule,
-    SourceRef, Summary, Task, TrainMethod, TrainProgress, TrainTask, TrainingSettings, Trust,
+    LoraSettings, Metric, ModelInput, Mounts, ObjectRef, OptimizerState, Outcome, OutputTarget, Precision,
+    Schedule, SourceRef, Summary, Task, TrainMethod, TrainProgress, TrainTask, TrainingSettings, Trust,
 };
 use tempfile::TempDir;
 
@@ -91,6 +91,7 @@ impl World {
                 warmup: 0.1,
                 batch_tokens: 400,
                 micro_batch_tokens: 200,
+                optimizer_state: OptimizerState::Float32,
                 sequence_length: 64,
                 weight_decay: 0.01,
                 max_grad_norm: 1.0,

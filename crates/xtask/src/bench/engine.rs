@@ -113,6 +113,7 @@ impl Bench {
             batch_tokens: ROW * STEP_ROWS,
             micro_batch_tokens: Some(ROW * STEP_ROWS),
             recompute: None,
+            optimizer_state: None,
             threads: threads(),
             memory_limit: None,
         };

@@ -123,8 +123,7 @@ pub(super) fn run(cpu: &Cpu, op: Op) {
             weights,
             copy,
             gradients,
-            moment1,
-            moment2,
+            moments,
             settings,
             norm,
             loss,
@@ -137,8 +136,7 @@ pub(super) fn run(cpu: &Cpu, op: Op) {
                 weights: cpu.f32(weights),
                 copy: copy.map(|c| cpu.cells(c, Element::BF16)),
                 gradients: cpu.f32(gradients),
-                moment1: cpu.f32(moment1),
-                moment2: cpu.f32(moment2),
+                moments: optimizer::Moments::of(cpu, moments),
             };
             let constants = optimizer::Constants { beta1, beta2, epsilon, decay };
             optimizer::adamw(cpu, state, cpu.f32(settings), cpu.f64(norm), cpu.f64(loss), constants);

@@ -7,6 +7,7 @@
 
 mod attention;
 mod cells;
+mod dynamic;
 mod embed;
 mod exec;
 mod gemm;
@@ -283,6 +284,7 @@ impl Device for Cpu {
             Data::BF16(from) => copy(self.cells(to, Element::BF16), from),
             Data::U32(from) => copy(self.u32(to), from),
             Data::U64(from) => copy(self.cells(to, Element::U64), from),
+            Data::U8(from) => copy(self.cells(to, Element::U8), from),
         }
     }
 
@@ -299,6 +301,7 @@ impl Device for Cpu {
             DataMut::F32(into) => copy(self.f32(from), into),
             DataMut::BF16(into) => copy(self.cells(from, Element::BF16), into),
             DataMut::F64(into) => copy(self.f64(from), into),
+            DataMut::U8(into) => copy(self.cells(from, Element::U8), into),
         }
     }
 

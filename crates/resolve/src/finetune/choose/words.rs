@@ -47,6 +47,7 @@ pub(super) fn status(
         line("accumulation", batch.div_ceil(micro.max(1)).to_string()),
         line("recompute", fit.plan.recompute.to_string()),
         line("weights", format!("{:?}", fit.plan.weights)),
+        line("optimizerState", format!("{:?}", task::optimizer_state(&fit.plan))),
         line("cpu", cpu),
         line("memory", memory),
     ];
