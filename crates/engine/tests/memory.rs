@@ -12,8 +12,8 @@ use lathe_engine::device::cpu::{Cpu, Level};
 use lathe_engine::device::{Buf, Data, DataMut, Device, Element, Op};
 use lathe_engine::files::Mapped;
 use lathe_engine::plan::{
-    AdapterBudget, ModelShape, Precision, ServeRequest, Target, TrainMethod, TrainRequest, plan_serving,
-    plan_training,
+    AdapterBudget, ModelShape, OptimizerState, Precision, ServeRequest, Target, TrainMethod, TrainRequest,
+    plan_serving, plan_training,
 };
 use lathe_engine::{Generator, Model, Result, Sampling, Trainer};
 
@@ -139,10 +139,18 @@ fn compare(what: &str, planned: u64, measured: usize) {
 #[test]
 fn the_plan_is_what_is_allocated() {
     let shape = shape();
-    for method in [TrainMethod::Full, lora(0.1)] {
+    for (method, state) in [
+        (TrainMethod::Full, OptimizerState::F32),
+        (TrainMethod::Full, OptimizerState::Int8),
+        (lora(0.1), OptimizerState::F32),
+    ] {
         for precision in [Precision::F32, Precision::BF16] {
             let before = LIVE.load(Relaxed);
-            let request = TrainRequest { batch_tokens: 300, ..request(&method, precision) };
+            let request = TrainRequest {
+                batch_tokens: 300,
+                optimizer_state: Some(state),
+                ..request(&method, precision)
+            };
             let plan = plan_training(&shape, &request).unwrap();
             let model = Counted::model(&shape, precision);
             let rows = rows(&shape, &[40; 6]);
@@ -150,7 +158,7 @@ fn the_plan_is_what_is_allocated() {
             let mut trainer = Trainer::new(model, &plan, hyper()).unwrap();
             trainer.step(&rows).unwrap();
             let measured = PEAK.load(Relaxed) - before;
-            compare(&format!("{method:?} {precision:?}"), plan.totals.total(), measured);
+            compare(&format!("{method:?} {precision:?} {state:?}"), plan.totals.total(), measured);
         }
     }
 

@@ -14,8 +14,8 @@ use std::process::Command;
 use common::{hyper, llama, lora, noise, qwen, written};
 use lathe_engine::files::SafetensorsFile;
 use lathe_engine::plan::{
-    AdapterBudget, Buffer, ModelShape, Precision, ServeRequest, Target, TrainMethod, TrainRequest,
-    plan_serving, plan_training,
+    AdapterBudget, Buffer, ModelShape, OptimizerState, Precision, ServeRequest, Target, TrainMethod,
+    TrainRequest, plan_serving, plan_training,
 };
 use lathe_engine::{Dtype, Generator, Model, Row, Sampling, Trainer};
 
@@ -68,13 +68,15 @@ struct Point {
 }
 
 enum Work {
-    Train { method: TrainMethod, recompute: bool },
+    Train { method: TrainMethod, recompute: bool, state: OptimizerState },
     Serve,
 }
 
 fn grid() -> Vec<Point> {
-    let full = |recompute| Work::Train { method: TrainMethod::Full, recompute };
-    let adapter = |recompute| Work::Train { method: lora(0.1), recompute };
+    let train = |method, recompute, state| Work::Train { method, recompute, state };
+    let full = |recompute| train(TrainMethod::Full, recompute, OptimizerState::F32);
+    let few_bits = || train(TrainMethod::Full, true, OptimizerState::Int8);
+    let adapter = |recompute| train(lora(0.1), recompute, OptimizerState::F32);
     let mut points = Vec::new();
     for (shape, [length, batch]) in [(deep(), [128, 512]), (wide(), [256, 256])] {
         for (precision, stored) in
@@ -88,6 +90,7 @@ fn grid() -> Vec<Point> {
         (32, 1024, adapter(false)),
         (1024, 1024, adapter(true)),
         (512, 512, full(true)),
+        (128, 128, few_bits()),
         (1024, 64, Work::Serve),
     ] {
         points.push(Point {
@@ -109,6 +112,8 @@ fn grid() -> Vec<Point> {
             work: Work::Serve,
         });
     }
+    let (precision, stored) = (Precision::F32, Dtype::BF16);
+    points.push(Point { shape: wide(), precision, stored, length: 256, batch: 256, work: few_bits() });
     // Hardly more than the weights, so that a second copy of them while they are read would be the peak.
     let (precision, stored) = (Precision::F32, Dtype::BF16);
     points.push(Point { shape: wide(), precision, stored, length: 32, batch: 16, work: Work::Serve });
@@ -137,7 +142,7 @@ fn work(point: &Point, path: &Path) -> Planned {
     let Point { shape, precision, length, batch, .. } = point;
     let load = || Model::load(shape, *precision, &SafetensorsFile::open(path).unwrap(), 2).unwrap();
     match &point.work {
-        Work::Train { method, recompute } => {
+        Work::Train { method, recompute, state } => {
             let request = TrainRequest {
                 method: method.clone(),
                 weights: *precision,
@@ -145,6 +150,7 @@ fn work(point: &Point, path: &Path) -> Planned {
                 batch_tokens: *batch,
                 micro_batch_tokens: Some(*batch),
                 recompute: Some(*recompute),
+                optimizer_state: Some(*state),
                 threads: 2,
                 memory_limit: None,
             };
@@ -216,7 +222,9 @@ fn a_point_holds_what_its_plan_says() {
         batch: 64,
         work,
     };
-    for work_of in [Work::Train { method: lora(0.1), recompute: true }, Work::Serve] {
+    for work_of in
+        [Work::Train { method: lora(0.1), recompute: true, state: OptimizerState::F32 }, Work::Serve]
+    {
         let point = small(work_of);
         let path = own.path().join("small.safetensors");
         written(&path, &point.shape, point.stored);
@@ -235,8 +243,10 @@ fn a_point_holds_what_its_plan_says() {
 fn describe(point: &Point, planned: u64, peak: u64) -> String {
     let Point { shape, precision, stored, length, batch, work } = point;
     let what = match work {
-        Work::Train { method: TrainMethod::Full, recompute } => format!("full, computed again: {recompute}"),
-        Work::Train { recompute, .. } => format!("LoRA, computed again: {recompute}"),
+        Work::Train { method, recompute, state } => {
+            let method = if *method == TrainMethod::Full { "full" } else { "LoRA" };
+            format!("{method}, moments {state:?}, computed again: {recompute}")
+        }
         Work::Serve => "serving".to_owned(),
     };
     let [planned, peak] = [planned, peak].map(|bytes| bytes as f64 / 1e6);

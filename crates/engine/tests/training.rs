@@ -11,7 +11,7 @@ use common::{
     LENGTHS, Noise, floats, hyper, llama, lora, model, qwen, request, rows, state, trained, trainer_of,
 };
 use lathe_engine::device::cpu::{Cpu, Level};
-use lathe_engine::plan::{ModelShape, Precision, TrainMethod, TrainRequest, plan_training};
+use lathe_engine::plan::{ModelShape, OptimizerState, Precision, TrainMethod, TrainRequest, plan_training};
 use lathe_engine::{Adapter, Dtype, Error, Hyper, Model, Row, Trainer};
 use rstest::rstest;
 
@@ -80,8 +80,9 @@ fn any_number_of_threads_gives_the_same_bits(
     #[values(llama(), qwen())] shape: ModelShape,
     #[values(TrainMethod::Full, lora(0.3))] method: TrainMethod,
     #[values(Precision::F32, Precision::BF16)] precision: Precision,
+    #[values(OptimizerState::F32, OptimizerState::Int8)] state: OptimizerState,
 ) {
-    let one = whole(&method, precision);
+    let one = TrainRequest { optimizer_state: Some(state), ..whole(&method, precision) };
     for threads in [2, 3, 5, 8] {
         same_bits(&shape, &one, &TrainRequest { threads, ..one.clone() });
     }
@@ -124,9 +125,10 @@ fn packed_rows_do_not_see_each_other(
 fn a_resumed_run_is_one_that_never_stopped(
     #[values(TrainMethod::Full, lora(0.3))] method: TrainMethod,
     #[values(Precision::F32, Precision::BF16)] precision: Precision,
+    #[values(OptimizerState::F32, OptimizerState::Int8)] moments: OptimizerState,
 ) {
     let shape = qwen();
-    let request = request(&method, precision);
+    let request = TrainRequest { optimizer_state: Some(moments), ..request(&method, precision) };
     let expected = trained(&shape, &request, &LENGTHS, 5).1;
     let stopped = trained(&shape, &request, &LENGTHS, 2).1;
     let mut resumed = trainer_of(&shape, &request, hyper());
@@ -163,6 +165,7 @@ fn a_run_goes_on_with_other_instructions_and_says_so() {
 #[test]
 fn a_damaged_or_foreign_state_changes_nothing() {
     let request = request(&lora(0.0), Precision::F32);
+    let few_bits = TrainRequest { optimizer_state: Some(OptimizerState::Int8), ..request.clone() };
     let good = trained(&llama(), &request, &LENGTHS, 2).1;
     let (mut trainer, before) = trained(&llama(), &request, &LENGTHS, 1);
     let mut flipped = good.clone();
@@ -172,6 +175,7 @@ fn a_damaged_or_foreign_state_changes_nothing() {
         &good[..40],
         &flipped,
         &trained(&qwen(), &request, &LENGTHS, 1).1,
+        &trained(&llama(), &few_bits, &LENGTHS, 1).1,
         b"PK",
         b"",
     ] {

@@ -3,8 +3,8 @@
 
 use lathe_plan::estimate::{self, Rates};
 use lathe_plan::{
-    AdapterBudget, Category, LoraSpec, ModelShape, PlanError, Precision, RopeScaling, ServeRequest, Target,
-    TrainMethod, TrainRequest, plan_serving, plan_training,
+    AdapterBudget, Category, LoraSpec, MOMENT_BLOCK, ModelShape, OptimizerState, PlanError, Precision,
+    RopeScaling, ServeRequest, Target, TrainMethod, TrainRequest, plan_serving, plan_training,
 };
 use rstest::rstest;
 
@@ -107,6 +107,52 @@ fn a_tight_limit_first_shrinks_the_micro_batch_then_computes_twice_then_refuses(
         PlanError::DoesNotFit { needed: needed.total(), limit: needed.total() - 1, totals: needed }
     );
     assert!(limited(needed.total()).is_ok());
+}
+
+#[test]
+fn full_training_takes_moments_of_8_bits_before_it_is_refused_and_lora_never() {
+    let shape = llama_1b();
+    let limited = |method, limit: u64| {
+        plan_training(&shape, &TrainRequest { memory_limit: Some(limit), ..training(method) })
+    };
+    let least = |state| TrainRequest {
+        recompute: Some(true),
+        micro_batch_tokens: Some(1024),
+        optimizer_state: Some(state),
+        ..training(TrainMethod::Full)
+    };
+    let [f32, int8] = [OptimizerState::F32, OptimizerState::Int8]
+        .map(|state| plan_training(&shape, &least(state)).unwrap().totals);
+    // Codes, and two scales for each block; no tensor of this shape has a block that is not full.
+    let weights = shape.parameters();
+    assert_eq!(f32.optimizer - int8.optimizer, 6 * weights - 8 * weights / MOMENT_BLOCK as u64);
+    assert_eq!(f32.total() - int8.total(), f32.optimizer - int8.optimizer);
+
+    let fits = limited(TrainMethod::Full, f32.total()).unwrap();
+    assert_eq!((fits.optimizer_state, fits.recompute), (OptimizerState::F32, true));
+    // With what the moments leave, nothing needs to be computed twice.
+    let few_bits = limited(TrainMethod::Full, f32.total() - 1).unwrap();
+    assert_eq!((few_bits.optimizer_state, few_bits.recompute), (OptimizerState::Int8, false));
+    let error = limited(TrainMethod::Full, int8.total() - 1).unwrap_err();
+    assert_eq!(error, PlanError::DoesNotFit { needed: int8.total(), limit: int8.total() - 1, totals: int8 });
+
+    let mut limit = plan_training(&shape, &training(lora())).unwrap().totals.total();
+    while let Ok(plan) = limited(lora(), limit) {
+        assert_eq!(plan.optimizer_state, OptimizerState::F32);
+        limit = plan.totals.total() - 1;
+    }
+}
+
+/// Of two tensors of 300 each has two blocks: four together, where 600 in a row would have three.
+#[test]
+fn blocks_of_moments_do_not_cross_parameters() {
+    let lora = LoraSpec { rank: 1, alpha: 1.0, dropout: 0.0, targets: [Target::O].into() };
+    let shape = ModelShape { hidden: 300, heads: 3, kv_heads: 3, head_dim: 100, layers: 2, ..llama_1b() };
+    let request =
+        TrainRequest { optimizer_state: Some(OptimizerState::Int8), ..training(TrainMethod::Lora(lora)) };
+    let plan = plan_training(&shape, &request).unwrap();
+    let len = |name: &str| plan.buffers.iter().find(|b| b.name == name).unwrap().len;
+    assert_eq!((len("moment1"), len("moment1.scales"), len("moment2.scales")), (1200, 8, 8));
 }
 
 #[test]
