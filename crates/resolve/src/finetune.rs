@@ -87,6 +87,11 @@ pub struct Checking {
     pub cache: i64,
 }
 
+/// What a plan costs of the result's quality, where it does: for whoever reads no list of choices.
+pub fn caveat(plan: &PlanStatus) -> Option<&'static str> {
+    choose::caveat(plan)
+}
+
 /// Plans the training.
 ///
 /// # Errors

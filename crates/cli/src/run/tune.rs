@@ -41,6 +41,9 @@ impl Run {
         let checked = self.check_data(job, what).await?;
         let dataset = Dataset { tokens: Some(checked.tokens), digest: &checked.digest };
         let training = self.plan(job, Some(dataset))?;
+        if let Some(caveat) = finetune::caveat(&training.plan) {
+            self.show.note(caveat);
+        }
         let there = self.artefacts(job);
         let (outcome, trained) = self.train(job, &training, what).await?;
         let Outcome::Trained { uri, digest, dataset_digest, scores, model, .. } = outcome else {

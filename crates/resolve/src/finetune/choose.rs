@@ -16,6 +16,8 @@ use crate::{
 
 mod words;
 
+pub(super) use words::caveat;
+
 /// Memory of the process beside what the plan lists: code, tokenizer, stacks.
 const OVERHEAD: u64 = 256 << 20;
 /// Memory for each token of the rows, which are held as long as training lasts: number and weight, and while they are made

@@ -141,6 +141,30 @@ fn what_cannot_be_is_told_with_the_next_step(
 }
 
 #[test]
+fn moments_of_8_bits_are_the_last_resort_and_are_told() {
+    let full = |memory: &str| {
+        planned(
+            json!({}),
+            json!({"trainable": {"full": {}}, "pod": {"memory": memory}, "training": {"steps": 10}}),
+        )
+    };
+    let [roomy, tight] = ["32Gi", "18Gi"].map(|memory| full(memory).expect("fits"));
+    let state = |plan: &Training| {
+        let choice = plan.plan.choices.iter().find(|choice| choice.name == "optimizerState").expect("told");
+        (choice.value.clone(), plan.task.training.optimizer_state)
+    };
+    assert_eq!(state(&roomy), ("Float32".to_owned(), lathe_contract::OptimizerState::Float32));
+    assert_eq!(state(&tight), ("Int8".to_owned(), lathe_contract::OptimizerState::Int8));
+    assert!(caveat(&roomy.plan).is_none() && caveat(&tight.plan).is_some_and(|text| text.contains("8 bits")));
+    assert_ne!(roomy.inputs_hash, tight.inputs_hash);
+    // What is told of the least arrangement is that with 8 bits: 12 bytes a weight and no 18.
+    let rejection = full("10Gi").expect_err("too little");
+    assert_eq!(rejection.reason, "DoesNotFit");
+    assert!(rejection.message.contains("optimizer 6.7 GB"), "{rejection}");
+    assert_eq!(state(&planned(json!({}), json!({"pod": {"memory": "8Gi"}})).expect("fits")).0, "Float32");
+}
+
+#[test]
 fn equal_inputs_have_equal_hashes_wherever_they_lie() {
     let hash = |over: Value| planned(json!({}), over).expect("fits").inputs_hash.expect("known");
     let same = hash(json!({}));

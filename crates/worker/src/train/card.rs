@@ -184,6 +184,7 @@ mod tests {
     fn whole_weights_are_of_transformers_and_a_name_cannot_add_keys() {
         let text = text(json!({"full": {}}), None, "a\"\nlicense: mit");
         assert!(text.contains("base_model_relation: finetune\nlibrary_name: transformers\n"), "{text}");
+        assert!(text.contains("| Optimizer | AdamW |"), "{text}");
         assert_eq!(lathe_source::card_license(text.as_bytes()), None);
     }
 }

@@ -172,6 +172,20 @@ mod tests {
     }
 
     #[rstest]
+    #[case::nothing_said(json!(null), OptimizerState::F32)]
+    #[case::f32(json!("Float32"), OptimizerState::F32)]
+    #[case::int8(json!("Int8"), OptimizerState::Int8)]
+    fn moments_are_held_as_planned(#[case] value: Value, #[case] expected: OptimizerState) {
+        let mut task = task();
+        if !value.is_null() {
+            task["training"]["optimizerState"] = value;
+        }
+        let task = serde_json::from_value(task).unwrap();
+        let Ok(settings) = Settings::of(&task) else { panic!("refused") };
+        assert_eq!(settings.request(Precision::BF16, 1).optimizer_state, Some(expected));
+    }
+
+    #[rstest]
     #[case("/training/epochs", json!(0.0), "`epochs`")]
     #[case("/training/batchTokens", json!(0), "`batchTokens`")]
     #[case("/training/learningRate", json!(0.0), "`learningRate`")]

@@ -6,7 +6,7 @@ use lathe_api::{
     conditions::{RECONCILING, STALLED, SUCCEEDED, State},
 };
 use lathe_contract::{CheckDataReport, Measured, Phase};
-use lathe_resolve::finetune::failed_gates;
+use lathe_resolve::finetune::{caveat, failed_gates};
 
 use super::super::{
     DATASET_VALID,
@@ -102,7 +102,9 @@ fn planned(plan: &Plan, fresh: &FineTuneJobStatus) -> Option<Line> {
                 (true, _) => String::new(),
                 (false, names) => format!("; {names} had no room within `accelerator.fallbackAfter`"),
             };
-            let message = format!("{} x {profile}, {total} of memory{time}{passed}", plan.count.unwrap_or(1));
+            let caveat = caveat(plan).map_or(String::new(), |caveat| format!("; {caveat}"));
+            let count = plan.count.unwrap_or(1);
+            let message = format!("{count} x {profile}, {total} of memory{time}{caveat}{passed}");
             line(State::True, "Planned", message)
         }
     }

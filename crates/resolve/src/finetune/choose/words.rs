@@ -1,5 +1,6 @@
 //! The choice in words: the plan for the status, or why nothing fits and what would.
 use lathe_api::{FineTuneJobSpec, PlanLine, PlanStatus};
+use lathe_contract::OptimizerState;
 use lathe_plan::{ModelShape, PlanError, Totals, estimate::Estimate};
 
 use super::{Fit, Passed, consider};
@@ -8,6 +9,15 @@ use crate::{
     finetune::{TrainFacts, method_name, task},
     profiles::{count, quantity},
 };
+
+const OPTIMIZER_STATE: &str = "optimizerState";
+
+/// What a plan costs of the result's quality, where it does.
+pub(in super::super) fn caveat(plan: &PlanStatus) -> Option<&'static str> {
+    let int8 = format!("{:?}", OptimizerState::Int8);
+    let holds = plan.choices.iter().any(|choice| choice.name == OPTIMIZER_STATE && choice.value == int8);
+    holds.then_some("the optimizer's moments are held in 8 bits, since in Float32 they do not fit")
+}
 
 /// Why a job does not fit one profile.
 pub(super) struct TooSmall {
@@ -47,7 +57,7 @@ pub(super) fn status(
         line("accumulation", batch.div_ceil(micro.max(1)).to_string()),
         line("recompute", fit.plan.recompute.to_string()),
         line("weights", format!("{:?}", fit.plan.weights)),
-        line("optimizerState", format!("{:?}", task::optimizer_state(&fit.plan))),
+        line(OPTIMIZER_STATE, format!("{:?}", task::optimizer_state(&fit.plan))),
         line("cpu", cpu),
         line("memory", memory),
     ];
