@@ -157,10 +157,10 @@ fn moments_of_8_bits_are_the_last_resort_and_are_told() {
     assert_eq!(state(&tight), ("Int8".to_owned(), lathe_contract::OptimizerState::Int8));
     assert!(caveat(&roomy.plan).is_none() && caveat(&tight.plan).is_some_and(|text| text.contains("8 bits")));
     assert_ne!(roomy.inputs_hash, tight.inputs_hash);
-    // What is told of the least arrangement is that with 8 bits: 12 bytes a weight and no 18.
+    // What is told of the least arrangement is that with 8 bits: 6 bytes of the optimizer a weight and not 12.
     let rejection = full("10Gi").expect_err("too little");
     assert_eq!(rejection.reason, "DoesNotFit");
-    assert!(rejection.message.contains("optimizer 6.7 GB"), "{rejection}");
+    assert!(rejection.message.contains("optimizer 6.6 GB"), "{rejection}");
     assert_eq!(state(&planned(json!({}), json!({"pod": {"memory": "8Gi"}})).expect("fits")).0, "Float32");
 }
 

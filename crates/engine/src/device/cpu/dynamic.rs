@@ -45,8 +45,8 @@ impl Code {
             let least = end * (0.1 + 0.45 / parts);
             code.first[decade] = parts as f32;
             code.limit[decade] = if below == 0.0 && !signed {
-                // A second moment above 0 never becomes 0: its first moment, which has half the decades to go, would be
-                // divided by epsilon alone.
+                // A second moment above 0 never becomes 0. As a square it gets there long before the first moment, which would
+                // be divided by epsilon alone then.
                 f32::MIN_POSITIVE
             } else {
                 ((below + least) / 2.0) as f32
