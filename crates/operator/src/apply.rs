@@ -131,15 +131,14 @@ impl Writer {
         api.patch(name, &params, &Patch::Merge(&patch)).await.map(drop).map_err(failed::<K>("change", name))
     }
 
-    /// Takes items out of lists of an object, at these JSON pointers in their order. No merge patch: that would send whole lists,
-    /// whose fields would be ours twice, and stay when they are applied no more.
-    pub async fn take_out<K: Written>(&self, object: &K, pointers: &[String]) -> Result<(), Error> {
+    /// Does these operations of a JSON Patch on an object. No merge patch: that would send whole lists, whose fields would be
+    /// ours twice, and stay when they are applied no more.
+    pub async fn take_out<K: Written>(&self, object: &K, operations: Vec<Value>) -> Result<(), Error> {
         let (namespace, name) = place(object.meta());
         // Other items may stand there by now: then the write is a conflict.
         let seen = object.resource_version();
         let seen = seen.map(|seen| json!({"op": "add", "path": "/metadata/resourceVersion", "value": seen}));
-        let removals = pointers.iter().map(|pointer| json!({"op": "remove", "path": pointer}));
-        let patch = Value::Array(seen.into_iter().chain(removals).collect());
+        let patch = Value::Array(seen.into_iter().chain(operations).collect());
         let patch =
             serde_json::from_value(patch).map_err(|source| Error::Build { what: "JSON patch", source })?;
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };

@@ -6,7 +6,7 @@ use kube::{Resource, ResourceExt as _};
 use lathe_api::Quantity;
 use lathe_resolve::pod;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Annotation: hash of the object as it was applied.
 pub const APPLIED: &str = "lathe.dev/applied";
@@ -21,10 +21,15 @@ pub fn stamp<K: Resource + Serialize>(mut object: K) -> Result<K, serde_json::Er
     Ok(object)
 }
 
+/// True where `live` is what was last applied, whoever may have changed it since.
+pub fn is_current<K: Resource>(wanted: &K, live: &K) -> bool {
+    wanted.annotations().get(APPLIED) == live.annotations().get(APPLIED)
+}
+
 /// True where `wanted`, which is stamped, must be applied.
 pub fn differs<K: Resource + Serialize>(wanted: &K, live: Option<&K>) -> bool {
     let Some(live) = live else { return true };
-    if wanted.annotations().get(APPLIED) != live.annotations().get(APPLIED) {
+    if !is_current(wanted, live) {
         return true;
     }
     match (serde_json::to_value(wanted), serde_json::to_value(live)) {
@@ -35,11 +40,21 @@ pub fn differs<K: Resource + Serialize>(wanted: &K, live: Option<&K>) -> bool {
 
 /// Lists in which nothing may stand beside ours: it would run in our pods, or lead to them. What a webhook adds to pods as they
 /// are made is not here.
-const EXACT: [&str; 5] = ["containers", "initContainers", "ports", "volumeMounts", "volumes"];
+const EXACT: [&str; 6] = ["containers", "env", "initContainers", "ports", "volumeMounts", "volumes"];
 
-/// JSON pointers of what stands in such lists of `live` and is not wanted, in an order in which they can be removed. To apply what
-/// is wanted leaves it there: it is somebody else's.
-pub fn surplus<K: Serialize>(wanted: &K, live: &K) -> Vec<String> {
+/// Of those, the ones whose items are one of several kinds: with a field of another kind beside ours, the API server takes none.
+const ONE_KIND: [&str; 2] = ["env", "volumes"];
+
+/// Fields of a pod that are somebody else's where we do not set them.
+const OURS_OR_ABSENT: [&str; 7] =
+    ["env", "envFrom", "initContainers", "nodeSelector", "tolerations", "volumeMounts", "volumes"];
+
+/// Fields that the API server takes as one value: what somebody puts into them is put right by applying ours again.
+const WHOLE: [&str; 5] = ["ingress", "nodeSelector", "podSelector", "selector", "tolerations"];
+
+/// Operations of a JSON Patch (RFC 6902) that take what is not wanted out of `live`, in an order in which they can be done. To
+/// apply what is wanted leaves it there: it is somebody else's.
+pub fn surplus<K: Serialize>(wanted: &K, live: &K) -> Vec<Value> {
     let mut found = Vec::new();
     if let (Ok(wanted), Ok(live)) = (serde_json::to_value(wanted), serde_json::to_value(live)) {
         beyond(&wanted, &live, "", &mut found);
@@ -47,8 +62,9 @@ pub fn surplus<K: Serialize>(wanted: &K, live: &K) -> Vec<String> {
     found
 }
 
-fn beyond(wanted: &Value, live: &Value, at: &str, found: &mut Vec<String>) {
+fn beyond(wanted: &Value, live: &Value, at: &str, found: &mut Vec<Value>) {
     let (Value::Object(wanted), Value::Object(live)) = (wanted, live) else { return };
+    let remove = |path: String| json!({"op": "remove", "path": path});
     for (key, live) in live {
         let path = format!("{at}/{key}");
         match (wanted.get(key), live) {
@@ -59,17 +75,28 @@ fn beyond(wanted: &Value, live: &Value, at: &str, found: &mut Vec<String>) {
                 for (index, item) in live.iter().enumerate().rev() {
                     let path = format!("{path}/{index}");
                     match wanted.iter().find(|wanted| is_same_item(wanted, item)) {
+                        // Something mounts it: it cannot be away for a moment.
+                        Some(wanted) if ONE_KIND.contains(&key.as_str()) && has_more(item, wanted) => {
+                            found.push(json!({"op": "replace", "path": path, "value": wanted}));
+                        }
                         Some(wanted) => beyond(wanted, item, &path, found),
-                        None => found.push(path),
+                        None => found.push(remove(path)),
                     }
                 }
             }
             (Some(wanted), live) => beyond(wanted, live, &path, found),
-            // Our pods have none.
-            (None, Value::Array(_)) if key == "initContainers" => found.push(path),
+            // A label may have such a name too.
+            (None, Value::Array(_) | Value::Object(_)) if OURS_OR_ABSENT.contains(&key.as_str()) => {
+                found.push(remove(path));
+            }
             (None, _) => {}
         }
     }
+}
+
+fn has_more(live: &Value, wanted: &Value) -> bool {
+    let (Value::Object(live), Value::Object(wanted)) = (live, wanted) else { return false };
+    live.iter().any(|(key, value)| !wanted.contains_key(key) && !is_empty(value))
 }
 
 /// A volume may be mounted at several places.
@@ -85,9 +112,10 @@ fn are_named(items: &[Value]) -> bool {
 /// writes quantities in its own way; other controllers may add to lists whose items have names.
 fn contains(live: &Value, wanted: &Value) -> bool {
     match (live, wanted) {
-        (Value::Object(live), Value::Object(wanted)) => wanted
-            .iter()
-            .all(|(key, value)| live.get(key).map_or(is_empty(value), |live| contains(live, value))),
+        (Value::Object(live), Value::Object(wanted)) => wanted.iter().all(|(key, wanted)| {
+            let Some(live) = live.get(key) else { return is_empty(wanted) };
+            contains(live, wanted) && (!WHOLE.contains(&key.as_str()) || contains(wanted, live))
+        }),
         (Value::Array(live), Value::Array(wanted)) => {
             if are_named(wanted) {
                 let same = |item: &Value| live.iter().find(|live| is_same_item(live, item));
@@ -121,7 +149,6 @@ fn quantity(text: &str) -> Option<f64> {
 mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
     use rstest::rstest;
-    use serde_json::json;
 
     use super::*;
 
@@ -135,35 +162,69 @@ mod tests {
     #[case::named_items_beside_ours(json!([{"name": "b"}, {"name": "a", "v": 1}]), json!([{"name": "a"}]), true)]
     #[case::named_item_changed(json!([{"name": "a", "v": 1}]), json!([{"name": "a", "v": 2}]), false)]
     #[case::longer_list(json!(["a", "b"]), json!(["a"]), false)]
+    #[case::one_label_more(json!({"selector": {"a": "b", "c": "d"}}), json!({"selector": {"a": "b"}}), false)]
+    #[case::one_expression_more(
+        json!({"podSelector": {"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "x", "operator": "Exists"}]}}),
+        json!({"podSelector": {"matchLabels": {"a": "b"}}}), false)]
+    #[case::fewer_peers(json!({"ingress": [{"ports": [1], "from": [{}]}]}), json!({"ingress": [{"ports": [1]}]}), false)]
+    #[case::peers_of_other_namespaces(
+        json!({"ingress": [{"from": [{"podSelector": {"a": "b"}, "namespaceSelector": {"c": "d"}}]}]}),
+        json!({"ingress": [{"from": [{"podSelector": {"a": "b"}}]}]}), false)]
+    #[case::one_toleration_more(json!({"tolerations": [{"key": "a"}, {"key": "b"}]}), json!({"tolerations": [{"key": "a"}]}), false)]
     fn what_is_wanted_is_looked_for(#[case] live: Value, #[case] wanted: Value, #[case] expected: bool) {
         assert_eq!(contains(&live, &wanted), expected);
     }
 
     #[rstest]
-    #[case::nothing(json!({}), &[])]
-    #[case::a_container(json!({"spec": {"containers": [{"name": "x"}, worker(), {"name": "y"}]}}), &["/spec/containers/2", "/spec/containers/0"])]
-    #[case::a_container_before(json!({"spec": {"initContainers": [{"name": "x"}]}}), &["/spec/initContainers"])]
-    #[case::a_volume(json!({"spec": {"volumes": [{"name": "contract"}, {"name": "x"}]}}), &["/spec/volumes/1"])]
+    #[case::nothing(json!({}), json!([]))]
+    #[case::a_container(
+        json!({"spec": {"containers": [{"name": "x"}, worker(), {"name": "y"}]}}),
+        json!([remove("/spec/containers/2"), remove("/spec/containers/0")]))]
+    #[case::a_container_before(json!({"spec": {"initContainers": [{"name": "x"}]}}), json!([remove("/spec/initContainers")]))]
+    #[case::a_volume(
+        json!({"spec": {"volumes": [{"name": "contract", "configMap": {}}, {"name": "x"}]}}),
+        json!([remove("/spec/volumes/1")]))]
+    #[case::a_volume_of_another_kind(
+        json!({"spec": {"volumes": [{"name": "contract", "hostPath": {"path": "/"}}]}}),
+        json!([{"op": "replace", "path": "/spec/volumes/0", "value": {"name": "contract", "configMap": {}}}]))]
     #[case::a_port_and_a_mount(
-        json!({"spec": {"containers": [{"name": "worker", "ports": [{"containerPort": 22}, {"name": "http"}],
+        json!({"spec": {"containers": [{"name": "worker", "env": [{"name": "A", "value": "1"}], "ports": [{"containerPort": 22}, {"name": "http"}],
             "volumeMounts": [{"name": "contract", "mountPath": "/c"}, {"name": "contract", "mountPath": "/d"}]}]}}),
-        &["/spec/containers/0/ports/0", "/spec/containers/0/volumeMounts/1"])]
-    #[case::what_others_may_add(json!({"spec": {"tolerations": [{"key": "x"}], "containers": [{"name": "worker", "env": [{"name": "A"}]}]}}), &[])]
-    fn what_is_not_ours_is_found(#[case] over: Value, #[case] expected: &[&str]) {
-        let wanted = json!({"spec": {"containers": [worker()], "volumes": [{"name": "contract"}]}});
+        json!([remove("/spec/containers/0/ports/0"), remove("/spec/containers/0/volumeMounts/1")]))]
+    #[case::environment(
+        json!({"spec": {"containers": [with_env(json!([{"name": "A", "value": "1"}, {"name": "LD_PRELOAD", "value": "x"}]))]}}),
+        json!([remove("/spec/containers/0/env/1")]))]
+    #[case::environment_of_another_kind(
+        json!({"spec": {"containers": [with_env(json!([{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]))]}}),
+        json!([{"op": "replace", "path": "/spec/containers/0/env/0", "value": {"name": "A", "value": "1"}}]))]
+    #[case::a_place(
+        json!({"spec": {"tolerations": [{"key": "x"}], "nodeSelector": {"a": "b"}}}),
+        json!([remove("/spec/nodeSelector"), remove("/spec/tolerations")]))]
+    #[case::what_others_may_add(json!({"metadata": {"labels": {"env": "test"}}, "spec": {"dnsPolicy": "Default"}}), json!([]))]
+    fn what_is_not_ours_is_found(#[case] over: Value, #[case] expected: Value) {
+        let wanted = json!({"metadata": {"labels": {"a": "b"}},
+            "spec": {"containers": [worker()], "volumes": [{"name": "contract", "configMap": {}}]}});
         let mut live = wanted.clone();
         json_patch::merge(&mut live, &over);
-        let found = surplus(&wanted, &live);
+        let found = Value::from(surplus(&wanted, &live));
         assert_eq!(found, expected);
-        let removals: Vec<Value> = found.iter().map(|path| json!({"op": "remove", "path": path})).collect();
-        json_patch::patch(&mut live, &serde_json::from_value::<json_patch::Patch>(json!(removals)).unwrap())
-            .unwrap();
-        assert_eq!(surplus(&wanted, &live), [""; 0]);
+        json_patch::patch(&mut live, &serde_json::from_value::<json_patch::Patch>(found).unwrap()).unwrap();
+        assert!(surplus(&wanted, &live).is_empty());
         assert_eq!(live["spec"]["volumes"], wanted["spec"]["volumes"]);
     }
 
+    fn remove(path: &str) -> Value {
+        json!({"op": "remove", "path": path})
+    }
+
+    fn with_env(env: Value) -> Value {
+        let mut worker = worker();
+        worker["env"] = env;
+        worker
+    }
+
     fn worker() -> Value {
-        json!({"name": "worker", "ports": [{"name": "http"}], "volumeMounts": [{"name": "contract", "mountPath": "/c"}]})
+        json!({"name": "worker", "env": [{"name": "A", "value": "1"}], "ports": [{"name": "http"}], "volumeMounts": [{"name": "contract", "mountPath": "/c"}]})
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::{
     apply::{Happened, Written},
     claims,
     context::{Context, Scope},
-    drift::{differs, surplus},
+    drift::{differs, is_current, surplus},
     error::{Error, told},
     job::look_again,
     pods,
@@ -275,14 +275,24 @@ impl Services {
     /// Applies an object unless it is so already, and takes out of it what must not stand beside ours.
     async fn keep<K: Written>(&self, wanted: &K, live: Option<&K>) -> Result<Option<K>, Error> {
         let writer = &self.context.writer;
-        let applied = if differs(wanted, live) { Some(writer.apply(wanted, live).await?) } else { None };
-        if let Some(there) = applied.as_ref().or(live) {
-            let surplus = surplus(wanted, there);
-            if !surplus.is_empty() {
-                writer.take_out(there, &surplus).await?;
-            }
+        // What somebody made of ours may be what makes the API server refuse ours beside it, so it goes first. What an earlier
+        // version or spec has put there goes with the apply.
+        if let Some(live) = live.filter(|live| is_current(wanted, *live)) {
+            self.take_out(wanted, live).await?;
         }
-        Ok(applied)
+        if !differs(wanted, live) {
+            return Ok(None);
+        }
+        let applied = writer.apply(wanted, live).await?;
+        if live.is_none_or(|live| !is_current(wanted, live)) {
+            self.take_out(wanted, &applied).await?;
+        }
+        Ok(Some(applied))
+    }
+
+    async fn take_out<K: Written>(&self, wanted: &K, live: &K) -> Result<(), Error> {
+        let surplus = surplus(wanted, live);
+        if surplus.is_empty() { Ok(()) } else { self.context.writer.take_out(live, surplus).await }
     }
 
     /// Sets the replicas as the scaler, who alone owns them from then on.

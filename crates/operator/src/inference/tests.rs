@@ -4,6 +4,7 @@ mod recorded;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::core::DeserializeGuard;
 use lathe_api::{InferenceServiceStatus, Model};
+use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::{
@@ -206,6 +207,55 @@ async fn what_somebody_put_beside_ours_is_taken_out_and_nothing_else_is_written(
         json!([{"op": "add", "path": "/metadata/resourceVersion", "value": "7"},
             {"op": "remove", "path": "/spec/template/spec/containers/0"}])
     );
+}
+
+/// Each is one edit by hand; what is written is ours again, and nothing else is touched.
+#[rstest]
+#[case::of_the_endpoint("endpoint", "/spec/selector/app", json!("x"), patch(ENDPOINT), None)]
+#[case::of_the_policy("policy", "/spec/podSelector/matchLabels/app", json!("x"), patch(POLICY), None)]
+#[case::of_the_budget("budget", "/spec/selector/matchLabels/app", json!("x"), patch(BUDGET), None)]
+#[case::environment("deployment", "/spec/template/spec/containers/0/env", json!([{"name": "LD_PRELOAD", "value": "x"}]),
+    patch(DEPLOYMENT), Some(json!({"op": "remove", "path": "/spec/template/spec/containers/0/env"})))]
+#[case::tolerations(
+    "deployment", "/spec/template/spec/tolerations/-", json!({"operator": "Exists"}), patch(DEPLOYMENT), None)]
+#[case::nodes(
+    "deployment", "/spec/template/spec/nodeSelector", json!({"a": "b"}), patch(DEPLOYMENT),
+    Some(json!({"op": "remove", "path": "/spec/template/spec/nodeSelector"})))]
+#[case::volumes("deployment", "/spec/template/spec/volumes/-", json!({"name": "root", "hostPath": {"path": "/"}}),
+    patch(DEPLOYMENT), Some(json!({"op": "remove", "path": "/spec/template/spec/volumes/4"})))]
+#[tokio::test]
+async fn what_somebody_added_goes(
+    #[case] which: &str,
+    #[case] pointer: &str,
+    #[case] value: Value,
+    #[case] written: String,
+    #[case] taken_out: Option<Value>,
+) {
+    fn edited<K: serde::Serialize + serde::de::DeserializeOwned>(
+        object: &mut Option<K>,
+        pointer: &str,
+        value: &Value,
+    ) {
+        let mut json = serde_json::to_value(&object).expect("JSON");
+        let add = json!([{"op": "add", "path": pointer, "value": value}]);
+        json_patch::patch(&mut json, &crate::testing::object::<json_patch::Patch>(add)).expect("there");
+        *object = Some(crate::testing::object(json));
+    }
+    let (service, calls) = settled().await;
+    let mut changed = children(&service, &calls);
+    match which {
+        "endpoint" => edited(&mut changed.endpoint, pointer, &value),
+        "policy" => edited(&mut changed.policy, pointer, &value),
+        "budget" => edited(&mut changed.budget, pointer, &value),
+        _ => edited(&mut changed.deployment, pointer, &value),
+    }
+    let answers = [(written.as_str(), 200, json!({}))];
+    let calls = round(&service, changed, Vec::new(), if taken_out.is_some() { &answers } else { &[] }).await;
+    assert_eq!(paths(&calls), [written.as_str()]);
+    match taken_out {
+        Some(operation) => assert_eq!(calls[0].1, json!([operation])),
+        None => assert_eq!(sent::<Value>(&calls, &written).pointer(pointer), None),
+    }
 }
 
 #[tokio::test]
