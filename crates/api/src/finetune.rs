@@ -31,6 +31,8 @@ pub use status::{CheckpointStatus, FineTuneJobStatus, ProgressStatus, RestartSta
     .message("`pod` must not change; make a new FineTuneJob").field_path(".pod"))]
 #[x_kube(validation = Rule::new("!has(self.evaluation.gates) || self.evaluation.gates.all(g, g.metric in self.evaluation.metrics)")
     .message("every metric of `evaluation.gates` must stand in `evaluation.metrics` too").field_path(".evaluation.gates"))]
+#[x_kube(validation = Rule::new("!has(self.evaluation.gates) || self.evaluation.gates.size() == 0 || has(self.dataset.evaluation) || has(self.dataset.holdout)")
+    .message("`evaluation.gates` must have rows to measure with; set `dataset.evaluation` or `dataset.holdout`").field_path(".evaluation.gates"))]
 pub struct FineTuneJobSpec {
     /// Model to start from.
     pub base_model_ref: NameRef,

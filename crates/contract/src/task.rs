@@ -453,4 +453,7 @@ pub struct CheckDataTask {
     pub model: ModelInput,
     /// Tokens of a row, at most.
     pub sequence_length: i64,
+    /// What the held-out rows must be able to tell.
+    #[serde(default)]
+    pub evaluation: EvaluationPolicy,
 }

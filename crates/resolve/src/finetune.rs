@@ -147,13 +147,14 @@ pub fn training(spec: &FineTuneJobSpec, facts: &TrainFacts<'_>) -> Result<Traini
 /// Plans the check of the dataset.
 ///
 /// # Errors
-/// A [`Rejection`] where a location cannot be mounted.
+/// A [`Rejection`] where a location cannot be mounted, or a number is none.
 pub fn checking(spec: &FineTuneJobSpec, model: &Model) -> Result<Checking, Rejection> {
     let mut mounts = Mounts::default();
     let task = CheckDataTask {
         model: base(&mut mounts, model)?,
         dataset: task::dataset(&mut mounts, spec)?,
         sequence_length: spec.training.sequence_length.into(),
+        evaluation: task::evaluation(spec)?,
     };
     // The tokenizer and the rows; a model on a volume is read where it lies.
     Ok(Checking { task, mounts, cache: downloads(spec, model) })

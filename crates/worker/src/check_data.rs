@@ -7,10 +7,11 @@ use crate::base::encoder_of;
 use crate::context::Context;
 use crate::data::Files;
 use crate::dataset::{self, DatasetError};
+use crate::evaluate::tells::{HeldOut, can_be_told};
 use crate::failure::{Done, Halt};
 use crate::inspect::small;
 
-/// Reads every row with the model's tokenizer and template, and counts.
+/// Reads every row with the model's tokenizer and template, counts, and asks whether what shall be measured can be.
 ///
 /// # Errors
 /// The first thing that is wrong, with file, line and field.
@@ -33,6 +34,8 @@ pub fn run(context: &Context, task: &CheckDataTask) -> Done<Outcome> {
     if let Some(malformed) = report.malformed.into_iter().next() {
         return Err(DatasetError::from(malformed).into());
     }
+    let held = HeldOut { rows: report.measurable_rows > 0, questions: report.questions > 0 };
+    can_be_told(&task.evaluation, &task.dataset, held)?;
     Ok(Outcome::DataChecked(CheckDataReport {
         format: report.format.map(|format| format.name()).unwrap_or_default().to_owned(),
         rows: count(report.rows),

@@ -157,9 +157,7 @@ pub fn encode_held(context: &Context, held: &Dataset, encoder: &Encoder<'_>) -> 
         if done.learned == 0 {
             continue;
         }
-        // A prompt that was cut asks something else.
-        let question = encoder.question(&row.example).map_err(refuse)?;
-        let mut question = question.filter(|question| question.prompt.len() < encoder.max_tokens);
+        let mut question = encoder.question(&row.example).map_err(refuse)?;
         rows.extend(done.rows.into_iter().filter(teaches).map(|row| Held { row, question: question.take() }));
     }
     Ok(rows)

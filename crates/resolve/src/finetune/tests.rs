@@ -223,6 +223,7 @@ fn the_check_reads_rows_and_model_and_writes_nothing() {
     let found = checking(&spec(json!({})), &model(json!({}))).expect("plans");
     assert_eq!(found.mounts.claims().collect::<Vec<_>>(), ["data", "models"]);
     assert_eq!(found.task.sequence_length, 1024);
+    assert_eq!(found.task.evaluation, planned(json!({}), json!({})).expect("fits").task.evaluation);
 }
 
 #[rstest]

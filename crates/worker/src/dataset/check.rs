@@ -34,10 +34,30 @@ pub struct DataReport {
     pub duplicate_rows: usize,
     /// Well-formed held-out rows.
     pub evaluation_rows: usize,
+    /// Those of them that have something to measure.
+    pub measurable_rows: usize,
+    /// Those of them that ask something whose answer can be compared.
+    pub questions: usize,
     /// Held-out rows that stand in the training rows too.
     pub leaked_rows: usize,
     /// Malformed rows, of each file that has any.
     pub malformed: Vec<MalformedRows>,
+}
+
+impl DataReport {
+    fn held_out(
+        &mut self,
+        example: &Example,
+        encoded: &EncodedRow,
+        encoder: &Encoder,
+    ) -> Result<(), Unencodable> {
+        if encoded.learned > 0 {
+            self.questions += usize::from(encoder.question(example)?.is_some());
+            self.measurable_rows += 1;
+        }
+        self.evaluation_rows += 1;
+        Ok(())
+    }
 }
 
 /// What is checked.
@@ -75,8 +95,7 @@ pub fn check(source: &Source<'_>, encoder: &Encoder) -> Result<DataReport, Datas
     let mut known = Vec::new();
     let train = rows(source.train, source.format, encoder, &mut report, |example, encoded, report| {
         if held.as_ref().is_some_and(|held| held.has(example)) {
-            report.evaluation_rows += 1;
-            return;
+            return report.held_out(example, encoded, encoder);
         }
         report.rows += 1;
         report.tokens += encoded.rows.iter().map(|row| row.tokens.len()).sum::<usize>();
@@ -86,6 +105,7 @@ pub fn check(source: &Source<'_>, encoder: &Encoder) -> Result<DataReport, Datas
         report.empty_rows += usize::from(encoded.learned == 0);
         report.lost_answers += encoded.lost_answers;
         known.push(short(&example.hash()));
+        Ok(())
     })?;
     report.format = Some(train.1);
     known.sort_unstable();
@@ -95,9 +115,9 @@ pub fn check(source: &Source<'_>, encoder: &Encoder) -> Result<DataReport, Datas
         return Err(DatasetError::NothingToLearn { file: train.0, limit: encoder.max_tokens });
     }
     if let Some(evaluation) = source.evaluation {
-        rows(evaluation, source.format, encoder, &mut report, |example, _, report| {
-            report.evaluation_rows += 1;
+        rows(evaluation, source.format, encoder, &mut report, |example, encoded, report| {
             report.leaked_rows += usize::from(known.binary_search(&short(&example.hash())).is_ok());
+            report.held_out(example, encoded, encoder)
         })?;
     }
     Ok(report)
@@ -109,7 +129,7 @@ fn rows(
     format: DatasetFormat,
     encoder: &Encoder,
     report: &mut DataReport,
-    mut good: impl FnMut(&Example, &EncodedRow, &mut DataReport),
+    mut good: impl FnMut(&Example, &EncodedRow, &mut DataReport) -> Result<(), Unencodable>,
 ) -> Result<(String, Format), DatasetError> {
     let mut reader = Reader::open(path, format)?;
     let file = reader.file().to_owned();
@@ -119,13 +139,11 @@ fn rows(
             encoder.accepts(format)?;
         }
         all += 1;
-        let what = match row.map(|example| (encoder.encode(&example), example)) {
-            Ok((Ok(encoded), example)) => {
-                good(&example, &encoded, report);
-                continue;
-            }
-            Ok((Err(Unencodable::Row(what)), _)) | Err(what) => what,
-            Ok((Err(Unencodable::Model(cause)), _)) => return Err(DatasetError::model(cause, &file, line)),
+        let told = |example: Example| good(&example, &encoder.encode(&example)?, report);
+        let what = match row.map(told) {
+            Ok(Ok(())) => continue,
+            Ok(Err(Unencodable::Row(what))) | Err(what) => what,
+            Ok(Err(Unencodable::Model(cause))) => return Err(DatasetError::model(cause, &file, line)),
         };
         let first = || MalformedRows { first: Problem { file: file.clone(), line, what }, bad: 0, rows: 0 };
         malformed.get_or_insert_with(first).bad += 1;

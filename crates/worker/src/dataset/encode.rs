@@ -106,18 +106,18 @@ impl Encoder<'_> {
     }
 
     /// What to ask a model so that its answer can be compared: the last answer of a chat, or a completion. A text asks
-    /// nothing.
+    /// nothing, and neither does a prompt that leaves no room for an answer: one that was cut asks something else.
     ///
     /// # Errors
     /// As [`Encoder::encode`].
     pub fn question(&self, example: &Example) -> Result<Option<Question>, Unencodable> {
-        match example {
+        let question = match example {
             Example::Chat(messages) => {
                 let template = self.template()?;
                 let Some((turn, answer)) = last_answer(messages) else { return Ok(None) };
                 let prompt = template.render(&messages[..turn], true, self.now)?;
                 let prompt = self.tokenizer.encode(&prompt, false)?.ids;
-                Ok(Some(Question { prompt, reference: answer.content.clone() }))
+                Question { prompt, reference: answer.content.clone() }
             }
             Example::PromptCompletion { prompt, completion } => {
                 let Encoded { mut ids, mut offsets } = self.tokenizer.encode(prompt, true)?;
@@ -126,10 +126,11 @@ impl Encoder<'_> {
                     ids.pop();
                     offsets.pop();
                 }
-                Ok(Some(Question { prompt: ids, reference: completion.clone() }))
+                Question { prompt: ids, reference: completion.clone() }
             }
-            Example::Text(_) => Ok(None),
-        }
+            Example::Text(_) => return Ok(None),
+        };
+        Ok(Some(question).filter(|question| question.prompt.len() < self.max_tokens))
     }
 
     fn template(&self) -> Result<&ChatTemplate, Unencodable> {

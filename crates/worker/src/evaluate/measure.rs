@@ -5,6 +5,7 @@ use lathe_engine::{Adapter, Generator, Model, Row, Sampling};
 use lathe_plan::{AdapterBudget, ServeRequest, plan_serving};
 use serde::{Deserialize, Serialize};
 
+use super::tells::HeldOut;
 use crate::base::{Base, memory_limit};
 use crate::context::Context;
 use crate::data::Held;
@@ -83,12 +84,9 @@ impl<'a> Exam<'a> {
         }
     }
 
-    /// Whether a metric can be told from these rows.
-    pub fn tells(&self, metric: Metric) -> bool {
-        match metric {
-            Metric::Perplexity => !self.rows.is_empty(),
-            _ => !self.questions.is_empty(),
-        }
+    /// What there is to measure with.
+    pub fn held_out(&self) -> HeldOut {
+        HeldOut { rows: !self.rows.is_empty(), questions: !self.questions.is_empty() }
     }
 
     /// exp of the mean negative log-likelihood of the answers' tokens; none where it is not asked for or not finite.

@@ -1,5 +1,6 @@
 //! A model's scores on held-out rows, without changing it.
 pub mod measure;
+pub mod tells;
 
 use lathe_contract::{EvaluateReport, EvaluateTask, Metric, ModelInput, Outcome, Phase, Score};
 use lathe_engine::{Adapter, Hyper, Model, Schedule, Trainer};

@@ -22,6 +22,7 @@ use crate::context::Context;
 use crate::data::Files;
 use crate::dataset::Question;
 use crate::evaluate::measure::{Exam, Measured};
+use crate::evaluate::tells::can_be_told;
 use crate::failure::{Done, Halt};
 use crate::inspect;
 use checkpoint::Store;
@@ -52,7 +53,7 @@ pub fn run(context: &Context, task: &TrainTask) -> Done<Outcome> {
     settings.fits(&base.config.shape)?;
     let encoded = files.read(&task.dataset)?.encode(context, &base.encoder(settings.sequence_length))?;
     let exam = Exam::new(&encoded.held, &task.evaluation.metrics);
-    can_be_told(task, &exam)?;
+    can_be_told(&task.evaluation, &task.dataset, exam.held_out())?;
     let keep = task.checkpoint.keep.max(1) as usize;
     let token = format!("{:016x}", rand::random::<u64>());
     let store = context
@@ -127,23 +128,6 @@ fn as_checked(task: &TrainTask, identity: &Identity) -> Done<()> {
         cause,
         "delete this FineTuneJob and make it again, so that they are checked",
     ))
-}
-
-/// Refuses gates that the held-out rows cannot tell, before hours are spent.
-fn can_be_told(task: &TrainTask, exam: &Exam<'_>) -> Done<()> {
-    for gate in &task.evaluation.gates {
-        if !task.evaluation.metrics.contains(&gate.metric) || !exam.tells(gate.metric) {
-            let metric = gate.metric.as_str();
-            let cause = format!(
-                "the gate on {metric} has nothing to measure: there are no held-out rows with answers, or {metric} is not \
-                 one of `evaluation.metrics`"
-            );
-            let next =
-                "set `dataset.evaluation` or `dataset.holdout`, and name the metric in `evaluation.metrics`";
-            return Err(Halt::user("InvalidSettings", cause, next));
-        }
-    }
-    Ok(())
 }
 
 /// What training made.

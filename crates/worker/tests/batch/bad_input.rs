@@ -3,7 +3,7 @@ use std::fs;
 use std::path::Path;
 
 use lathe_contract::{
-    CheckDataTask, EvaluateTask, InspectReport, InspectTask, Inspected, Metric, Outcome, Task,
+    CheckDataTask, EvaluateTask, InspectReport, InspectTask, Inspected, Metric, Outcome, Task, TrainTask,
 };
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -12,8 +12,13 @@ use crate::model;
 use crate::world::{Ended, World, chats, input, source};
 
 fn check_data(world: &World) -> Ended {
-    let dataset = world.train_task().dataset;
-    world.run(Task::CheckData(CheckDataTask { dataset, model: input("base"), sequence_length: 64 }))
+    check(world, world.train_task())
+}
+
+/// The check of what a job trains on.
+fn check(world: &World, TrainTask { dataset, training, evaluation, .. }: TrainTask) -> Ended {
+    let sequence_length = training.sequence_length;
+    world.run(Task::CheckData(CheckDataTask { dataset, model: input("base"), sequence_length, evaluation }))
 }
 
 fn inspect(world: &World, path: &str) -> Ended {
@@ -320,16 +325,42 @@ fn settings_out_of_bounds_are_named() {
     let mut task = world.train_task();
     task.training.epochs = Some(1.0);
     world.train(task).refused("InvalidSettings");
+}
+
+/// The pod that reads the rows says so, and the one with the accelerator would.
+#[rstest]
+#[case::nothing_is_held_out(json!({"dataset": {"evaluation": null}}), "`evaluation.gates`: BLEU must have held-out rows")]
+#[case::all_rows_are_equal(
+    json!({"dataset": {"evaluation": null, "train": source("same.jsonl"), "holdout": 0.5}, "evaluation": {"gates": []}}),
+    "`evaluation.metrics`: Perplexity must have held-out rows with something to learn within `training.sequenceLength`; there is none in 0.5 of `dataset.train`"
+)]
+#[case::texts_ask_nothing(
+    json!({"dataset": {"evaluation": source("text.jsonl")}, "evaluation": {"gates": []}}),
+    "`evaluation.metrics`: BLEU must have held-out rows with prompt and answer"
+)]
+#[case::a_gate_on_what_is_not_measured(
+    json!({"evaluation": {"metrics": ["Perplexity"]}}), "BLEU must be one of `evaluation.metrics`")]
+fn what_the_held_out_rows_cannot_tell_is_refused_before_training(#[case] change: Value, #[case] says: &str) {
+    let world = World::new();
+    fs::write(world.path("same.jsonl"), chats(0..1).repeat(9)).expect("rows");
+    fs::write(world.path("text.jsonl"), "{\"text\": \"a text\"}\n").expect("rows");
+    let mut task = serde_json::to_value(world.train_task()).expect("JSON");
+    json_patch::merge(&mut task, &json!({"evaluation": {"gates": [{"metric": "BLEU", "atLeast": 1.0}]}}));
+    check(&world, serde_json::from_value(task.clone()).expect("a task")).report();
+    json_patch::merge(&mut task, &change);
+    let task: TrainTask = serde_json::from_value(task).expect("a task");
+    let checked = check(&world, task.clone()).refused("InvalidSettings");
+    assert!(checked.contains(says), "{checked}");
+    assert_eq!(world.train(task).refused("InvalidSettings"), checked);
+}
+
+#[test]
+fn without_held_out_rows_metrics_alone_are_no_mistake() {
+    let world = World::new();
     let mut task = world.train_task();
     task.dataset.evaluation = None;
-    let gate = lathe_contract::Gate {
-        metric: Metric::BLEU,
-        at_least: Some(1.0),
-        at_most: None,
-        min_improvement: None,
-    };
-    task.evaluation.gates = vec![gate];
-    world.train(task).refused("InvalidSettings");
+    let report = check(&world, task).report();
+    assert_eq!((report.rows, report.evaluation_rows), (60, 0));
 }
 
 #[rstest]

@@ -2,7 +2,8 @@
 use std::fs;
 
 use lathe_contract::{
-    CheckDataTask, DatasetFormat, EvaluateTask, Gate, InspectTask, Metric, Outcome, Task, TrainMethod,
+    CheckDataTask, DatasetFormat, EvaluateTask, EvaluationPolicy, Gate, InspectTask, Metric, Outcome, Task,
+    TrainMethod,
 };
 
 use crate::world::{World, chats, input, lora, source};
@@ -83,6 +84,8 @@ fn whole_weights_are_trained_from_text_and_can_be_tuned_further() {
     task.dataset.train = source("text.jsonl");
     task.dataset.evaluation = None;
     task.dataset.holdout = Some(0.1);
+    // A text asks nothing.
+    task.evaluation.metrics = vec![Metric::Perplexity];
     task.dataset.format = DatasetFormat::Text;
     task.training.steps = None;
     task.training.epochs = Some(6.0);
@@ -176,11 +179,9 @@ fn a_dataset_is_checked() {
     let world = World::new();
     fs::write(world.path("train.jsonl"), chats(0..60) + &chats(0..1) + &chats(100..101)).expect("rows");
     let dataset = world.train_task().dataset;
-    let task = CheckDataTask { dataset, model: input("base"), sequence_length: 20 };
-    let ended = world.run(Task::CheckData(task));
-    let Some(Outcome::DataChecked(report)) = ended.outcome else {
-        panic!("{:?}\n{}", ended.outcome, ended.log)
-    };
+    let evaluation = EvaluationPolicy::default();
+    let task = CheckDataTask { dataset, model: input("base"), sequence_length: 20, evaluation };
+    let report = world.run(Task::CheckData(task)).report();
     assert_eq!((report.format.as_str(), report.rows, report.evaluation_rows), ("Chat", 62, 8));
     assert_eq!((report.duplicate_rows, report.leaked_rows), (1, 1));
     // `user:a0?<|end|>assistant:aaa<|end|>`: 8 + 1 + 10 + 3 + 1 tokens.

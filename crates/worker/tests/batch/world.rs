@@ -6,9 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lathe_contract::{
-    CONTRACT_VERSION, CheckpointPolicy, Contract, DatasetFormat, DatasetInput, EvaluationPolicy,
-    LoraSettings, Metric, ModelInput, Mounts, ObjectRef, OptimizerState, Outcome, OutputTarget, Precision,
-    Schedule, SourceRef, Summary, Task, TrainMethod, TrainProgress, TrainTask, TrainingSettings, Trust,
+    CONTRACT_VERSION, CheckDataReport, CheckpointPolicy, Contract, DatasetFormat, DatasetInput,
+    EvaluationPolicy, LoraSettings, Metric, ModelInput, Mounts, ObjectRef, OptimizerState, Outcome,
+    OutputTarget, Precision, Schedule, SourceRef, Summary, Task, TrainMethod, TrainProgress, TrainTask,
+    TrainingSettings, Trust,
 };
 use tempfile::TempDir;
 
@@ -263,6 +264,13 @@ impl Ended {
                 Trained { uri, digest, scores, progress, model }
             }
             other => panic!("not trained: {other:?}\n{}", self.log),
+        }
+    }
+
+    pub fn report(self) -> CheckDataReport {
+        match self.outcome {
+            Some(Outcome::DataChecked(report)) => report,
+            other => panic!("not checked: {other:?}\n{}", self.log),
         }
     }
 
