@@ -4,8 +4,11 @@ use serde::{Deserialize, Serialize};
 use crate::ServedAdapter;
 
 /// The whole set that a replica should hold; what is missing is loaded, what is surplus drains and goes.
+///
+/// A newer operator says it to workers of earlier releases, who pass over a field that they do not know: here and in all that it
+/// holds, a new field must be one that may be passed over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct DesiredAdapters {
     /// At most 64.
     pub adapters: Vec<ServedAdapter>,

@@ -3,7 +3,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of the contract's shape; a worker refuses one that it does not know.
+/// Version of the contract's shape; a worker refuses one that it does not know, and in a version that it knows a field that it
+/// does not: to pass over what decides a result would make another result. [`ServedAdapter`] and what it holds is the exception,
+/// see [`DesiredAdapters`](crate::DesiredAdapters).
 pub const CONTRACT_VERSION: u32 = 1;
 
 /// Everything that a worker needs to know, in one JSON file.
@@ -64,7 +66,7 @@ pub struct Mounts {
 
 /// A `Location` of the API as a pod sees it: the Secret is a mounted folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct SourceRef {
     /// `hf:// s3:// pvc:// https://` address.
     pub uri: String,
@@ -97,7 +99,7 @@ pub enum Task {
 
 /// A model to read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ModelInput {
     /// Name of the `Model` object (the model id where served).
     pub name: String,
@@ -110,7 +112,7 @@ pub struct ModelInput {
 
 /// What an inspection that has hashed a model's files knows of them, beside their digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Inspected {
     /// `sha256:<hex>` over names, sizes and samples.
     pub fingerprint: String,
@@ -407,7 +409,7 @@ impl Default for AdapterRoom {
 
 /// An adapter and the id under which it answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ServedAdapter {
     /// Model id.
     pub model_id: String,
@@ -456,4 +458,75 @@ pub struct CheckDataTask {
     /// What the held-out rows must be able to tell.
     #[serde(default)]
     pub evaluation: EvaluationPolicy,
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{AdapterState, DesiredAdapters, Report};
+
+    fn adapters() -> Value {
+        let inspected = json!({"fingerprint": "f", "weightsDigest": "w"});
+        json!([{"modelId": "tuned", "model": {"name": "tuned", "source": {"uri": "pvc://a/b"}, "inspected": inspected}}])
+    }
+
+    fn contract() -> Value {
+        json!({
+            "version": CONTRACT_VERSION, "trust": {}, "mounts": {"claims": {}, "cache": "/c"},
+            "object": {"kind": "InferenceService", "namespace": "n", "name": "s", "uid": "u"},
+            "task": {"serve": {"modelId": "base", "model": {"name": "base", "source": {"uri": "pvc://a/b"}},
+                "adapters": adapters(), "adapterRoom": {"slots": 1, "rank": 8}, "weights": "BFloat16", "contextLength": 8,
+                "maxSequences": 1, "maxWaiting": 1, "cacheTokens": 8, "direct": true, "drainSeconds": 1}},
+        })
+    }
+
+    /// `value` with a field of a later release at a pointer.
+    fn newer(mut value: Value, pointer: &str) -> Value {
+        value.pointer_mut(pointer).expect("there")["ofALaterRelease"] = json!(true);
+        value
+    }
+
+    #[rstest]
+    #[case::set("")]
+    #[case::adapter("/adapters/0")]
+    #[case::model("/adapters/0/model")]
+    #[case::source("/adapters/0/model/source")]
+    #[case::inspected("/adapters/0/model/inspected")]
+    fn a_worker_understands_the_adapters_of_a_later_operator(#[case] pointer: &str) {
+        let said = json!({"adapters": adapters()});
+        let read = |value: Value| serde_json::from_value::<DesiredAdapters>(value).expect("understood");
+        assert_eq!(read(newer(said.clone(), pointer)), read(said));
+    }
+
+    #[rstest]
+    #[case::contract("", false)]
+    #[case::mounts("/mounts", false)]
+    #[case::trust("/trust", false)]
+    #[case::task("/task/serve", false)]
+    #[case::room("/task/serve/adapterRoom", false)]
+    // A later operator writes them into the contract that the pods have.
+    #[case::adapter("/task/serve/adapters/0", true)]
+    #[case::adapters_source("/task/serve/adapters/0/model/source", true)]
+    fn a_contract_says_nothing_that_its_worker_does_not_know(
+        #[case] pointer: &str,
+        #[case] understood: bool,
+    ) {
+        let read = |value: Value| serde_json::from_value::<Contract>(value);
+        let plain = read(contract()).expect("understood");
+        let found = read(newer(contract(), pointer));
+        assert_eq!(found.is_ok(), understood, "{found:?}");
+        assert!(found.is_err() || found.is_ok_and(|found| found == plain));
+    }
+
+    #[test]
+    fn an_operator_understands_the_adapters_of_a_later_worker() {
+        let entry = json!({"modelId": "tuned", "state": "Ready", "ofALaterRelease": true});
+        let report =
+            json!({"adapters": {"adapters": [entry], "ofALaterRelease": true}, "ofALaterRelease": true});
+        let report = Report::parse(report.to_string().as_bytes()).expect("understood");
+        assert_eq!(report.adapters.adapters[0].state, AdapterState::Ready);
+    }
 }
