@@ -299,6 +299,18 @@ fn a_run_that_is_killed_takes_its_worker_with_it() {
 }
 
 #[test]
+fn a_worker_has_the_environment_that_its_pod_would_have() {
+    let pod = "  pod: {env: [{name: LATHE_CPU, value: abacus}]}\n  output:";
+    let world = World::new(&[("  output:", pod)]);
+    let output = world.command(&["--no-serve"]).env("LATHE_CPU", "portable").output().unwrap();
+    let events = events(&output);
+    let ended = find(&events, "ended");
+    assert_ne!(output.status.code(), Some(0), "{events:#?}");
+    let words = ended["message"].as_str().unwrap();
+    assert!(words.contains("`LATHE_CPU`") && words.contains("found `abacus`"), "{words}");
+}
+
+#[test]
 fn a_taken_name_is_told() {
     let world = World::new(&[("modelName: shop-support", "modelName: shop-base")]);
     let (code, events) = world.run(&["--no-serve"]);

@@ -35,6 +35,7 @@ use worker::Workers;
 /// `pvc://CLAIM/PATH` is the file PATH below `volumes/CLAIM/` beside the manifest, or below the folder of
 /// `--volume CLAIM=DIR`. Results and checkpoints go where the manifest says; without a destination to the claim
 /// `lathe-artifacts`, so to `volumes/lathe-artifacts/`. Logs, contracts and downloads go to `.lathe/` beside the manifest.
+/// Workers have this process's environment, with `spec.pod.env` over it; the rest of `spec.pod` is a cluster's matter.
 ///
 /// Ctrl-C while tuning saves a checkpoint: the same command goes on from there. A job whose result is there already, from
 /// the same inputs, is not tuned again. `spec.budget` holds for all runs of a job on this machine together.
@@ -144,7 +145,8 @@ impl Run {
         })?;
         let task = Task::Inspect(InspectTask { source, summary_of: None });
         let contract = self.workers.contract(object, &mounts, task);
-        let mut running = self.workers.start(&self.place, &mut self.show, contract, None)?;
+        let mut running =
+            self.workers.start(&self.place, &mut self.show, contract, model.spec.pod.as_ref(), None)?;
         let ended = self.workers.finish(&mut running, &mut self.show, &mut self.stop, |_| None).await;
         let Outcome::Inspected(report) = ended.map_err(|problem| problem.of(&what))? else {
             return Err(unexpected(&what));

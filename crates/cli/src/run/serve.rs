@@ -59,7 +59,13 @@ impl Run {
             profile: None,
         };
         let serving = serving(&service.spec, &facts).map_err(|rejection| of(rejection.into()))?;
-        let mut running = self.workers.start(&self.place, &mut self.show, serving.contract, Some(port))?;
+        let mut running = self.workers.start(
+            &self.place,
+            &mut self.show,
+            serving.contract,
+            service.spec.pod.as_ref(),
+            Some(port),
+        )?;
         self.workers.until_ready(&mut running, &mut self.show, &mut self.stop).await.map_err(|problem| {
             match problem.reason.as_str() {
                 "Stopped" => problem,

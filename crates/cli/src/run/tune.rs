@@ -97,7 +97,8 @@ impl Run {
         let checking = finetune::checking(&job.spec, self.model(&job.spec.base_model_ref.name)?)?;
         let object = reference("FineTuneJob", &job.metadata, &job.spec);
         let contract = self.workers.contract(object, &checking.mounts, Task::CheckData(checking.task));
-        let mut running = self.workers.start(&self.place, &mut self.show, contract, None)?;
+        let mut running =
+            self.workers.start(&self.place, &mut self.show, contract, job.spec.pod.as_ref(), None)?;
         let ended = self.workers.finish(&mut running, &mut self.show, &mut self.stop, |_| None).await?;
         let Outcome::DataChecked(report) = ended else { return Err(unexpected(what)) };
         let CheckDataReport { format, rows, tokens, evaluation_rows, over_long_rows, leaked_rows, .. } =
@@ -124,7 +125,8 @@ impl Run {
         let object = reference("FineTuneJob", &job.metadata, &job.spec);
         let task = Task::Train(Box::new(training.task.clone()));
         let contract = self.workers.contract(object, &training.mounts, task);
-        let mut running = self.workers.start(&self.place, &mut self.show, contract, None)?;
+        let mut running =
+            self.workers.start(&self.place, &mut self.show, contract, job.spec.pod.as_ref(), None)?;
         let (mut trained, mut progress) = (false, None);
         let seen = |report: Option<&lathe_contract::Report>| {
             if let Some(report) = report {

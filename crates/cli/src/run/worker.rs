@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use lathe_api::PodOverrides;
 use lathe_contract::{
     CONTRACT_VERSION, Contract, MAX_REPORT_BYTES, ObjectRef, Outcome, Report, Scope, Signer, Summary, Task,
     Trust,
@@ -90,7 +91,7 @@ impl Workers {
         }
     }
 
-    /// Starts a worker. `port`: where it serves.
+    /// Starts a worker, with the environment that `pod` gives it over that of this process. `port`: where it serves.
     ///
     /// # Errors
     /// A folder is missing, or the program does not start.
@@ -99,6 +100,7 @@ impl Workers {
         place: &Place,
         show: &mut Show,
         contract: Contract,
+        pod: Option<&PodOverrides>,
         port: Option<u16>,
     ) -> Done<Running> {
         let task = pod::task_name(&contract.task);
@@ -116,6 +118,7 @@ impl Workers {
         let mut command = Command::new(&self.program);
         command.arg(task).arg("--contract").arg(&file).arg("--summary").arg(&summary);
         command.args(["--control-addr", "127.0.0.1:0"]).arg("--addr-file").arg(&addresses);
+        command.envs(pod.iter().flat_map(|pod| &pod.env).map(|variable| (&variable.name, &variable.value)));
         if let Some(port) = port {
             command.args(["--serve-addr", &format!("127.0.0.1:{port}")]);
         }
