@@ -212,7 +212,7 @@ impl Limits {
     fn least(self, work: Work, level: Level) -> f64 {
         let Limits([read, f32, bf16, int8]) = self;
         let rate = match work.element {
-            Some(Element::BF16) if level >= Level::Avx512Bf16 => bf16,
+            Some(Element::BF16) if level.rounds_to_bf16() => bf16,
             Some(Element::Int8 | Element::Int4) => int8,
             _ => f32,
         };

@@ -29,7 +29,7 @@ fn weights(q: &[f32], keys: &dyn Fn(usize) -> Vec<f32>, position: usize) -> Vec<
 
 #[rstest]
 fn a_paged_cache_is_read_as_the_formula_says(
-    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
     #[values(8, 20, 64)] dim: usize,
 ) {
     let Some(mut cpu) = here(3, level) else { return };
@@ -121,7 +121,7 @@ fn a_paged_cache_is_read_as_the_formula_says(
 
 #[rstest]
 fn the_gradient_is_its_formula(
-    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
 ) {
     let Some(mut cpu) = here(2, level) else { return };
     let (dim, starts) = (12usize, [0usize, 300, 309]);

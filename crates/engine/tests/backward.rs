@@ -65,7 +65,10 @@ fn product(x: &[f64], w: &[f64], bias: &[f64]) -> Vec<f64> {
 }
 
 #[rstest]
-fn of_a_linear_layer(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
+fn of_a_linear_layer(
+    #[values(Level::AmxEmulated, Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)]
+    level: Level,
+) {
     let Some(mut cpu) = here(2, level) else { return };
     let (rows, outputs, inputs) = (ROWS, OUTPUTS, WIDTH);
     // What bf16 keeps, so that one formula is both weights'.
@@ -81,7 +84,7 @@ fn of_a_linear_layer(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level
     cpu.write(narrow, Data::BF16(&w.iter().map(|x| (x.to_bits() >> 16) as u16).collect::<Vec<u16>>()));
     for w in [wide, narrow] {
         // There what meets a bf16 weight is rounded to bf16.
-        let rounded = level == Level::Avx512Bf16 && w == narrow;
+        let rounded = level.rounds_to_bf16() && w == narrow;
         let allowed = if rounded { 1.0 / 256.0 } else { ALLOWED };
         let start = random(5, x.len());
         let dx = put(&mut cpu, &start);
@@ -105,7 +108,9 @@ fn of_a_linear_layer(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level
 }
 
 #[rstest]
-fn of_the_norm(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
+fn of_the_norm(
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
+) {
     let Some(mut cpu) = here(2, level) else { return };
     let (rows, width, eps) = (ROWS, WIDTH, 1e-3f32);
     let (x, w, dout) = (random(1, rows * width), random(2, width), random(3, rows * width));
@@ -127,7 +132,9 @@ fn of_the_norm(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx5
 }
 
 #[rstest]
-fn of_the_gate(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
+fn of_the_gate(
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
+) {
     let Some(mut cpu) = here(2, level) else { return };
     let len = ROWS * WIDTH;
     let gate: Vec<f32> = random(1, len).iter().map(|x| 6.0 * x).collect();
@@ -144,7 +151,9 @@ fn of_the_gate(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx5
 }
 
 #[rstest]
-fn of_the_rotation(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
+fn of_the_rotation(
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
+) {
     let Some(mut cpu) = here(2, level) else { return };
     let (heads, head_dim, half) = (3, 10, 5);
     let x = random(1, ROWS * heads * head_dim);
@@ -177,7 +186,9 @@ fn of_the_rotation(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::
 }
 
 #[rstest]
-fn of_attention(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
+fn of_attention(
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
+) {
     let Some(mut cpu) = here(2, level) else { return };
     let (heads, kv_heads, dim, starts) = (4usize, 2usize, 6usize, [0usize, 19, 26]);
     let rows = 26;
@@ -232,7 +243,9 @@ fn of_attention(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx
 }
 
 #[rstest]
-fn of_the_loss(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level) {
+fn of_the_loss(
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
+) {
     let Some(mut cpu) = here(2, level) else { return };
     let (rows, vocab) = (ROWS, WIDTH);
     let logits: Vec<f32> = random(1, rows * vocab).iter().map(|x| 5.0 * x).collect();
@@ -255,7 +268,7 @@ fn of_the_loss(#[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx5
 /// What only moves or masks rows: the gradient is the operation the other way.
 #[rstest]
 fn of_rows_that_are_moved_or_masked(
-    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
 ) {
     let Some(mut cpu) = here(2, level) else { return };
     let (rows, width, vocab) = (ROWS, WIDTH, 9);

@@ -13,7 +13,7 @@ fn bf16(x: f32) -> f32 {
     f32::from_bits(x.to_bits() & 0xffff_0000)
 }
 
-/// What bf16 products at [`Level::Avx512Bf16`] take of a number.
+/// What bf16 products from [`Level::Avx512Bf16`] on take of a number.
 fn rounded(values: &[f32]) -> Vec<f32> {
     values.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect()
 }
@@ -30,7 +30,8 @@ fn near(found: &[f32], expected: &[f64], terms: usize) {
 fn products_are_their_formulas(
     #[values((1, 40, 7), (1, 130, 300), (3, 33, 40), (5, 16, 1), (6, 31, 17), (13, 48, 600), (131, 70, 50), (13, 37, 2500), (260, 90, 45))]
     extent: (usize, usize, usize),
-    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
+    #[values(Level::AmxEmulated, Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)]
+    level: Level,
     #[values(1, 3)] threads: usize,
 ) {
     let Some(mut cpu) = here(threads, level) else { return };
@@ -51,7 +52,7 @@ fn products_are_their_formulas(
 
     let mut results = Vec::new();
     for w in [wide, narrow] {
-        let pairs = level == Level::Avx512Bf16 && w == narrow && inputs % 2 == 0;
+        let pairs = level.rounds_to_bf16() && w == narrow && inputs % 2 == 0;
         let (x, dy) = if pairs { (rounded(&x), rounded(&dy)) } else { (x.clone(), dy.clone()) };
         let expected: Vec<f64> = (0..rows * outputs)
             .map(|i| {
@@ -80,7 +81,7 @@ fn products_are_their_formulas(
             .collect();
         near(&get(&mut cpu, dx), &expected, 4 * outputs);
     }
-    assert!(results[0] == results[1] || (level == Level::Avx512Bf16 && inputs % 2 == 0));
+    assert!(results[0] == results[1] || (level.rounds_to_bf16() && inputs % 2 == 0));
 
     let dw = put(&mut cpu, &vec![0.0; weights.len()]);
     cpu.enqueue(Op::LinearWeightGrad { x: x_buf, dy: dy_buf, dw, rows, outputs, inputs });
@@ -197,7 +198,7 @@ fn dropout_keeps_the_mean_and_drops_its_share() {
 /// they are computed changes none of it.
 #[rstest]
 fn dropout_is_keyed_by_row_and_position(
-    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
     #[values(1, 3)] threads: usize,
 ) {
     let Some(mut cpu) = here(threads, level) else { return };

@@ -46,7 +46,8 @@ fn products_are_their_formulas(
     #[values((1, 40, 7), (1, 130, 300), (3, 33, 128), (5, 17, 1), (6, 31, 17), (13, 48, 640), (131, 22, 50), (4, 5, 5000))]
     extent: (usize, usize, usize),
     #[values(Element::Int8, Element::Int4)] element: Element,
-    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16)] level: Level,
+    #[values(Level::AmxEmulated, Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)]
+    level: Level,
     #[values(1, 3)] threads: usize,
 ) {
     let Some(mut cpu) = here(threads, level) else { return };

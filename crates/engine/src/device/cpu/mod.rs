@@ -34,6 +34,8 @@ use pool::Pool;
 /// Which instructions the kernels use. A level is part of a result's identity: bits are equal within a level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
+    /// [`Level::Amx`] with its tiles emulated one by one, any machine: slow, to test its kernels.
+    AmxEmulated,
     /// Plain Rust, any machine.
     Portable,
     /// 8-wide AVX2 with fused multiply-add.
@@ -42,11 +44,14 @@ pub enum Level {
     Avx512,
     /// AVX-512 with products of pairs of bf16 numbers: what meets a bf16 weight is rounded to bf16.
     Avx512Bf16,
+    /// The same numbers in tiles of AMX (and Int8, Int4), sums in the order of tiles.
+    Amx,
 }
 
 impl Level {
-    /// All of them, the simplest first.
-    pub const ALL: [Level; 4] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
+    /// All of them, the slowest first.
+    pub const ALL: [Level; 6] =
+        [Level::AmxEmulated, Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx];
 
     /// The best that this machine has, or the one that the environment variable `LATHE_CPU` names.
     ///
@@ -75,7 +80,7 @@ impl Level {
         })
     }
 
-    /// Those that this machine has, the simplest first.
+    /// Those that this machine has, the slowest first.
     pub fn here() -> impl Iterator<Item = Level> {
         Level::up_to(Level::best())
     }
@@ -93,6 +98,7 @@ impl Level {
             if has!("avx2", "fma") {
                 return match has!("avx512f", "avx512bw", "avx512dq", "avx512vl") {
                     false => Level::Avx2,
+                    true if has!("avx512bf16") && simd::tiles_available() => Level::Amx,
                     true if has!("avx512bf16") => Level::Avx512Bf16,
                     true => Level::Avx512,
                 };
@@ -103,16 +109,27 @@ impl Level {
 
     /// Whether products with a bf16 weight of this many inputs are products of pairs.
     fn takes_pairs(self, inputs: usize) -> bool {
-        self == Level::Avx512Bf16 && inputs.is_multiple_of(2)
+        self.rounds_to_bf16() && inputs.is_multiple_of(2)
+    }
+
+    /// Whether what is multiplied with a bf16 weight (of an even number of inputs) is rounded to bf16.
+    pub fn rounds_to_bf16(self) -> bool {
+        self == Level::Avx512Bf16 || self.has_tiles()
+    }
+
+    fn has_tiles(self) -> bool {
+        matches!(self, Level::Amx | Level::AmxEmulated)
     }
 
     /// The name, as `LATHE_CPU` takes it.
     pub fn name(self) -> &'static str {
         match self {
+            Level::AmxEmulated => "amx_emulated",
             Level::Portable => "portable",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
             Level::Avx512Bf16 => "avx512_bf16",
+            Level::Amx => "amx",
         }
     }
 }
@@ -330,7 +347,8 @@ mod tests {
         let found = Level::choose(asked, best);
         if let Err(error) = &found {
             let text = format!(
-                "must be one of portable, avx2, avx512, avx512_bf16, of which this machine has portable, avx2 (found `{asked}`)"
+                "must be one of amx_emulated, portable, avx2, avx512, avx512_bf16, amx, of which this machine has \
+                 amx_emulated, portable, avx2 (found `{asked}`)"
             );
             assert!(error.to_string().contains(&text), "{error}");
         }

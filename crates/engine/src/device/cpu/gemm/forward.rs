@@ -7,7 +7,7 @@ use super::dots::{DOT_COLUMNS, Dots, dots, dots_bf16, dots_pairs};
 use super::ints::{IntDots, dots_int4, dots_int8};
 use super::quantized::{Bits, Rows, quantize_row};
 use super::terms::{narrow, widen};
-use super::{Begin, Extent, Grid, Matrix, Quantized, ROW_BLOCK, chunks};
+use super::{Begin, Extent, Grid, Matrix, Quantized, ROW_BLOCK, chunks, tiled};
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::{Cpu, Level};
 use lathe_plan::QUANT_GROUP;
@@ -24,6 +24,9 @@ const NEAR: usize = 6 << 10;
 /// `y = begin + x w^T`.
 pub(in super::super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32>, e: Extent, begin: Begin) {
     e.check(x.len(), y.len(), w.len());
+    if tiled::takes(cpu.level, w, e.inputs) {
+        return tiled::linear(cpu, x, w, y, e, begin);
+    }
     let grid = Grid::new(e.rows, ROW_BLOCK, e.outputs, 2 * DOT_COLUMNS, cpu.pool_threads());
     let terms = if matches!(w, Matrix::Int(_)) { INT_TERMS } else { sum_block(e.inputs) };
     cpu.run(grid.tasks(), |level, task, scratch| {

@@ -2,7 +2,8 @@
 //! the caches. All matrices are row-major, as files hold them; a block of a weight is widened or copied to a
 //! thread's scratch where many rows use it. See `dots` and `outer` for why the cuts do not change a bit.
 //!
-//! At [`Level::Avx512Bf16`] what is multiplied with a bf16 weight is rounded to bf16 first, and pairs are multiplied.
+//! From [`Level::Avx512Bf16`] on what is multiplied with a bf16 weight is rounded to bf16 first, and pairs are multiplied;
+//! at [`Level::Amx`] in tiles, and so are weights of few bits.
 #![allow(unsafe_code)] // Threads write disjoint blocks; tiles take raw pointers.
 
 mod dots;
@@ -12,6 +13,9 @@ mod ints;
 mod outer;
 mod quantized;
 mod terms;
+mod tile_dots;
+mod tile_ints;
+mod tiled;
 
 use std::ops::Range;
 

@@ -30,6 +30,16 @@ pub(in super::super) enum Bits {
     Four,
 }
 
+impl Bits {
+    /// The code of zero.
+    pub(super) fn bias(self) -> i32 {
+        match self {
+            Bits::Eight => 128,
+            Bits::Four => 8,
+        }
+    }
+}
+
 impl Quantized {
     /// The matrix in a buffer as [`Element::quantized_bytes`] lays it out.
     pub(in super::super) fn of(cpu: &Cpu, buf: Buf, outputs: usize, inputs: usize) -> Quantized {
@@ -65,10 +75,10 @@ impl Quantized {
                 let (group, term) = ((first + i) / GROUP, (first + i) % GROUP);
                 let codes = &codes[(row + group) * group_bytes..][..group_bytes];
                 let code = match self.bits {
-                    Bits::Eight => i32::from(codes[term]) - 128,
-                    Bits::Four => i32::from(codes[term % 64] >> (term / 64 * 4) & 15) - 8,
+                    Bits::Eight => i32::from(codes[term]),
+                    Bits::Four => i32::from(codes[term % 64] >> (term / 64 * 4) & 15),
                 };
-                *to = scales[row + group] * code as f32;
+                *to = scales[row + group] * (code - self.bits.bias()) as f32;
             }
         }
     }
@@ -208,8 +218,9 @@ kernel! {
     pub(super) quantize_row = quantize_groups(x: *const f32, len: usize, to: Rows, groups: usize)
 }
 
+/// [`quantize_row`], inside of a kernel.
 #[inline(always)]
-unsafe fn quantize_groups<S: Simd>(x: *const f32, len: usize, to: Rows, groups: usize) {
+pub(super) unsafe fn quantize_groups<S: Simd>(x: *const f32, len: usize, to: Rows, groups: usize) {
     for group in 0..groups {
         let count = (len - group * GROUP).min(GROUP);
         // SAFETY: the caller's.

@@ -168,8 +168,9 @@ pair_kernel! {
     pub(super) narrow = narrow_to_bf16(from: *const f32, to: *mut u16, len: usize)
 }
 
+/// [`narrow`], inside of a kernel.
 #[inline(always)]
-unsafe fn narrow_to_bf16<S: Pairs>(from: *const f32, to: *mut u16, len: usize) {
+pub(super) unsafe fn narrow_to_bf16<S: Pairs>(from: *const f32, to: *mut u16, len: usize) {
     let whole = len / S::LANES * S::LANES;
     // SAFETY: the caller's.
     unsafe {

@@ -238,12 +238,12 @@ macro_rules! byte_kernel {
             match level {
                 // SAFETY: VNNI was detected; the rest is the caller's.
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 | Level::Avx512Bf16 if is_x86_feature_detected!("avx512vnni") => unsafe {
+                Level::Avx512 | Level::Avx512Bf16 | Level::Amx if is_x86_feature_detected!("avx512vnni") => unsafe {
                     vnni($($arg),*)
                 },
                 // SAFETY: a `Cpu` has a level only on a machine that has its instructions; the rest is the caller's.
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 | Level::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                Level::Avx512 | Level::Avx512Bf16 | Level::Amx => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => unsafe { avx2($($arg),*) },

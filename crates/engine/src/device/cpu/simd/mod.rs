@@ -11,6 +11,7 @@ mod avx512;
 mod bytes;
 mod pairs;
 mod portable;
+mod tiles;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx2::Avx2;
@@ -21,6 +22,9 @@ pub(super) use bytes::Vnni;
 pub(super) use bytes::{Bytes, byte_kernel};
 pub(super) use pairs::{Pairs, pair_kernel};
 pub(super) use portable::{Lanes, Portable};
+#[cfg(target_arch = "x86_64")]
+pub(super) use tiles::{Amx, available as tiles_available};
+pub(super) use tiles::{Block, Emulated, TILE, Tiles, tile_kernel};
 
 /// Singles in the widest vector.
 pub(super) const MOST_LANES: usize = 16;
@@ -158,9 +162,9 @@ macro_rules! kernel {
             match level {
                 // SAFETY: a `Cpu` has a level only on a machine that has its instructions; the rest is the caller's.
                 #[cfg(target_arch = "x86_64")]
-                $crate::device::cpu::Level::Avx512 | $crate::device::cpu::Level::Avx512Bf16 => unsafe {
-                    avx512($($arg),*)
-                },
+                $crate::device::cpu::Level::Avx512
+                | $crate::device::cpu::Level::Avx512Bf16
+                | $crate::device::cpu::Level::Amx => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::device::cpu::Level::Avx2 => unsafe { avx2($($arg),*) },

@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use super::{Lanes, Simd};
+use super::{Block, Lanes, Simd};
 
 /// Sixteen sums of products of pairs. A multiplication takes numbers below the normal range for zeros, and so does
 /// the sum, as AVX512_BF16 has it.
@@ -24,6 +24,11 @@ pub(in super::super) trait Pairs: Simd {
     /// # Safety
     /// Both are valid for reading a bf16 number for each lane.
     unsafe fn interleave(low: *const u16, high: *const u16) -> Self::V;
+    /// Writes sixteen rows of sixteen pairs, `from_row` pairs apart, as columns: `to[j][i] = from[i][j]`.
+    ///
+    /// # Safety
+    /// All are there.
+    unsafe fn transpose(from: *const u32, from_row: usize, to: &mut Block);
 }
 
 // SAFETY of all intrinsics below: `pair_kernel!` reaches this type only after these features were detected.
@@ -53,6 +58,37 @@ impl Pairs for super::Avx512 {
             _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
         }
     }
+    /// Halves of vectors change places four times: neighbours, then pairs, fours and eights of them.
+    #[inline(always)]
+    unsafe fn transpose(from: *const u32, from_row: usize, to: &mut Block) {
+        unsafe {
+            let rows: [__m512i; 16] =
+                std::array::from_fn(|i| _mm512_loadu_si512(from.add(i * from_row).cast()));
+            let twos: [__m512i; 16] = std::array::from_fn(|i| {
+                let (a, b) = (rows[i / 2 * 2], rows[i / 2 * 2 + 1]);
+                if i % 2 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
+            });
+            // `fours[4 * n + j]`: in each quarter `q`, column `4 * q + j` of rows `4 * n..4 * n + 4`.
+            let fours: [__m512i; 16] = std::array::from_fn(|i| {
+                let (a, b) = (twos[i / 4 * 4 + i % 4 / 2], twos[i / 4 * 4 + i % 4 / 2 + 2]);
+                if i % 2 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
+            });
+            for j in 0..4 {
+                let even = |a, b| _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+                let odd = |a, b| _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b);
+                let (a, b, c, d) = (fours[j], fours[4 + j], fours[8 + j], fours[12 + j]);
+                let (evens, odds) = ([even(a, b), even(c, d)], [odd(a, b), odd(c, d)]);
+                for (column, v) in [
+                    (j, even(evens[0], evens[1])),
+                    (8 + j, odd(evens[0], evens[1])),
+                    (4 + j, even(odds[0], odds[1])),
+                    (12 + j, odd(odds[0], odds[1])),
+                ] {
+                    _mm512_storeu_si512(to[column].as_mut_ptr().cast(), v);
+                }
+            }
+        }
+    }
 }
 
 /// The same, one by one, on any machine: what the instructions are held to.
@@ -78,6 +114,15 @@ impl Pairs for Lanes<16> {
         let [low, high] = unsafe { [low, high].map(|p| p.cast::<[u16; 16]>().read_unaligned()) };
         std::array::from_fn(|i| f32::from_bits(u32::from(low[i]) | u32::from(high[i]) << 16))
     }
+    #[inline(always)]
+    unsafe fn transpose(from: *const u32, from_row: usize, to: &mut Block) {
+        for (j, row) in to.iter_mut().enumerate() {
+            for (i, to) in row.iter_mut().enumerate() {
+                // SAFETY: the caller's.
+                *to = unsafe { *from.add(i * from_row + j) };
+            }
+        }
+    }
 }
 
 /// Zero of the same sign for what is below the normal range.
@@ -100,7 +145,9 @@ macro_rules! pair_kernel {
             match level {
                 // SAFETY: a `Cpu` has a level only on a machine that has its instructions; the rest is the caller's.
                 #[cfg(target_arch = "x86_64")]
-                $crate::device::cpu::Level::Avx512Bf16 => unsafe { avx512_bf16($($arg),*) },
+                $crate::device::cpu::Level::Avx512Bf16 | $crate::device::cpu::Level::Amx => unsafe {
+                    avx512_bf16($($arg),*)
+                },
                 // SAFETY: the caller's.
                 _ => unsafe { $generic::<$crate::device::cpu::simd::Lanes<16>>($($arg),*) },
             }
@@ -122,6 +169,30 @@ mod tests {
         unsafe {
             S::store(sum, S::dot_pairs(S::load(a), S::load(b), S::load(sum)));
             S::store_bf16(bf16, S::load(sum));
+        }
+    }
+
+    pair_kernel! { transpose = transpose_of(from: *const u32, from_row: usize, to: &mut Block) }
+
+    #[inline(always)]
+    unsafe fn transpose_of<S: Pairs>(from: *const u32, from_row: usize, to: &mut Block) {
+        // SAFETY: the test's array has these rows.
+        unsafe { S::transpose(from, from_row, to) }
+    }
+
+    #[test]
+    fn rows_become_columns() {
+        let from: [u32; 16 * 20] = std::array::from_fn(|i| i as u32);
+        let expected: Block = std::array::from_fn(|j| std::array::from_fn(|i| (i * 20 + j) as u32));
+        for level in [Level::Portable, Level::Avx512Bf16] {
+            if !Level::here().any(|here| here == level) {
+                eprintln!("skipped: this machine lacks {}", level.name());
+                continue;
+            }
+            let mut to = [[0; 16]; 16];
+            // SAFETY: there are sixteen rows; the level is there.
+            unsafe { transpose(level, from.as_ptr(), 20, &mut to) };
+            assert_eq!(to, expected, "{}", level.name());
         }
     }
 
