@@ -43,7 +43,7 @@ fn rounded(x: &[f32], inputs: usize) -> Vec<f64> {
 
 #[rstest]
 fn products_are_their_formulas(
-    #[values((1, 40, 7), (1, 130, 300), (3, 33, 128), (5, 17, 1), (6, 31, 17), (13, 48, 640), (131, 22, 50), (4, 5, 5000))]
+    #[values((1, 40, 7), (1, 130, 300), (3, 33, 128), (5, 17, 1), (6, 31, 17), (13, 48, 640), (131, 22, 50), (4, 5, 5000), (100, 35, 2700))]
     extent: (usize, usize, usize),
     #[values(Element::Int8, Element::Int4)] element: Element,
     #[values(Level::AmxEmulated, Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)]

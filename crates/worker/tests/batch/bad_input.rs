@@ -294,7 +294,7 @@ fn kernels_that_there_are_not_are_named_before_anything_is_fetched() {
     assert!(!ended.log.contains("fetching"), "{}", ended.log);
     let message = ended.refused("InvalidSettings");
     assert!(
-        message.contains("`LATHE_CPU` must be one of portable, ") && message.contains("`avx9`"),
+        message.contains("`LATHE_CPU` must be one of amx_emulated, portable, ") && message.contains("`avx9`"),
         "{message}"
     );
 }

@@ -14,11 +14,16 @@ use crate::{command, generate, paths, toolchain, ui};
 use programs::{TestProgram, run_all};
 
 /// Kernel levels of the engine, by the feature that the processor must have.
-const LEVELS: [(&str, &[&str]); 4] = [
+const LEVELS: [(&str, &[&str]); 6] = [
+    ("amx_emulated", &[]),
     ("portable", &[]),
     ("avx2", &["avx2", "fma"]),
     ("avx512", &["avx512f", "avx512bw", "avx512dq", "avx512vl"]),
     ("avx512_bf16", &["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"]),
+    (
+        "amx",
+        &["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"],
+    ),
 ];
 
 /// Run the tests, installing what they need.

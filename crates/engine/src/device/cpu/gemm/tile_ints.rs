@@ -240,7 +240,8 @@ unsafe fn add_scaled<T: Tiles>(
         for (j, (acc, sums)) in acc.iter_mut().zip(sums).enumerate().take(outputs) {
             let singles = sums.map(|sum| sum as i32 as f32);
             let scale = T::S::mul(T::S::splat(*scales.add(j * scales_row)), x_scales);
-            *acc = T::S::fma(T::S::load(singles.as_ptr()), scale, *acc);
+            // Not fused, which no emulation without such an instruction would match in bits.
+            *acc = T::S::add(*acc, T::S::mul(T::S::load(singles.as_ptr()), scale));
         }
     }
 }

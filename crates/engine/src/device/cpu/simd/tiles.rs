@@ -212,11 +212,11 @@ impl Tiles for Emulated {
 /// the normal range count as zeros, and so does such a result. Through f64: the product is exact there, and more than
 /// twice the bits of f32 make the second rounding harmless.
 fn rounded_once(a: f32, b: f32, c: f32) -> f32 {
-    let flushed = |x: f32| if x.is_subnormal() { x * 0.0 } else { x };
+    let flushed = |x: f32| if x.abs() < f32::MIN_POSITIVE { x * 0.0 } else { x };
     let exact = f64::from(flushed(a)) * f64::from(flushed(b)) + f64::from(flushed(c));
     // What rounds to the least normal number is not below the range.
     const LEAST: f64 = f32::MIN_POSITIVE as f64 * (1.0 - 1.0 / (1u64 << 25) as f64);
-    if exact.abs() < LEAST { 0.0_f32.copysign(exact as f32) } else { exact as f32 }
+    (if exact.abs() < LEAST { exact * 0.0 } else { exact }) as f32
 }
 
 /// Makes `$name(level, args..)` as [`super::kernel!`] does, of a generic over [`Tiles`]: with the instructions at their
