@@ -14,24 +14,40 @@ const KV_HEADS: usize = 2;
 const GROUP: usize = HEADS / KV_HEADS;
 const PAGE: usize = 16;
 
-/// Softmax of one query over the keys `0..=position`, in f64.
-fn weights(q: &[f32], keys: &dyn Fn(usize) -> Vec<f32>, position: usize) -> Vec<f64> {
-    let dim = q.len();
-    let score = |p: usize| -> f64 {
+/// How scores become weights: scale, soft cap and window.
+type Kind = (f32, Option<f32>, Option<usize>);
+
+/// Softmax of one query over the keys `0..=position`, in f64: 0 for what is outside of the window. Also each score's
+/// derivative by the product of query and key.
+fn weights(
+    q: &[f32],
+    keys: &dyn Fn(usize) -> Vec<f32>,
+    position: usize,
+    (scale, soft_cap, window): Kind,
+) -> (Vec<f64>, Vec<f64>) {
+    let score = |p: usize| -> (f64, f64) {
         let sum: f64 = q.iter().zip(keys(p)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum();
-        sum / (dim as f64).sqrt()
+        let (s, slope) = (f64::from(scale) * sum, f64::from(scale));
+        match soft_cap.map(f64::from) {
+            _ if window.is_some_and(|window| p + window <= position) => (f64::NEG_INFINITY, 0.0),
+            None => (s, slope),
+            Some(cap) => (cap * (s / cap).tanh(), slope / (s / cap).cosh().powi(2)),
+        }
     };
-    let scores: Vec<f64> = (0..=position).map(score).collect();
+    let (scores, slopes): (Vec<f64>, Vec<f64>) = (0..=position).map(score).unzip();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-    scores.iter().map(|s| (s - max).exp() / sum).collect()
+    (scores.iter().map(|s| (s - max).exp() / sum).collect(), slopes)
 }
 
 #[rstest]
 fn a_paged_cache_is_read_as_the_formula_says(
     #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
     #[values(8, 20, 64)] dim: usize,
+    #[values((None, None), (Some(5.0), None), (None, Some(1)), (None, Some(70)), (Some(5.0), Some(300)))]
+    kind: (Option<f32>, Option<usize>),
 ) {
+    let (scale, (soft_cap, window)) = (1.0 / (dim as f32).sqrt(), kind);
     let Some(mut cpu) = here(3, level) else { return };
     // Sequences of 530 and 40 positions; the batch has the last 60 of the first and all of the second.
     let (counts, news) = ([530usize, 40], [60usize, 40]);
@@ -66,6 +82,9 @@ fn a_paged_cache_is_read_as_the_formula_says(
         heads: HEADS,
         kv_heads: KV_HEADS,
         head_dim: dim,
+        scale,
+        soft_cap,
+        window,
     };
     cpu.enqueue(Op::Attention(whole));
     let found = get(&mut cpu, out);
@@ -78,7 +97,8 @@ fn a_paged_cache_is_read_as_the_formula_says(
                 x[start..start + dim].to_vec()
             };
             let query = &q[(row * HEADS + head) * dim..][..dim];
-            let weights = weights(query, &|p| at(&k, p), positions[row] as usize);
+            let position = positions[row] as usize;
+            let (weights, _) = weights(query, &|p| at(&k, p), position, (scale, soft_cap, window));
             for i in 0..dim {
                 let expected: f64 =
                     weights.iter().enumerate().map(|(p, w)| w * f64::from(at(&v, p)[i])).sum();
@@ -122,9 +142,14 @@ fn a_paged_cache_is_read_as_the_formula_says(
 #[rstest]
 fn the_gradient_is_its_formula(
     #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
+    #[values((None, None), (Some(1.5), None), (None, Some(3)), (Some(1.5), Some(270)))] kind: (
+        Option<f32>,
+        Option<usize>,
+    ),
 ) {
     let Some(mut cpu) = here(2, level) else { return };
     let (dim, starts) = (12usize, [0usize, 300, 309]);
+    let (scale, (soft_cap, window)) = (0.25, kind);
     let rows = 309;
     let of = |key, heads: usize, by: f32| -> Vec<f32> {
         random(key, rows * heads * dim).into_iter().map(|x| by * x).collect()
@@ -152,11 +177,13 @@ fn the_gradient_is_its_formula(
         heads: HEADS,
         kv_heads: KV_HEADS,
         head_dim: dim,
+        scale,
+        soft_cap,
+        window,
     };
     cpu.enqueue(Op::Attention(forward));
     cpu.enqueue(Op::AttentionGrad { forward, dout: dout_buf, dq, dk, dv });
 
-    let scale = 1.0 / (dim as f64).sqrt();
     let (mut dq64, mut dk64, mut dv64) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
     for sequence in 0..2 {
         let first = starts[sequence];
@@ -165,14 +192,15 @@ fn the_gradient_is_its_formula(
                 let kv = |p: usize| ((first + p) * KV_HEADS + head / GROUP) * dim;
                 let at = (row * HEADS + head) * dim;
                 let count = row - first;
-                let p = weights(&q[at..at + dim], &|p| k[kv(p)..kv(p) + dim].to_vec(), count);
+                let key = |p| k[kv(p)..kv(p) + dim].to_vec();
+                let (p, slopes) = weights(&q[at..at + dim], &key, count, (scale, soft_cap, window));
                 let dp = |j: usize| -> f64 {
                     (0..dim).map(|i| f64::from(dout[at + i]) * f64::from(v[kv(j) + i])).sum()
                 };
                 let dp: Vec<f64> = (0..=count).map(dp).collect();
                 let delta: f64 = p.iter().zip(&dp).map(|(p, d)| p * d).sum();
                 for j in 0..=count {
-                    let ds = p[j] * (dp[j] - delta) * scale;
+                    let ds = p[j] * (dp[j] - delta) * slopes[j];
                     for i in 0..dim {
                         dv64[kv(j) + i] += p[j] * f64::from(dout[at + i]);
                         dq64[at + i] += ds * f64::from(k[kv(j) + i]);

@@ -7,7 +7,7 @@ mod common;
 
 use common::device::{get, here, numbers, put, random};
 use lathe_engine::device::cpu::{Cpu, Level};
-use lathe_engine::device::{Attention, Buf, Data, Device, Element, Op};
+use lathe_engine::device::{Activation, Attention, Buf, Data, Device, Element, Op};
 use rstest::rstest;
 
 const ROWS: usize = 7;
@@ -134,20 +134,31 @@ fn of_the_norm(
 #[rstest]
 fn of_the_gate(
     #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
+    #[values(Activation::Silu, Activation::GeluTanh)] activation: Activation,
 ) {
     let Some(mut cpu) = here(2, level) else { return };
     let len = ROWS * WIDTH;
     let gate: Vec<f32> = random(1, len).iter().map(|x| 6.0 * x).collect();
     let (up, dout) = (random(2, len), random(3, len));
-    let silu = |gate: &[f64], up: &[f64]| -> Vec<f64> {
-        gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
+    let activated = |g: f64| match activation {
+        Activation::Silu => g / (1.0 + (-g).exp()),
+        Activation::GeluTanh => {
+            let z = (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3));
+            0.5 * g * (1.0 + z.tanh())
+        }
+    };
+    let glu = |gate: &[f64], up: &[f64]| -> Vec<f64> {
+        gate.iter().zip(up).map(|(&g, u)| activated(g) * u).collect()
     };
     let [g, u, d] = [&gate, &up, &dout].map(|v| put(&mut cpu, v));
     let [dgate, dup] = [(); 2].map(|()| put(&mut cpu, &vec![9.0; len]));
-    cpu.enqueue(Op::SiluMulGrad { gate: g, up: u, dout: d, dgate, dup });
+    let out = put(&mut cpu, &vec![9.0; len]);
+    cpu.enqueue(Op::Glu { activation, gate: g, up: u, out });
+    cpu.enqueue(Op::GluGrad { activation, gate: g, up: u, dout: d, dgate, dup });
     let (gate64, up64) = (f64s(&gate), f64s(&up));
-    same("dgate", &get(&mut cpu, dgate), &differences(&gate, &dout, |gate| silu(gate, &up64)));
-    same("dup", &get(&mut cpu, dup), &differences(&up, &dout, |up| silu(&gate64, up)));
+    same("out", &get(&mut cpu, out), &glu(&gate64, &up64));
+    same("dgate", &get(&mut cpu, dgate), &differences(&gate, &dout, |gate| glu(gate, &up64)));
+    same("dup", &get(&mut cpu, dup), &differences(&up, &dout, |up| glu(&gate64, up)));
 }
 
 #[rstest]
@@ -188,7 +199,12 @@ fn of_the_rotation(
 #[rstest]
 fn of_attention(
     #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
+    #[values((None, None), (Some(2.0), None), (None, Some(5)), (Some(2.0), Some(5)))] kind: (
+        Option<f32>,
+        Option<usize>,
+    ),
 ) {
+    let (scale, (soft_cap, window)) = (0.5f32, kind);
     let Some(mut cpu) = here(2, level) else { return };
     let (heads, kv_heads, dim, starts) = (4usize, 2usize, 6usize, [0usize, 19, 26]);
     let rows = 26;
@@ -202,13 +218,15 @@ fn of_attention(
                 for head in 0..heads {
                     let q = &q[(row * heads + head) * dim..][..dim];
                     let kv = |key: usize| (key * kv_heads + head / (heads / kv_heads)) * dim;
-                    let score =
-                        |key| (0..dim).map(|i| q[i] * k[kv(key) + i]).sum::<f64>() / (dim as f64).sqrt();
-                    let weights: Vec<f64> = (sequence[0]..=row).map(|key| f64::exp(score(key))).collect();
+                    let score = |key| {
+                        let s = f64::from(scale) * (0..dim).map(|i| q[i] * k[kv(key) + i]).sum::<f64>();
+                        soft_cap.map(f64::from).map_or(s, |cap| cap * (s / cap).tanh())
+                    };
+                    let first = window.map_or(0, |window| (row + 1).saturating_sub(window)).max(sequence[0]);
+                    let weights: Vec<f64> = (first..=row).map(|key| f64::exp(score(key))).collect();
                     let sum: f64 = weights.iter().sum();
                     out.extend((0..dim).map(|i| {
-                        (sequence[0]..=row).zip(&weights).map(|(key, w)| w * v[kv(key) + i]).sum::<f64>()
-                            / sum
+                        (first..=row).zip(&weights).map(|(key, w)| w * v[kv(key) + i]).sum::<f64>() / sum
                     }));
                 }
             }
@@ -233,6 +251,9 @@ fn of_attention(
         heads,
         kv_heads,
         head_dim: dim,
+        scale,
+        soft_cap,
+        window,
     };
     cpu.enqueue(Op::Attention(forward));
     cpu.enqueue(Op::AttentionGrad { forward, dout: d, dq, dk, dv });

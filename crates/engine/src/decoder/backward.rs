@@ -5,7 +5,7 @@ use lathe_plan::{ModelShape, Target};
 
 use super::{Batch, Block, Kept, Planned};
 use crate::Result;
-use crate::device::{Buf, Device, Op, Start};
+use crate::device::{Activation, Buf, Device, Op, Start};
 
 /// Where a linear layer's gradients go; `None` for what is frozen.
 #[derive(Debug, Clone, Copy, Default)]
@@ -101,9 +101,16 @@ impl Block<'_> {
         let (gate, up) = (kept.gate, kept.up);
 
         // x' = h + act Wd'
-        dev.enqueue(Op::SiluMul { gate, up, out: act });
+        dev.enqueue(Op::Glu { activation: Activation::Silu, gate, up, out: act });
         self.linear_backward(dev, Target::Down, act, d.x, d.act, false, kept, d, to);
-        dev.enqueue(Op::SiluMulGrad { gate, up, dout: d.act, dgate: d.gate, dup: d.up });
+        dev.enqueue(Op::GluGrad {
+            activation: Activation::Silu,
+            gate,
+            up,
+            dout: d.act,
+            dgate: d.gate,
+            dup: d.up,
+        });
         // n = norm(h)
         let n = self.norm(dev, kept.h, self.weights.mlp_norm, kept.inv2);
         self.linear_backward(dev, Target::Gate, n, d.gate, d.n, false, kept, d, to);

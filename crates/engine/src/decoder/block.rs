@@ -11,7 +11,7 @@
 use lathe_plan::{ModelShape, Target};
 
 use super::{Batch, Kept, LayerCache, LayerLora, LayerWeights, Work};
-use crate::device::{Attention, Buf, Device, Op, Start};
+use crate::device::{Activation, Attention, Buf, Device, Op, Start};
 
 /// A block with everything it works on.
 pub(crate) struct Block<'a> {
@@ -57,7 +57,7 @@ impl Block<'_> {
         let n = self.norm(dev, kept.h, self.weights.mlp_norm, kept.inv2);
         self.linear(dev, Target::Gate, n, kept.gate, Start::Zero, kept);
         self.linear(dev, Target::Up, n, kept.up, Start::Zero, kept);
-        dev.enqueue(Op::SiluMul { gate: kept.gate, up: kept.up, out: act });
+        dev.enqueue(Op::Glu { activation: Activation::Silu, gate: kept.gate, up: kept.up, out: act });
         self.linear(dev, Target::Down, act, out, Start::Copy(kept.h), kept);
         dev.enqueue(Op::AllReduce { x: out });
     }
@@ -100,6 +100,9 @@ impl Block<'_> {
             heads: self.shape.heads,
             kv_heads: self.shape.kv_heads,
             head_dim: self.shape.head_dim,
+            scale: 1.0 / (self.shape.head_dim as f32).sqrt(),
+            soft_cap: None,
+            window: None,
         }
     }
 

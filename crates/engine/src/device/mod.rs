@@ -11,7 +11,9 @@ mod profile;
 mod record;
 
 pub use lathe_plan::Element;
-pub use op::{Attention, LoraSlot, MOMENT_BLOCK, Moments, NO_ADAPTER, NORM_CHUNK, Op, SAMPLE_CHUNK, Start};
+pub use op::{
+    Activation, Attention, LoraSlot, MOMENT_BLOCK, Moments, NO_ADAPTER, NORM_CHUNK, Op, SAMPLE_CHUNK, Start,
+};
 pub use profile::{Profiler, Span, Work};
 pub use record::{Event, Recorder};
 

@@ -1,5 +1,6 @@
 //! The closed list of operations.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Buf;
@@ -19,6 +20,15 @@ pub enum Start {
 
 /// In a row's adapter number: the row has none.
 pub const NO_ADAPTER: u32 = u32::MAX;
+
+/// What a gate goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^-x)`.
+    Silu,
+    /// `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2` (Hendrycks and Gimpel, "Gaussian error linear units").
+    GeluTanh,
+}
 
 /// One resident adapter's part for one linear layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,10 +131,10 @@ pub enum Op {
     /// Turns the pairs `(j, j + head_dim / 2)` of each head in place by the angles of the row's position;
     /// `table[position]` is `cos` then `sin`. `back` turns the other way (the gradient).
     Rope { x: Buf, table: Buf, positions: Buf, rows: usize, heads: usize, head_dim: usize, back: bool },
-    /// `out = silu(gate) * up`.
-    SiluMul { gate: Buf, up: Buf, out: Buf },
-    /// `dgate`, `dup` of [`Op::SiluMul`] for the gradient `dout`.
-    SiluMulGrad { gate: Buf, up: Buf, dout: Buf, dgate: Buf, dup: Buf },
+    /// `out = activation(gate) * up` (Shazeer, "GLU variants improve transformer").
+    Glu { activation: Activation, gate: Buf, up: Buf, out: Buf },
+    /// `dgate`, `dup` of [`Op::Glu`] for the gradient `dout`.
+    GluGrad { activation: Activation, gate: Buf, up: Buf, dout: Buf, dgate: Buf, dup: Buf },
 
     /// `cache[slots[i]] = x[i]`, for keys and for values.
     StoreRows { x: Buf, slots: Buf, cache: Buf, rows: usize, width: usize },
@@ -203,8 +213,8 @@ pub use lathe_plan::MOMENT_BLOCK;
 /// Elements per partial sum of [`Op::SquaredNorm`], so that the sum's order does not depend on threads.
 pub use lathe_plan::NORM_CHUNK;
 
-/// `out[i, h] = softmax(q[i, h] . K / sqrt(head_dim)) V` over the keys at positions `0..=positions[i]` of row
-/// `i`'s sequence. Sequence `s` has the rows `starts[s]..starts[s + 1]`; its position `p` lies in row
+/// `out[i, h] = softmax(cap(scale * q[i, h] . K)) V` over the keys that row `i` sees of its sequence, with `cap(s) =
+/// soft_cap * tanh(s / soft_cap)` where there is a soft cap: see [`Attention::seen`]. Sequence `s` has the rows `starts[s]..starts[s + 1]`; its position `p` lies in row
 /// `tables[table_starts[s] + p / 16] + p % 16` of `k` and `v`. `lse[i, h]`, where given, receives the logarithm of
 /// the softmax's denominator.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -224,4 +234,16 @@ pub struct Attention {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    pub scale: f32,
+    pub soft_cap: Option<f32>,
+    /// How many keys, its own last, a query sees; `None`: all up to its own.
+    pub window: Option<usize>,
+}
+
+impl Attention {
+    /// The positions whose keys a query at `position` sees.
+    pub fn seen(&self, position: usize) -> Range<usize> {
+        let end = position + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
 }

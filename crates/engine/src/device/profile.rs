@@ -143,8 +143,8 @@ impl Op {
             Op::Scale { x, .. } | Op::Rope { x, .. } => moved(2 * size(x)),
             Op::Copy { from, .. } => moved(2 * size(from)),
             Op::Add { from, .. } => moved(3 * size(from)),
-            Op::SiluMul { gate, .. } => moved(3 * size(gate)),
-            Op::SiluMulGrad { gate, .. } => moved(5 * size(gate)),
+            Op::Glu { gate, .. } => moved(3 * size(gate)),
+            Op::GluGrad { gate, .. } => moved(5 * size(gate)),
             Op::RmsNorm { rows, width, .. } => moved(2 * f32s(rows * width)),
             Op::RmsNormGrad { rows, width, .. } => moved(4 * f32s(rows * width)),
             Op::Embed { rows, width, .. } | Op::StoreRows { rows, width, .. } => {
@@ -171,9 +171,9 @@ impl Op {
     }
 }
 
-/// Each row meets the keys up to its position; `flops` for each of them and each number of a head.
+/// Each row meets the keys that it sees; `flops` for each of them and each number of a head.
 fn attention(a: &Attention, positions: &[u32], flops: u64) -> Work {
-    let keys = positions.iter().take(a.rows).map(|&position| u64::from(position) + 1);
+    let keys = positions.iter().take(a.rows).map(|&position| a.seen(position as usize).len() as u64);
     let width = (a.heads * a.head_dim) as u64;
     let last = keys.clone().max().unwrap_or(0) * a.sequences as u64;
     let bytes = 2 * 4 * last * (a.kv_heads * a.head_dim) as u64;

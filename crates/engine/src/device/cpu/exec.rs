@@ -1,7 +1,7 @@
 //! From an operation to its kernel.
 
 use super::gemm::{self, Begin, Extent};
-use super::{Cpu, Element, attention, embed, loss, norm, optimizer, pointwise};
+use super::{Cpu, Element, attention, embed, glu, loss, norm, optimizer, pointwise};
 use crate::device::Op;
 
 /// Runs one operation to its end.
@@ -86,10 +86,12 @@ pub(super) fn run(cpu: &Cpu, op: Op) {
             let positions = cpu.u32(positions).part(0..rows);
             pointwise::rope(cpu, cpu.f32(x), cpu.f32(table), positions, heads, head_dim, back);
         }
-        Op::SiluMul { gate, up, out } => pointwise::silu_mul(cpu, cpu.f32(gate), cpu.f32(up), cpu.f32(out)),
-        Op::SiluMulGrad { gate, up, dout, dgate, dup } => {
+        Op::Glu { activation, gate, up, out } => {
+            glu::forward(cpu, activation, cpu.f32(gate), cpu.f32(up), cpu.f32(out));
+        }
+        Op::GluGrad { activation, gate, up, dout, dgate, dup } => {
             let (gate, up, dout) = (cpu.f32(gate), cpu.f32(up), cpu.f32(dout));
-            pointwise::silu_mul_grad(cpu, gate, up, dout, cpu.f32(dgate), cpu.f32(dup));
+            glu::backward(cpu, activation, gate, up, dout, cpu.f32(dgate), cpu.f32(dup));
         }
         Op::Attention(a) => attention::forward(cpu, &a),
         Op::AttentionGrad { forward, dout, dq, dk, dv } => {

@@ -11,6 +11,7 @@ mod dynamic;
 mod embed;
 mod exec;
 mod gemm;
+mod glu;
 mod loss;
 mod norm;
 mod optimizer;

@@ -1,4 +1,4 @@
-//! Element by element: sums, rotary angles, the gate of the MLP, dropout.
+//! Element by element: sums, rotary angles, dropout.
 #![allow(unsafe_code)] // Threads write disjoint ranges.
 
 use super::cells::Cells;
@@ -82,83 +82,6 @@ pub(super) fn rope(
             }
         }
     });
-}
-
-/// `out = silu(gate) * up`.
-pub(super) fn silu_mul(cpu: &Cpu, gate: Cells<f32>, up: Cells<f32>, out: Cells<f32>) {
-    assert!(gate.len() == out.len() && up.len() == out.len());
-    cpu.run_ranges(out.len(), GRAIN / 4, |level, range, _| {
-        let at = |x: Cells<f32>| x.part(range.clone());
-        // SAFETY: each task owns its range of `out`.
-        unsafe { silu_range(level, at(gate), at(up), at(out)) };
-    });
-}
-
-/// `dgate`, `dup` for the gradient `dout`: with `s = 1 / (1 + e^-gate)`, `dup = dout gate s` and
-/// `dgate = dout up s (1 + gate (1 - s))`.
-pub(super) fn silu_mul_grad(
-    cpu: &Cpu,
-    gate: Cells<f32>,
-    up: Cells<f32>,
-    dout: Cells<f32>,
-    dgate: Cells<f32>,
-    dup: Cells<f32>,
-) {
-    assert!([up.len(), dout.len(), dgate.len(), dup.len()].iter().all(|&len| len == gate.len()));
-    cpu.run_ranges(gate.len(), GRAIN / 4, |level, range, _| {
-        let at = |x: Cells<f32>| x.part(range.clone());
-        // SAFETY: each task owns its range of `dgate` and `dup`.
-        unsafe { silu_grad_range(level, at(gate), at(up), at(dout), at(dgate), at(dup)) };
-    });
-}
-
-kernel! { silu_range = silu_range_of(gate: Cells<f32>, up: Cells<f32>, out: Cells<f32>) }
-
-#[inline(always)]
-unsafe fn silu_range_of<S: Simd>(gate: Cells<f32>, up: Cells<f32>, out: Cells<f32>) {
-    let len = out.len();
-    for i in (0..len).step_by(S::LANES) {
-        // SAFETY: all three are `len` long; `load` and `store` stay inside.
-        unsafe {
-            let g = load::<S>(gate, i, len);
-            let y = S::mul(S::mul(g, sigmoid::<S>(g)), load::<S>(up, i, len));
-            store::<S>(out, i, len, y);
-        }
-    }
-}
-
-kernel! {
-    silu_grad_range = silu_grad_range_of(
-        gate: Cells<f32>, up: Cells<f32>, dout: Cells<f32>, dgate: Cells<f32>, dup: Cells<f32>
-    )
-}
-
-#[inline(always)]
-unsafe fn silu_grad_range_of<S: Simd>(
-    gate: Cells<f32>,
-    up: Cells<f32>,
-    dout: Cells<f32>,
-    dgate: Cells<f32>,
-    dup: Cells<f32>,
-) {
-    let len = gate.len();
-    let one = S::splat(1.0);
-    for i in (0..len).step_by(S::LANES) {
-        // SAFETY: all five are `len` long; `load` and `store` stay inside.
-        unsafe {
-            let (g, u, d) = (load::<S>(gate, i, len), load::<S>(up, i, len), load::<S>(dout, i, len));
-            let s = sigmoid::<S>(g);
-            let slope = S::mul(s, S::fma(g, S::sub(one, s), one));
-            store::<S>(dgate, i, len, S::mul(S::mul(d, u), slope));
-            store::<S>(dup, i, len, S::mul(d, S::mul(g, s)));
-        }
-    }
-}
-
-#[inline(always)]
-fn sigmoid<S: Simd>(x: S::V) -> S::V {
-    let one = S::splat(1.0);
-    S::div(one, S::add(one, S::exp(S::sub(S::splat(0.0), x))))
 }
 
 /// A vector from `i`, zeros beyond `len`.

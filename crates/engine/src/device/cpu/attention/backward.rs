@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::softmax::{harden, product, scaled};
+use super::softmax::{capped, harden, product, scaled};
 use super::{Heads, KEYS, Scratch};
 use crate::device::Attention;
 use crate::device::cpu::cells::Cells;
@@ -11,7 +11,7 @@ use crate::device::cpu::gemm::{Dots, Outer, dots, outer};
 use crate::device::cpu::{Cpu, Level};
 
 #[derive(Clone, Copy)]
-struct Rows {
+struct Rows<'a> {
     q: Cells<f32>,
     k: Cells<f32>,
     v: Cells<f32>,
@@ -22,6 +22,7 @@ struct Rows {
     dk: Cells<f32>,
     dv: Cells<f32>,
     heads: Heads,
+    a: &'a Attention,
 }
 
 /// `dq`, `dk`, `dv`: threads split sequences and key heads, so that each sum runs in the order of rows.
@@ -41,7 +42,7 @@ pub(in super::super) fn backward(
     assert!([k, v, dk, dv].iter().all(|x| x.len() >= a.rows * kv_dim));
     // SAFETY: nobody writes the batch's numbers while an operation runs.
     let starts = unsafe { cpu.u32(a.starts).part(0..a.sequences + 1).read() };
-    let x = Rows { q, k, v, out, lse, dout, dq, dk, dv, heads };
+    let x = Rows { q, k, v, out, lse, dout, dq, dk, dv, heads, a };
     cpu.run(a.sequences * a.kv_heads, |level, task, scratch| {
         let (sequence, kv_head) = (task / a.kv_heads, task % a.kv_heads);
         let rows = starts[sequence] as usize..starts[sequence + 1] as usize;
@@ -60,14 +61,14 @@ pub(in super::super) fn backward(
     });
 }
 
-/// With `p = exp(q k' / sqrt(d) - lse)`: `dv += p' dout`, `ds = p (dout v' - dout out)`, `dq = ds k / sqrt(d)`,
-/// `dk += ds' q / sqrt(d)`, for some rows of the sequence that begins at row `first`.
+/// With `p = exp(cap(scale q k') - lse)`: `dv += p' dout`, `ds = p (dout v' - dout out) cap'`, `dq = scale ds k`,
+/// `dk += scale ds' q`, for some rows of the sequence that begins at row `first`.
 ///
 /// # Safety
 /// Nobody else writes this head of the sequence in dk and dv, and of the rows in dq.
 unsafe fn attend_back(
     level: Level,
-    x: Rows,
+    x: Rows<'_>,
     first: usize,
     rows: Range<usize>,
     kv_head: usize,
@@ -81,7 +82,7 @@ unsafe fn attend_back(
         (scratch.take(queries * dim), scratch.take(queries * dim), scratch.take(queries * dim));
     let (scores, grads) = (scratch.take(queries * KEYS), scratch.take(queries * KEYS));
     let deltas = scratch.take(queries);
-    x.heads.gather(x.q, rows.clone(), kv_head, x.heads.scale(), q);
+    x.heads.gather(x.q, rows.clone(), kv_head, x.a.scale, q);
     x.heads.gather(x.dout, rows.clone(), kv_head, 1.0, dout);
     // SAFETY: scratch is this thread's; all rows of the sequence up to the block's last exist; the rest is the caller's.
     unsafe {
@@ -95,8 +96,9 @@ unsafe fn attend_back(
         let lse_of = |query: usize| {
             x.lse.read()[(rows.start + query / group) * heads + kv_head * group + query % group]
         };
+        let seen = |row: usize| x.a.seen(row - first);
         let count = rows.end - first;
-        for start in (0..count).step_by(KEYS) {
+        for start in (seen(rows.start).start..count).step_by(KEYS) {
             let keys = KEYS.min(count - start);
             let at = (first + start) * stride + kv_head * dim;
             for (a, b, c) in [(q, x.k, scores), (dout, x.v, grads)] {
@@ -107,9 +109,15 @@ unsafe fn attend_back(
                 dots(level, queries, keys, t);
             }
             for query in 0..queries {
-                let seen = (rows.start + query / group + 1 - first).clamp(start, start + keys) - start;
                 let row = |x: Cells<f32>| x.rows(query..query + 1, KEYS);
-                harden(level, row(scores), row(grads), seen, lse_of(query), deltas.read()[query]);
+                if let Some(cap) = x.a.soft_cap {
+                    capped(level, row(scores).part(0..keys), cap);
+                }
+                let seen = seen(rows.start + query / group);
+                let seen = seen.start.clamp(start, start + keys) - start
+                    ..seen.end.clamp(start, start + keys) - start;
+                let cap = x.a.soft_cap.unwrap_or(f32::INFINITY);
+                harden(level, row(scores), row(grads), seen, lse_of(query), deltas.read()[query], cap);
             }
             for (a, b, c) in [(scores, dout, x.dv), (grads, q, x.dk)] {
                 let (a, b, c) = (a.ptr(), b.ptr(), c.ptr_mut().add(at));
@@ -122,7 +130,7 @@ unsafe fn attend_back(
         }
         for (i, row) in rows.enumerate() {
             let to = x.dq.part(x.heads.query(row, kv_head));
-            scaled(level, dq.part(i * group * dim..(i + 1) * group * dim), x.heads.scale(), to);
+            scaled(level, dq.part(i * group * dim..(i + 1) * group * dim), x.a.scale, to);
         }
     }
 }

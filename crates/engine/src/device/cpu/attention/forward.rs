@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::softmax::{scaled, soften};
+use super::softmax::{capped, scaled, soften};
 use super::{Heads, KEYS, Scratch, runs};
 use crate::device::Attention;
 use crate::device::cpu::cells::Cells;
@@ -13,20 +13,22 @@ use lathe_plan::BLOCK;
 
 /// Keys and values, and what is written.
 #[derive(Clone, Copy)]
-struct Rows {
+struct Rows<'a> {
     q: Cells<f32>,
     k: Cells<f32>,
     v: Cells<f32>,
     out: Cells<f32>,
     lse: Option<Cells<f32>>,
     heads: Heads,
+    a: &'a Attention,
 }
 
 /// See [`Attention`].
 pub(in super::super) fn forward(cpu: &Cpu, a: &Attention) {
     let heads = Heads { heads: a.heads, kv_heads: a.kv_heads, dim: a.head_dim };
     let lse = a.lse.map(|lse| cpu.f32(lse).part(0..a.rows * a.heads));
-    let rows = Rows { q: cpu.f32(a.q), k: cpu.f32(a.k), v: cpu.f32(a.v), out: cpu.f32(a.out), lse, heads };
+    let (q, k, v, out) = (cpu.f32(a.q), cpu.f32(a.k), cpu.f32(a.v), cpu.f32(a.out));
+    let rows = Rows { q, k, v, out, lse, heads, a };
     // SAFETY: nobody writes the batch's numbers while an operation runs.
     let (starts, positions, tables, table_starts) = unsafe {
         (
@@ -49,10 +51,11 @@ pub(in super::super) fn forward(cpu: &Cpu, a: &Attention) {
             let sequence = starts.partition_point(|&start| start as usize <= row) - 1;
             let some = row..end.min(starts[sequence + 1] as usize);
             row = some.end;
-            let count = positions[some.end - 1] as usize + 1;
+            let (lowest, count) =
+                (a.seen(positions[some.start] as usize).start, positions[some.end - 1] as usize + 1);
             let table = table_starts[sequence] as usize;
             let table = &tables[table..table + count.div_ceil(BLOCK)];
-            assert!(runs(table, 0..count).all(|(_, run)| run.end <= slots), "a page outside the cache");
+            assert!(runs(table, lowest..count).all(|(_, run)| run.end <= slots), "a page outside the cache");
             // SAFETY: the pages were checked; this task owns these heads of these rows of `out` and `lse`.
             unsafe { attend(level, rows, table, &positions[some.clone()], some, kv_head, scratch) };
         }
@@ -65,7 +68,7 @@ pub(in super::super) fn forward(cpu: &Cpu, a: &Attention) {
 /// The pages of all positions are rows of keys and values; nobody else writes what these rows and heads write.
 unsafe fn attend(
     level: Level,
-    x: Rows,
+    x: Rows<'_>,
     table: &[u32],
     positions: &[u32],
     rows: Range<usize>,
@@ -78,19 +81,20 @@ unsafe fn attend(
     let mut scratch = Scratch { rest: scratch };
     let (q, acc) = (scratch.take(queries * dim), scratch.take(queries * dim));
     let (scores, norm) = (scratch.take(queries * KEYS), scratch.take(queries * 2));
-    x.heads.gather(x.q, rows.clone(), kv_head, x.heads.scale(), q);
+    x.heads.gather(x.q, rows.clone(), kv_head, x.a.scale, q);
     // SAFETY: scratch is this thread's; the rest is the caller's.
     unsafe {
         acc.write().fill(0.0);
         // For each query the largest score so far and the sum of exponentials.
         norm.write().chunks_exact_mut(2).for_each(|n| n.copy_from_slice(&[f32::NEG_INFINITY, 0.0]));
-        let count = |row: usize| positions[row] as usize + 1;
-        for start in (0..count(rows.len() - 1)).step_by(KEYS) {
-            let end = (start + KEYS).min(count(rows.len() - 1));
+        let keys = |row: usize| x.a.seen(positions[row] as usize);
+        let (lowest, count) = (keys(0).start, keys(rows.len() - 1).end);
+        for start in (lowest / KEYS * KEYS..count).step_by(KEYS) {
+            let (first, end) = (start.max(lowest), (start + KEYS).min(count));
             for query in 0..queries {
                 scores.part(query * KEYS..query * KEYS + end - start).write().fill(0.0);
             }
-            for (position, run) in runs(table, start..end) {
+            for (position, run) in runs(table, first..end) {
                 let t = Dots {
                     k: dim,
                     a: q.ptr(),
@@ -102,14 +106,19 @@ unsafe fn attend(
                 };
                 dots(level, queries, run.len(), t);
             }
-            let seen = |row: usize| count(row).clamp(start, end);
+            let seen = |row: usize| keys(row).start.clamp(start, end)..keys(row).end.clamp(start, end);
             for query in 0..queries {
                 let some = scores.part(query * KEYS..(query + 1) * KEYS);
+                if let Some(cap) = x.a.soft_cap {
+                    capped(level, some.part(first - start..end - start), cap);
+                }
                 let (norm, acc) = (norm.rows(query..query + 1, 2), acc.rows(query..query + 1, dim));
-                soften(level, some, seen(query / group) - start, norm.write(), acc);
+                let seen = seen(query / group);
+                soften(level, some, seen.start - start..seen.end - start, norm.write(), acc);
             }
-            // The keys that all rows see together, the last ones row by row.
-            let all = seen(0);
+            // The keys up to those of the first row for all rows together (what a row does not see any more counts 0
+            // there), the last ones row by row.
+            let all = seen(0).end;
             let sum = |rows: Range<usize>, keys: Range<usize>| {
                 for (position, run) in runs(table, keys) {
                     let t = Outer {
@@ -125,8 +134,8 @@ unsafe fn attend(
                     outer(level, rows.len() * group, dim, t);
                 }
             };
-            sum(0..rows.len(), start..all);
-            (0..rows.len()).for_each(|row| sum(row..row + 1, all..seen(row)));
+            sum(0..rows.len(), first..all);
+            (0..rows.len()).for_each(|row| sum(row..row + 1, all..seen(row).end));
         }
         for (i, row) in rows.enumerate() {
             let out = x.out.part(x.heads.query(row, kv_head));

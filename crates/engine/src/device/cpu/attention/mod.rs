@@ -1,7 +1,7 @@
-//! Causal attention of a ragged batch with grouped heads, forward and backward, with the softmax taken chunk by chunk
+//! Causal attention of a ragged batch with grouped heads, windows and soft caps, forward and backward, with the softmax taken chunk by chunk
 //! (Milakov and Gimelshein, "Online normalizer calculation for softmax"; Dao et al., "FlashAttention").
 //!
-//! Chunks of [`KEYS`] keys are counted from position 0, and each score and each output is a sum of its own (see
+//! Chunks of [`KEYS`] keys are counted from position 0 and passed over where no row of a block sees them, and each score and each output is a sum of its own (see
 //! `gemm::tile`). So a row's bits depend on its position alone: prefill in any pieces, decoding and training agree.
 #![allow(unsafe_code)] // Threads write disjoint rows and heads.
 
@@ -35,10 +35,6 @@ impl Heads {
     /// Rows whose queries of one key head fit into a block.
     fn rows(self) -> usize {
         (QUERIES / self.group()).max(1)
-    }
-
-    fn scale(self) -> f32 {
-        1.0 / (self.dim as f32).sqrt()
     }
 
     /// Where a row's query heads of one key head lie, one after the other.
