@@ -34,6 +34,7 @@ fn shape() -> ModelShape {
         rope_theta: 1e6,
         rope_scaling: RopeScaling::None,
         rms_eps: 1e-6,
+        sliding_window: None,
         qkv_bias: true,
         tie_embeddings: true,
     }

@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{LENGTHS, llama, lora, model, noise, qwen, request, trained};
+use common::{LENGTHS, llama, lora, mistral, model, noise, qwen, request, trained};
 use lathe_engine::plan::{AdapterBudget, ModelShape, Precision, ServeRequest, Target, plan_serving};
 use lathe_engine::{Adapter, Emitted, Error, Generator, Sampling};
 use rstest::rstest;
@@ -82,7 +82,7 @@ fn together(shape: &ModelShape, precision: Precision, change: impl Fn(&mut Serve
 
 #[rstest]
 fn an_answer_does_not_depend_on_its_company(
-    #[values(llama(), qwen())] shape: ModelShape,
+    #[values(llama(), qwen(), mistral())] shape: ModelShape,
     #[values(Precision::F32, Precision::BF16)] precision: Precision,
 ) {
     let mut alone = Answers::new();
@@ -104,7 +104,7 @@ fn an_answer_does_not_depend_on_its_company(
 }
 
 #[rstest]
-fn with_the_cache_as_without(#[values(llama(), qwen())] shape: ModelShape) {
+fn with_the_cache_as_without(#[values(llama(), qwen(), mistral())] shape: ModelShape) {
     let cached = together(&shape, Precision::F32, |_| ());
     let mut generator = generator(&shape, Precision::F32, |_| ());
     let ids = [2, 4].map(|steps| generator.add_adapter(&adapter(&shape, steps)).unwrap());

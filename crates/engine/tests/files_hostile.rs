@@ -78,7 +78,7 @@ fn mutations(document: &[u8], mut check: impl FnMut(&[u8])) -> usize {
 
 #[rstest]
 fn a_config_with_any_value_of_another_type_is_an_answer(
-    #[values("llama-gqa", "llama-tied", "qwen2")] name: &str,
+    #[values("llama-gqa", "llama-tied", "qwen2", "mistral")] name: &str,
 ) {
     let count = mutations(&fixture(&format!("{name}/config.json")), |bytes| {
         if let Ok(config) = ModelConfig::parse(bytes, None) {

@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashMap;
 
 use common::reference::Reference;
-use common::{floats, hyper, llama, lora, noise, qwen, request, rows, trainer_of};
+use common::{floats, hyper, llama, lora, mistral, noise, qwen, request, rows, trainer_of};
 use lathe_engine::plan::{ModelShape, Precision, TrainMethod};
 use lathe_engine::{Hyper, NamedTensor, Trainer};
 use rstest::rstest;
@@ -34,7 +34,7 @@ fn check_gradients(mut reference: Reference, gradients: &[NamedTensor], shape: &
 
 #[rstest]
 fn full_gradients_are_the_finite_differences(
-    #[values(llama(), qwen())] shape: ModelShape,
+    #[values(llama(), qwen(), mistral())] shape: ModelShape,
     #[values(false, true)] recompute: bool,
 ) {
     let mut request = request(&TrainMethod::Full, Precision::F32);
@@ -71,7 +71,7 @@ fn stirred(shape: &ModelShape, method: &TrainMethod, hyper: Hyper) -> Trainer {
 }
 
 #[rstest]
-fn adapter_gradients_are_the_finite_differences(#[values(llama(), qwen())] shape: ModelShape) {
+fn adapter_gradients_are_the_finite_differences(#[values(llama(), qwen(), mistral())] shape: ModelShape) {
     let mut trainer = stirred(&shape, &lora(0.0), hyper());
     let rows = rows(&shape, &LENGTHS);
     let reference = Reference::new(&shape).with_adapter(&trainer.adapter().unwrap().unwrap());
@@ -114,7 +114,7 @@ fn the_gradient_through_dropout_is_the_slope_of_its_own_loss() {
 }
 
 #[rstest]
-fn log_probs_are_the_references(#[values(llama(), qwen())] shape: ModelShape) {
+fn log_probs_are_the_references(#[values(llama(), qwen(), mistral())] shape: ModelShape) {
     let mut trainer = trainer_of(&shape, &request(&lora(0.5), Precision::F32), hyper());
     let reference = Reference::new(&shape);
     let rows = rows(&shape, &LENGTHS);

@@ -35,7 +35,7 @@ fn log_probabilities(name: &str, precision: Precision, logits: &str) -> (Vec<f64
 
 #[rstest]
 fn logits_are_those_of_transformers(
-    #[values("llama-gqa", "llama-tied", "qwen2")] name: &str,
+    #[values("llama-gqa", "llama-tied", "qwen2", "mistral")] name: &str,
     #[values("logits", "logits_f64")] reference: &str,
 ) {
     let (ours, theirs, largest) = log_probabilities(name, Precision::F32, reference);
@@ -45,7 +45,9 @@ fn logits_are_those_of_transformers(
 }
 
 #[rstest]
-fn bf16_is_as_close_to_the_truth_as_pytorch_is(#[values("llama-gqa", "llama-tied", "qwen2")] name: &str) {
+fn bf16_is_as_close_to_the_truth_as_pytorch_is(
+    #[values("llama-gqa", "llama-tied", "qwen2", "mistral")] name: &str,
+) {
     let (ours, truth, _) = log_probabilities(name, Precision::BF16, "logits_f64");
     let (_, theirs, _) = log_probabilities(name, Precision::BF16, "logits_bf16");
     let (ours, theirs) = (rms(&ours, &truth), rms(&theirs, &truth));
@@ -109,7 +111,7 @@ fn an_adapter_of_another_base_is_refused() {
 
 #[test]
 fn the_weights_of_every_layout_are_complete() {
-    for name in ["llama-gqa", "llama-tied", "qwen2"] {
+    for name in ["llama-gqa", "llama-tied", "qwen2", "mistral"] {
         let (_, shape) = load(name, Precision::F32);
         let weights = ModelWeights::open(&folder(name)).unwrap();
         let wanted: Vec<String> = shape.tensors().into_iter().map(|tensor| tensor.name).collect();

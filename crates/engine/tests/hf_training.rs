@@ -90,7 +90,7 @@ fn apart(ours: &[NamedTensor], theirs: &Kind<'_>) -> Vec<(String, f64)> {
 
 #[rstest]
 fn every_gradient_and_every_parameter_is_pytorchs(
-    #[values("llama-gqa", "qwen2")] name: &str,
+    #[values("llama-gqa", "qwen2", "mistral")] name: &str,
     #[values("full", "lora")] method: &str,
 ) {
     let fixture = Fixture::read(name, method);
@@ -121,7 +121,7 @@ fn every_gradient_and_every_parameter_is_pytorchs(
 
 #[rstest]
 fn gradients_of_bf16_weights_are_as_close_to_the_truth_as_pytorchs(
-    #[values("llama-gqa", "qwen2")] name: &str,
+    #[values("llama-gqa", "qwen2", "mistral")] name: &str,
     #[values("full", "lora")] method: &str,
 ) {
     let fixture = Fixture::read(name, method);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::PlanError;
 
-/// The dimensions and switches of a decoder-only transformer (Llama, Qwen2), read from its `config.json`.
+/// The dimensions and switches of a decoder-only transformer (Llama, Qwen2, Mistral), read from its `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelShape {
     /// Entries of the embedding table.
@@ -27,6 +27,8 @@ pub struct ModelShape {
     pub rope_theta: f64,
     /// How the rotary frequencies are stretched for long contexts.
     pub rope_scaling: RopeScaling,
+    /// Keys that a query sees in every block, its own last (Mistral); `None`: all up to its own.
+    pub sliding_window: Option<usize>,
     /// Epsilon inside the RMS norms.
     pub rms_eps: f64,
     /// Whether the query, key and value projections have a bias (Qwen2).
@@ -85,6 +87,7 @@ impl ModelShape {
             ("head_dim", self.head_dim, 256),
             ("intermediate", self.intermediate, 1 << 20),
             ("max_position", self.max_position, 1 << 24),
+            ("sliding_window", self.sliding_window.unwrap_or(1), 1 << 24),
         ] {
             if value == 0 || value > max {
                 return Err(wrong(field, format!("between 1 and {max}"), value));

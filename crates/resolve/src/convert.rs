@@ -20,9 +20,10 @@ pub fn shape_of(model: &Model) -> Option<ModelShape> {
         max_position: size(status.context_length.unwrap_or(0))?,
         qkv_bias: shape.qkv_bias,
         tie_embeddings: shape.tie_embeddings,
-        // Frequencies and epsilons change no buffer; the worker reads its own from config.json.
+        // Frequencies, windows and epsilons change no buffer; the worker reads its own from config.json.
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::None,
+        sliding_window: None,
         rms_eps: 1e-5,
     })
 }

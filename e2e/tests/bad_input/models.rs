@@ -53,7 +53,7 @@ pub fn bad() -> Vec<Bad> {
             at("bad/mamba"),
             REFUSED,
             "UnsupportedArchitecture",
-            "config.json: architecture MambaForCausalLM is not supported; supported architectures are LlamaForCausalLM and Qwen2ForCausalLM. Next: choose a model of a supported architecture.",
+            "config.json: architecture MambaForCausalLM is not supported; supported architectures are LlamaForCausalLM, Qwen2ForCausalLM and MistralForCausalLM. Next: choose a model of a supported architecture.",
         ),
         model(
             "cut",

@@ -102,7 +102,7 @@ impl Block<'_> {
             head_dim: self.shape.head_dim,
             scale: 1.0 / (self.shape.head_dim as f32).sqrt(),
             soft_cap: None,
-            window: None,
+            window: self.shape.sliding_window,
         }
     }
 

@@ -11,7 +11,8 @@ use super::fields::{Fields, parse_json};
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 const MAX_BYTES: u64 = 1 << 20;
-const SUPPORTED: &str = "supported architectures are LlamaForCausalLM and Qwen2ForCausalLM";
+const SUPPORTED: &str =
+    "supported architectures are LlamaForCausalLM, Qwen2ForCausalLM and MistralForCausalLM";
 
 /// What is known of a model before its weights are read.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +34,8 @@ pub enum Family {
     Llama,
     /// `Qwen2ForCausalLM`: biases on query, key and value.
     Qwen2,
+    /// `MistralForCausalLM`: a sliding window in every block.
+    Mistral,
 }
 
 impl Family {
@@ -41,6 +44,7 @@ impl Family {
         match self {
             Family::Llama => "LlamaForCausalLM",
             Family::Qwen2 => "Qwen2ForCausalLM",
+            Family::Mistral => "MistralForCausalLM",
         }
     }
 }
@@ -93,7 +97,8 @@ fn family(fields: &Fields) -> Result<Family, FileError> {
     let [Value::String(name)] = architectures else {
         return Err(fields.wrong("architectures", "a list with one name"));
     };
-    [Family::Llama, Family::Qwen2].into_iter().find(|family| family.architecture() == name).ok_or_else(|| {
+    let all = [Family::Llama, Family::Qwen2, Family::Mistral];
+    all.into_iter().find(|family| family.architecture() == name).ok_or_else(|| {
         let name: String = name.chars().take(60).collect();
         let code = if fields.get("auto_map").is_some() {
             ", and its own code (`auto_map`) is never run"
@@ -109,7 +114,13 @@ fn family(fields: &Fields) -> Result<Family, FileError> {
 }
 
 fn shape(fields: &Fields, family: Family) -> Result<ModelShape, FileError> {
-    refuse_unknown_switches(fields, family)?;
+    let sliding_window = match family {
+        // As transformers has it where the file says nothing; `null` is no window.
+        Family::Mistral if !fields.has("sliding_window") => Some(4096),
+        Family::Mistral => fields.integer("sliding_window", 1..=1 << 24)?,
+        Family::Llama | Family::Qwen2 => None,
+    };
+    refuse_unknown_switches(fields, family, sliding_window)?;
     let hidden = fields.required_integer("hidden_size", 1..=1 << 17)?;
     let heads = fields.required_integer("num_attention_heads", 1..=1 << 10)?;
     let kv_heads = fields.integer("num_key_value_heads", 1..=1 << 10)?.unwrap_or(heads);
@@ -137,6 +148,7 @@ fn shape(fields: &Fields, family: Family) -> Result<ModelShape, FileError> {
         max_position: fields.required_integer("max_position_embeddings", 1..=1 << 24)?,
         rope_theta,
         rope_scaling,
+        sliding_window,
         rms_eps: fields.required_number("rms_norm_eps", 1e-12..=1.0)?,
         qkv_bias: family == Family::Qwen2,
         tie_embeddings: fields.flag("tie_word_embeddings")?,
@@ -146,22 +158,28 @@ fn shape(fields: &Fields, family: Family) -> Result<ModelShape, FileError> {
 }
 
 /// A switch that we do not know would silently give wrong numbers.
-fn refuse_unknown_switches(fields: &Fields, family: Family) -> Result<(), FileError> {
+fn refuse_unknown_switches(
+    fields: &Fields,
+    family: Family,
+    sliding_window: Option<usize>,
+) -> Result<(), FileError> {
     if fields.text("hidden_act")?.is_some_and(|name| name != "silu") {
         return Err(fields.unsupported("hidden_act", "the supported activation is silu"));
     }
     let switches: &[&str] = match family {
         Family::Llama => &["attention_bias", "mlp_bias"],
         Family::Qwen2 => &["use_sliding_window"],
+        Family::Mistral => &[],
     };
     for name in switches {
         if fields.flag(name)? {
             return Err(fields.unsupported(name, "it must be false"));
         }
     }
+    let attention = if sliding_window.is_some() { "sliding_attention" } else { "full_attention" };
     for kind in fields.list("layer_types")?.unwrap_or_default() {
-        if kind.as_str() != Some("full_attention") {
-            return Err(fields.unsupported("layer_types", "every layer must be full_attention"));
+        if kind.as_str() != Some(attention) {
+            return Err(fields.unsupported("layer_types", &format!("every layer must be {attention}")));
         }
     }
     if fields.get("quantization_config").is_some() {
@@ -269,7 +287,7 @@ mod tests {
     }
 
     #[rstest]
-    #[case("architectures", json!(["MambaForCausalLM"]), "architecture MambaForCausalLM is not supported; supported architectures are LlamaForCausalLM and Qwen2ForCausalLM")]
+    #[case("architectures", json!(["MambaForCausalLM"]), "architecture MambaForCausalLM is not supported; supported architectures are LlamaForCausalLM, Qwen2ForCausalLM and MistralForCausalLM")]
     #[case("architectures", json!("LlamaForCausalLM"), "`architectures` must be a list")]
     #[case("hidden_size", json!(-1), "`hidden_size` must be an integer from 1 to 131072 (found -1)")]
     #[case("hidden_size", json!("64"), "`hidden_size` must be an integer from 1 to 131072 (found \"64\")")]
@@ -283,6 +301,7 @@ mod tests {
     #[case("hidden_act", json!("gelu"), "`hidden_act`: \"gelu\" is not supported")]
     #[case("rope_scaling", json!({"rope_type": "yarn", "factor": 4}), "`rope_scaling.rope_type`: \"yarn\" is not supported")]
     #[case("rope_scaling", json!({"type": "linear"}), "`rope_scaling.factor` must be a number")]
+    #[case("layer_types", json!(["full_attention", "sliding_attention"]), "every layer must be full_attention")]
     #[case("eos_token_id", json!(100), "`eos_token_id` must be a token below `vocab_size` (100)")]
     #[case("quantization_config", json!({"bits": 4}), "use the model's unquantized weights")]
     fn a_wrong_field_is_named(#[case] field: &str, #[case] value: Value, #[case] says: &str) {
@@ -293,6 +312,30 @@ mod tests {
         config[field] = value;
         let error = parse(&config, None).unwrap_err().to_string();
         assert!(error.starts_with("config.json: ") && error.contains(says), "{error}");
+    }
+
+    #[test]
+    fn a_window_is_mistrals() {
+        let mut config = llama();
+        config["sliding_window"] = json!(7);
+        assert_eq!(parse(&config, None).unwrap().shape.sliding_window, None);
+        let mut without = llama();
+        for config in [&mut config, &mut without] {
+            config["architectures"] = json!(["MistralForCausalLM"]);
+        }
+        assert_eq!(parse(&without, None).unwrap().shape.sliding_window, Some(4096));
+        assert_eq!(parse(&config, None).unwrap().shape.sliding_window, Some(7));
+        config["layer_types"] = json!(["full_attention", "full_attention"]);
+        let error = parse(&config, None).unwrap_err().to_string();
+        assert!(error.contains("every layer must be sliding_attention"), "{error}");
+        config["sliding_window"] = json!(null);
+        assert_eq!(parse(&config, None).unwrap().shape.sliding_window, None);
+        config["sliding_window"] = json!(0);
+        let error = parse(&config, None).unwrap_err().to_string();
+        assert!(
+            error.contains("`sliding_window` must be an integer from 1 to 16777216 (found 0)"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -43,6 +43,7 @@ pub fn llama() -> ModelShape {
             original_max_position: 32,
         },
         rms_eps: 1e-5,
+        sliding_window: None,
         qkv_bias: false,
         tie_embeddings: false,
     }
@@ -65,6 +66,11 @@ pub fn qwen() -> ModelShape {
         tie_embeddings: true,
         ..llama()
     }
+}
+
+/// Mistral: a window that is shorter than most rows.
+pub fn mistral() -> ModelShape {
+    ModelShape { rope_scaling: RopeScaling::None, sliding_window: Some(7), ..llama() }
 }
 
 /// Weights far from their usual beginnings, so that every gradient is felt.

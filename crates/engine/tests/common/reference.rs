@@ -101,6 +101,8 @@ impl Reference {
     }
 
     fn attend(&self, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
+        let first = self.shape.sliding_window.map_or(0, |window| keys.len().saturating_sub(window));
+        let (keys, values) = (&keys[first..], &values[first..]);
         let (width, group) = (self.shape.head_dim, self.shape.heads / self.shape.kv_heads);
         let mut out = Vec::new();
         for (head, q) in q.chunks(width).enumerate() {

@@ -48,6 +48,7 @@ pub fn demo() -> Result<Model> {
         rope_theta: real("rope_theta")?,
         rope_scaling: RopeScaling::None,
         rms_eps: real("rms_norm_eps")?,
+        sliding_window: None,
         qkv_bias: false,
         tie_embeddings: config["tie_word_embeddings"] == true,
     };
@@ -68,6 +69,7 @@ pub fn q05() -> ModelShape {
         rope_theta: 1e6,
         rope_scaling: RopeScaling::None,
         rms_eps: 1e-6,
+        sliding_window: None,
         qkv_bias: true,
         tie_embeddings: true,
     }

@@ -41,6 +41,7 @@ fn shape() -> ModelShape {
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::None,
         rms_eps: 1e-5,
+        sliding_window: None,
         qkv_bias: false,
         tie_embeddings: false,
     }

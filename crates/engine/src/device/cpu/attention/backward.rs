@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::softmax::{capped, harden, product, scaled};
-use super::{Heads, KEYS, Scratch};
+use super::{Heads, KEYS, Scratch, within};
 use crate::device::Attention;
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::gemm::{Dots, Outer, dots, outer};
@@ -113,9 +113,7 @@ unsafe fn attend_back(
                 if let Some(cap) = x.a.soft_cap {
                     capped(level, row(scores).part(0..keys), cap);
                 }
-                let seen = seen(rows.start + query / group);
-                let seen = seen.start.clamp(start, start + keys) - start
-                    ..seen.end.clamp(start, start + keys) - start;
+                let seen = within(seen(rows.start + query / group), &(start..start + keys));
                 let cap = x.a.soft_cap.unwrap_or(f32::INFINITY);
                 harden(level, row(scores), row(grads), seen, lse_of(query), deltas.read()[query], cap);
             }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::softmax::{capped, scaled, soften};
-use super::{Heads, KEYS, Scratch, runs};
+use super::{Heads, KEYS, Scratch, runs, within};
 use crate::device::Attention;
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::gemm::{Dots, Outer, dots, outer};
@@ -51,11 +51,11 @@ pub(in super::super) fn forward(cpu: &Cpu, a: &Attention) {
             let sequence = starts.partition_point(|&start| start as usize <= row) - 1;
             let some = row..end.min(starts[sequence + 1] as usize);
             row = some.end;
-            let (lowest, count) =
-                (a.seen(positions[some.start] as usize).start, positions[some.end - 1] as usize + 1);
+            let [lowest, last] = [some.start, some.end - 1].map(|row| a.seen(positions[row] as usize));
+            let keys = lowest.start..last.end;
             let table = table_starts[sequence] as usize;
-            let table = &tables[table..table + count.div_ceil(BLOCK)];
-            assert!(runs(table, lowest..count).all(|(_, run)| run.end <= slots), "a page outside the cache");
+            let table = &tables[table..table + keys.end.div_ceil(BLOCK)];
+            assert!(runs(table, keys).all(|(_, run)| run.end <= slots), "a page outside the cache");
             // SAFETY: the pages were checked; this task owns these heads of these rows of `out` and `lse`.
             unsafe { attend(level, rows, table, &positions[some.clone()], some, kv_head, scratch) };
         }
@@ -106,19 +106,18 @@ unsafe fn attend(
                 };
                 dots(level, queries, run.len(), t);
             }
-            let seen = |row: usize| keys(row).start.clamp(start, end)..keys(row).end.clamp(start, end);
+            let seen = |row: usize| within(keys(row), &(start..end));
             for query in 0..queries {
                 let some = scores.part(query * KEYS..(query + 1) * KEYS);
                 if let Some(cap) = x.a.soft_cap {
                     capped(level, some.part(first - start..end - start), cap);
                 }
                 let (norm, acc) = (norm.rows(query..query + 1, 2), acc.rows(query..query + 1, dim));
-                let seen = seen(query / group);
-                soften(level, some, seen.start - start..seen.end - start, norm.write(), acc);
+                soften(level, some, seen(query / group), norm.write(), acc);
             }
             // The keys up to those of the first row for all rows together (what a row does not see any more counts 0
             // there), the last ones row by row.
-            let all = seen(0).end;
+            let all = start + seen(0).end;
             let sum = |rows: Range<usize>, keys: Range<usize>| {
                 for (position, run) in runs(table, keys) {
                     let t = Outer {
@@ -135,7 +134,7 @@ unsafe fn attend(
                 }
             };
             sum(0..rows.len(), first..all);
-            (0..rows.len()).for_each(|row| sum(row..row + 1, all..seen(row).end));
+            (0..rows.len()).for_each(|row| sum(row..row + 1, all..start + seen(row).end));
         }
         for (i, row) in rows.enumerate() {
             let out = x.out.part(x.heads.query(row, kv_head));

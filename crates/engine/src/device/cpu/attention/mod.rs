@@ -1,8 +1,10 @@
-//! Causal attention of a ragged batch with grouped heads, windows and soft caps, forward and backward, with the softmax taken chunk by chunk
-//! (Milakov and Gimelshein, "Online normalizer calculation for softmax"; Dao et al., "FlashAttention").
+//! Causal attention of a ragged batch with grouped heads, windows and soft caps, forward and backward, with the softmax
+//! taken chunk by chunk (Milakov and Gimelshein, "Online normalizer calculation for softmax"; Dao et al.,
+//! "FlashAttention").
 //!
-//! Chunks of [`KEYS`] keys are counted from position 0 and passed over where no row of a block sees them, and each score and each output is a sum of its own (see
+//! Chunks of [`KEYS`] keys are counted from position 0, and each score and each output is a sum of its own (see
 //! `gemm::tile`). So a row's bits depend on its position alone: prefill in any pieces, decoding and training agree.
+//! Chunks that no row of a block sees cost nothing.
 #![allow(unsafe_code)] // Threads write disjoint rows and heads.
 
 mod backward;
@@ -89,6 +91,12 @@ fn runs(table: &[u32], positions: Range<usize>) -> impl Iterator<Item = (usize, 
         next = next.min(positions.end);
         Some((from, first..first + next - from))
     })
+}
+
+/// Which keys of a chunk are among `keys`, counted from the chunk's first.
+fn within(keys: Range<usize>, chunk: &Range<usize>) -> Range<usize> {
+    let at = |position: usize| position.clamp(chunk.start, chunk.end) - chunk.start;
+    at(keys.start)..at(keys.end)
 }
 
 #[cfg(test)]
