@@ -92,7 +92,7 @@ unsafe fn glu_grad_of<S: Simd>(
 }
 
 /// `2 sqrt(2 / pi)`.
-const GELU: f32 = 1.595_769_1;
+const GELU: f32 = 1.595_769;
 const GELU_CUBE: f32 = 0.044_715;
 /// Beyond it GELU is 0 or `x`, and a cube stays finite.
 const GELU_END: f32 = 16.0;

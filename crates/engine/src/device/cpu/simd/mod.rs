@@ -147,7 +147,7 @@ pub(super) trait Simd: Copy {
             p = Self::fma(p, x2, Self::splat(c));
         }
         let mut q = Self::splat(1.198_258_4e-6);
-        for c in [1.185_347_1e-4, 2.268_434_6e-3, 4.893_525_2e-3] {
+        for c in [1.185_347_1e-4, 2.268_434_6e-3, 4.893_525e-3] {
             q = Self::fma(q, x2, Self::splat(c));
         }
         Self::div(Self::mul(x, p), q)
