@@ -120,7 +120,7 @@ impl Bench {
         let planned = plan_training(&model.shape, &request)?.totals.total();
         let Effort { warm_up, stretches, steps, .. } = effort;
         // Some more, so that the last one that counts is not the end.
-        let task = train_task(method, precision, warm_up + stretches * steps + 1000);
+        let task = train_task(method, precision, (STEP_ROWS, ROW), warm_up + stretches * steps + 1000);
         let mut worker = Worker::start(&self.program, &folder, model, "train", &task)?;
         let report = format!("http://{}/v1/report", worker.address("controlAddr")?);
         let mut usage = None;
@@ -166,8 +166,13 @@ impl Bench {
         };
         let planned = plan_serving(&model.shape, &request)?.totals.total();
         let started = Instant::now();
-        let mut worker =
-            Worker::start(&self.program, &folder, model, "serve", &serve_task(precision, context))?;
+        let mut worker = Worker::start(
+            &self.program,
+            &folder,
+            model,
+            "serve",
+            &serve_task(precision, context, SEQUENCES, context * SEQUENCES),
+        )?;
         let ready = worker.ready(started)?;
         let address = worker.address("serveAddr")?;
         let process = &worker.process;
@@ -253,12 +258,13 @@ fn held(model: &Model, what: &'static str, precision: Precision, planned: u64, m
     Held { model: model.name, what, precision, planned, own: memory.own, resident: memory.resident }
 }
 
-fn threads() -> usize {
+/// Cores that this process may use.
+pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Tokens that differ from prompt to prompt, so that nothing can be reused.
-fn prompt(vocab: usize, tokens: usize, number: usize) -> Vec<u32> {
+pub fn prompt(vocab: usize, tokens: usize, number: usize) -> Vec<u32> {
     (0..tokens).map(|at| 5 + ((at * 31 + number * 977 + at * number) % (vocab - 5)) as u32).collect()
 }
 
@@ -271,7 +277,13 @@ fn stored(precision: Precision) -> &'static str {
     }
 }
 
-fn train_task(method: &TrainMethod, precision: Precision, steps: i64) -> Value {
+/// The contract's task: steps of so many rows of so many tokens.
+pub fn train_task(
+    method: &TrainMethod,
+    precision: Precision,
+    (rows, length): (usize, usize),
+    steps: i64,
+) -> Value {
     let at = |name: &str| json!({"uri": format!("pvc://work/{name}")});
     let method = match method {
         TrainMethod::Full => json!({"full": {}}),
@@ -288,7 +300,7 @@ fn train_task(method: &TrainMethod, precision: Precision, steps: i64) -> Value {
         "method": method,
         "training": {
             "steps": steps, "learningRate": 1e-4, "schedule": "Constant", "warmup": 0.0,
-            "batchTokens": ROW * STEP_ROWS, "microBatchTokens": ROW * STEP_ROWS, "sequenceLength": ROW,
+            "batchTokens": rows * length, "microBatchTokens": rows * length, "sequenceLength": length,
             "weightDecay": 0.0, "maxGradNorm": 1.0, "seed": 1,
         },
         "checkpoint": {"intervalSeconds": 86_400, "keep": 1, "destination": at("checkpoints")},
@@ -297,12 +309,13 @@ fn train_task(method: &TrainMethod, precision: Precision, steps: i64) -> Value {
     })
 }
 
-fn serve_task(precision: Precision, context: usize) -> Value {
+/// The contract's task.
+pub fn serve_task(precision: Precision, context: usize, sequences: usize, cache_tokens: usize) -> Value {
     json!({
         "modelId": "bench",
         "model": {"name": "bench", "source": {"uri": "pvc://model/"}},
-        "weights": stored(precision), "contextLength": context, "maxSequences": SEQUENCES,
-        "maxWaiting": SEQUENCES, "cacheTokens": context * SEQUENCES, "direct": true, "drainSeconds": 5,
+        "weights": stored(precision), "contextLength": context, "maxSequences": sequences,
+        "maxWaiting": sequences, "cacheTokens": cache_tokens, "direct": true, "drainSeconds": 5,
         // What the plan beside it counts: the spare ones alone.
         "adapterRoom": {"slots": 0, "rank": SPARE_RANK},
     })

@@ -7,7 +7,7 @@ mod machine;
 mod models;
 mod operator;
 mod page;
-mod peer;
+mod peers;
 mod process;
 mod profile;
 mod report;
@@ -19,7 +19,7 @@ mod worker;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use lathe_plan::{Precision, TrainMethod};
 use serde_json::{Value, json};
@@ -30,24 +30,26 @@ use engine::{Bench, Effort, Held, Row, lora};
 use limits::Limits;
 use machine::Machine;
 use models::Model;
-use peer::Peer;
 use table::Table;
 
 /// Measure speed and memory, of the engine and of the operator.
 #[derive(clap::Args)]
 pub struct Args {
     /// This part alone.
-    #[arg(long, value_enum)]
-    only: Option<Part>,
+    #[arg(value_enum)]
+    part: Option<Part>,
     /// Fewer and shorter runs: for a look, not for a page.
     #[arg(long)]
     quick: bool,
-    /// The same work by torch, transformers and peft too (installs them once).
-    #[arg(long)]
+    /// Of the engine, instead: the same work by torch, llama.cpp and OpenVINO too (installs them once).
+    #[arg(long, requires = "part")]
     peers: bool,
+    /// Rounds beside the peers (5; with --quick 1).
+    #[arg(long, value_name = "N", requires = "peers", value_parser = clap::value_parser!(u8).range(1..))]
+    rounds: Option<u8>,
     /// Instead, where the time of each operation of a model of half a billion goes, with its share of the limit that binds it,
     /// and traces for Perfetto.
-    #[arg(long, conflicts_with_all = ["only", "quick", "peers", "json", "write"])]
+    #[arg(long, conflicts_with_all = ["part", "quick", "peers", "json", "write"])]
     profile: bool,
     /// Write every figure as JSON.
     #[arg(long, value_name = "FILE")]
@@ -82,17 +84,23 @@ pub fn run(args: &Args) -> Result<()> {
     if args.profile {
         return profile::run();
     }
+    ensure!(
+        !args.peers || args.part == Some(Part::Engine),
+        "--peers goes with the engine: cargo xtask bench engine --peers"
+    );
     let parts =
-        [Part::Engine, Part::Operator].into_iter().filter(|part| args.only.is_none_or(|only| only == *part));
+        [Part::Engine, Part::Operator].into_iter().filter(|part| args.part.is_none_or(|only| only == *part));
     let machine = Machine::here();
     ui::heading(&format!("{}, {} cores, {}", machine.processor, machine.cores, machine.features.join(" ")));
     let minutes = |part| match (part, args.quick) {
+        (Part::Engine, true) if args.peers => 20,
+        (Part::Engine, false) if args.peers => 90,
         (Part::Engine, true) => 5,
         (Part::Engine, false) => 15,
         (Part::Operator, true) => 2,
         (Part::Operator, false) => 8,
     };
-    let total: u32 = parts.clone().map(minutes).sum::<u32>() + if args.peers { 8 } else { 0 };
+    let total: u32 = parts.clone().map(minutes).sum();
     ui::heading(&format!("about {total} minutes on 2 cores, and up to 10 more where nothing is built yet"));
     let step = ui::step("build lathe-worker, lathe-operator");
     step.expect("up to 10 minutes from scratch on 2 cores");
@@ -104,6 +112,9 @@ pub fn run(args: &Args) -> Result<()> {
     for part in parts {
         let load = machine::load();
         let mut found = match part {
+            Part::Engine if args.peers => {
+                peers::run(worker.clone(), args.quick, args.rounds.map(usize::from))?
+            }
             Part::Engine => engine_part(&worker, args)?,
             Part::Operator => operator::run(&operator, args.quick)?,
         };
@@ -130,10 +141,8 @@ fn engine_part(worker: &Path, args: &Args) -> Result<Found> {
     // One name: what a run that was stopped has left is emptied by the next.
     let scratch = worker::empty_folder(&cache, "engine")?;
     let bench = Bench { program: worker.to_path_buf(), scratch };
-    let mut engine =
-        Engine { limits: Limits::build()?, rows: Vec::new(), held: Vec::new(), peers: Vec::new() };
+    let mut engine = Engine { limits: Limits::build()?, rows: Vec::new(), held: Vec::new() };
     let measured = engine.measure(&bench, args);
-    // The model in it is a gigabyte.
     let folder = bench.scratch.display();
     let cleaned = fs::remove_dir_all(&bench.scratch).with_context(|| format!("cannot remove {folder}"));
     let found = engine.found();
@@ -150,52 +159,36 @@ struct Engine {
     limits: Limits,
     rows: Vec<Row>,
     held: Vec<Held>,
-    peers: Vec<Peer>,
 }
 
 impl Engine {
     fn measure(&mut self, bench: &Bench, args: &Args) -> Result<()> {
         let step = ui::step("random weights in the shape of a model of half a billion");
-        let q05 = models::random(&bench.scratch.join("q05"))?;
+        let q05 = models::random("Q05", models::q05(), &paths::cache()?.join("bench/models/Q05"))?;
         step.done("");
         let demo = models::demo()?;
-        let python = args.peers.then(peer::python).transpose()?;
         let (few, many) = efforts(args.quick);
         self.limit()?;
         self.train(bench, &demo, &TrainMethod::Full, Precision::F32, many)?;
         self.train(bench, &demo, &lora(), Precision::F32, many)?;
         self.serve(bench, &demo, Precision::F32, many)?;
-        // The peer's turn comes at once after ours: what else the machine does changes from minute to minute.
         let both = [Precision::BF16, Precision::F32];
         for precision in both {
             self.limit()?;
             self.train(bench, &q05, &lora(), precision, few)?;
         }
-        if let Some(python) = &python {
-            self.peer(bench, python, &q05, Precision::F32, "train", few)?;
-        }
         for precision in [Precision::BF16, Precision::F32, Precision::Int8, Precision::Int4] {
             self.limit()?;
             self.serve(bench, &q05, precision, few)?;
-        }
-        if let Some(python) = &python {
-            self.peer(bench, python, &q05, Precision::F32, "prefill,decode", few)?;
-            // Without instructions for bf16, torch takes minutes for a step of it.
-            let [clock, _] = self.limits.ceilings()?;
-            let work = if clock.bf16 > clock.f32 { "train,prefill,decode" } else { "decode" };
-            self.peer(bench, python, &q05, Precision::BF16, work, few)?;
         }
         self.limit()
     }
 
     fn found(&self) -> Result<Found> {
-        let Self { limits, rows, held, peers } = self;
+        let Self { limits, rows, held } = self;
         let ceilings = limits.ceilings()?;
-        let mut tables = vec![limits.table(), report::speed(rows, &ceilings)?, report::memory(held)];
-        if !peers.is_empty() {
-            tables.push(peer::table(rows, peers));
-        }
-        let figures = json!({"limits": ceilings, "speed": rows, "memory": held, "peers": peers});
+        let tables = vec![limits.table(), report::speed(rows, &ceilings)?, report::memory(held)];
+        let figures = json!({"limits": ceilings, "speed": rows, "memory": held});
         Ok(Found { part: "engine", tables, figures, loads: [0.0, machine::load()] })
     }
 
@@ -223,25 +216,6 @@ impl Engine {
         step.done(&shown.join("; "));
         self.rows.extend(found);
         self.held.push(memory);
-        Ok(())
-    }
-
-    fn peer(
-        &mut self,
-        bench: &Bench,
-        python: &str,
-        model: &Model,
-        precision: Precision,
-        work: &str,
-        effort: Effort,
-    ) -> Result<()> {
-        self.limit()?;
-        let step = ui::step(format!("torch, {precision:?}: {work}"));
-        let found = peer::run(python, &bench.scratch, model, precision, work, effort)?;
-        let shown: Vec<String> =
-            found.iter().map(|peer| format!("{} {}", peer.what, peer.rate.shown())).collect();
-        step.done(&shown.join("; "));
-        self.peers.extend(found);
         Ok(())
     }
 

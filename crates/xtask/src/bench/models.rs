@@ -1,4 +1,4 @@
-//! The models that are measured: the committed demo model, and one of random weights in a real one's shape.
+//! The models that are measured: the committed demo model, and those of random weights in real ones' shapes.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -75,43 +75,114 @@ pub fn q05() -> ModelShape {
     }
 }
 
-/// Writes a bf16 model of random weights in that shape. Its tokenizer is the demo model's, with a name for every further
-/// entry of the vocabulary, so that every token that comes out is a text.
+/// The shape of Llama-3.2-1B: 1236 M parameters, stretched rotary frequencies.
+pub fn l1b() -> ModelShape {
+    ModelShape {
+        vocab: 128_256,
+        hidden: 2048,
+        layers: 16,
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 64,
+        intermediate: 8192,
+        max_position: 131_072,
+        rope_theta: 5e5,
+        rope_scaling: RopeScaling::Llama3 {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position: 8192,
+        },
+        rms_eps: 1e-5,
+        qkv_bias: false,
+        tie_embeddings: true,
+    }
+}
+
+/// Writes a bf16 model of random weights in that shape, with a tokenizer of as many entries.
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn random(folder: &Path) -> Result<Model> {
-    let shape = q05();
+pub fn random(name: &'static str, shape: ModelShape, folder: &Path) -> Result<Model> {
+    let model = Model { name, folder: folder.to_path_buf(), shape };
+    let shape = &model.shape;
+    // Made last: with it the model is whole.
+    let made = folder.join("made");
+    if made.is_file() {
+        return Ok(model);
+    }
     fs::create_dir_all(folder)?;
     let json = |name: &str, value: &Value| -> Result<()> {
         Ok(fs::write(folder.join(name), serde_json::to_vec(value)?)?)
     };
-    json("config.json", &config(&shape))?;
+    json("config.json", &config(shape))?;
     json("generation_config.json", &json!({"eos_token_id": 1, "pad_token_id": 0}))?;
     let demo = paths::quickstart_volume().join("model");
-    fs::copy(demo.join("tokenizer_config.json"), folder.join("tokenizer_config.json"))?;
-    let mut tokenizer: Value = serde_json::from_slice(&fs::read(demo.join("tokenizer.json"))?)?;
-    let vocab = tokenizer["model"]["vocab"]
-        .as_object_mut()
-        .context("the demo model's tokenizer.json has no vocabulary")?;
-    let named = vocab.values().filter_map(Value::as_u64).max().map_or(0, |largest| largest as usize + 1);
-    for id in named..shape.vocab {
-        vocab.insert(format!("t{id}"), id.into());
-    }
+    let read = |name: &str| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(demo.join(name))?)?) };
+    let mut about = read("tokenizer_config.json")?;
+    about["model_max_length"] = shape.max_position.into();
+    json("tokenizer_config.json", &about)?;
+    let mut tokenizer = read("tokenizer.json")?;
+    enlarge(&mut tokenizer, shape.vocab)?;
     json("tokenizer.json", &tokenizer)?;
     weights(&folder.join("model.safetensors"), &shape.tensors())?;
-    Ok(Model { name: "Q05", folder: folder.to_path_buf(), shape })
+    fs::write(made, "")?;
+    Ok(model)
+}
+
+/// Gives a byte-level BPE tokenizer as many entries as a real one has, so that reading it takes as long: merges of its own
+/// entries of two letters each with a further letter, then of what these made. All of them are plain letters.
+fn enlarge(tokenizer: &mut Value, entries: usize) -> Result<()> {
+    let model = &mut tokenizer["model"];
+    let lacking = "the demo model's tokenizer.json has no vocabulary or merges";
+    let vocab = model["vocab"].as_object().context(lacking)?;
+    let mut vocab: Map<String, Value> = vocab.clone();
+    let mut merges = model["merges"].as_array().context(lacking)?.clone();
+    let letters: Vec<String> = ('a'..='z').chain('A'..='Z').chain('0'..='9').map(String::from).collect();
+    let mut stems = letters.clone();
+    'full: loop {
+        let mut longer = Vec::with_capacity(stems.len() * letters.len());
+        for stem in &stems {
+            for letter in &letters {
+                if vocab.len() == entries {
+                    break 'full;
+                }
+                let word = format!("{stem}{letter}");
+                if !vocab.contains_key(&word) {
+                    vocab.insert(word.clone(), vocab.len().into());
+                    merges.push(json!([stem, letter]));
+                }
+                longer.push(word);
+            }
+        }
+        stems = longer;
+    }
+    model["vocab"] = vocab.into();
+    model["merges"] = merges.into();
+    Ok(())
 }
 
 fn config(shape: &ModelShape) -> Value {
-    json!({
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "dtype": "bfloat16", "hidden_act": "silu",
+    // Qwen2 is the family with biases.
+    let (architecture, family) =
+        if shape.qkv_bias { ("Qwen2ForCausalLM", "qwen2") } else { ("LlamaForCausalLM", "llama") };
+    let mut config = json!({
+        "architectures": [architecture], "model_type": family, "dtype": "bfloat16", "hidden_act": "silu",
         "vocab_size": shape.vocab, "hidden_size": shape.hidden, "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "head_dim": shape.head_dim,
         "num_key_value_heads": shape.kv_heads, "max_position_embeddings": shape.max_position,
         "rope_theta": shape.rope_theta, "rms_norm_eps": shape.rms_eps, "tie_word_embeddings": shape.tie_embeddings,
         "use_sliding_window": false, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0,
-    })
+    });
+    if let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } =
+        shape.rope_scaling
+    {
+        config["rope_scaling"] = json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor, "original_max_position_embeddings": original_max_position,
+        });
+    }
+    config
 }
 
 /// All tensors in bf16: norms are 1, all else is normal with a deviation of 0.02, from a fixed seed. The numbers repeat
@@ -197,6 +268,21 @@ mod tests {
         let deviation = (some.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 1e4).sqrt();
         assert!(mean.abs() < 1e-3 && (deviation - 0.02).abs() < 1e-3, "{mean} {deviation}");
         assert_eq!(pool.len() / 2 % 2, 1);
+    }
+
+    #[test]
+    fn a_tokenizer_has_as_many_entries_as_the_shape_and_a_merge_for_each_new_one() -> Result<()> {
+        let file = paths::quickstart_volume().join("model/tokenizer.json");
+        let mut tokenizer: Value = serde_json::from_slice(&fs::read(file)?)?;
+        let count = |tokenizer: &Value| tokenizer["model"]["merges"].as_array().map_or(0, Vec::len);
+        let before = (tokenizer["model"]["vocab"].as_object().map_or(0, Map::len), count(&tokenizer));
+        enlarge(&mut tokenizer, 128_256)?;
+        let vocab = tokenizer["model"]["vocab"].as_object().context("a vocabulary")?;
+        let mut ids: Vec<u64> = vocab.values().filter_map(Value::as_u64).collect();
+        ids.sort_unstable();
+        assert!(ids.into_iter().eq(0..128_256));
+        assert_eq!(count(&tokenizer) - before.1, 128_256 - before.0);
+        Ok(())
     }
 
     #[test]

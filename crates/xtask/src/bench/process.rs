@@ -1,6 +1,7 @@
 //! A program that is watched while it runs: its memory, its processor time.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -48,9 +49,21 @@ impl Watched {
     /// # Errors
     /// It cannot be started.
     pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
+        Self::start_with(command, log, Stdio::null())
+    }
+
+    /// As [`Watched::start`], and listens to [`Watched::tell`].
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_listening(command: &mut Command, log: &Path) -> Result<Self> {
+        Self::start_with(command, log, Stdio::piped())
+    }
+
+    fn start_with(command: &mut Command, log: &Path, stdin: Stdio) -> Result<Self> {
         let said = File::create(log)?;
         let child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(said.try_clone()?)
             .stderr(said)
             .spawn()
@@ -67,6 +80,21 @@ impl Watched {
             }
         });
         Ok(Self { child, log: log.to_path_buf(), peaks, watcher: Some(watcher) })
+    }
+
+    /// Writes a line to its stdin.
+    ///
+    /// # Errors
+    /// It has ended; the text has its last words.
+    pub fn tell(&mut self, line: &str) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().context("this program does not listen")?;
+        let told = writeln!(stdin, "{line}").and_then(|()| stdin.flush());
+        told.with_context(|| format!("the program does not listen any more:\n{}", self.last_words()))
+    }
+
+    /// The file of what it says.
+    pub fn log(&self) -> PathBuf {
+        self.log.clone()
     }
 
     /// The most that it has held until now.
@@ -110,24 +138,6 @@ impl Watched {
                 bail!("{what}: nothing after {} s:\n{}", patience.as_secs(), self.last_words());
             }
             sleep(LOOK);
-        }
-    }
-
-    /// Waits until it has done its work.
-    ///
-    /// # Errors
-    /// It fails, or the time is over before; the text has its last words.
-    pub fn finish(&mut self, what: &str, patience: Duration) -> Result<()> {
-        let started = Instant::now();
-        loop {
-            match self.ended()? {
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => bail!("{what}: the program ended with {status}:\n{}", self.last_words()),
-                None if started.elapsed() > patience => {
-                    bail!("{what}: not done after {} s:\n{}", patience.as_secs(), self.last_words())
-                }
-                None => sleep(LOOK),
-            }
         }
     }
 

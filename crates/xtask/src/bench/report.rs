@@ -53,7 +53,7 @@ pub fn speed(rows: &[Row], [clock, processor]: &Ceilings) -> Result<Table> {
 }
 
 /// How tables call it.
-fn short(precision: Precision) -> &'static str {
+pub fn short(precision: Precision) -> &'static str {
     match precision {
         Precision::F32 => "f32",
         Precision::BF16 => "bf16",

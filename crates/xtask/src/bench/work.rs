@@ -23,6 +23,11 @@ pub fn decode_bytes(shape: &ModelShape, precision: Precision) -> f64 {
     (shape.parameters() as f64 - looked_up as f64) * precision.bytes_per_weight()
 }
 
+/// Bytes of keys and values, in bf16, that one decoding step reads of one sequence of `context` tokens.
+pub fn cache_bytes(shape: &ModelShape, context: usize) -> f64 {
+    (2 * 2 * shape.layers * shape.kv_dim() * context) as f64
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::models::q05;
@@ -41,6 +46,11 @@ mod tests {
         close(prefill_flops(&shape, 512), 2.0 * 357.9e6 + 2.0 * 512.0 * 896.0 * 24.0);
         close(decode_bytes(&shape, Precision::BF16), 0.988e9);
         close(decode_bytes(&shape, Precision::F32), 1.976e9);
+    }
+
+    #[test]
+    fn a_tokens_keys_and_values_are_two_numbers_of_two_bytes_for_each_layer_and_head() {
+        close(cache_bytes(&q05(), 8192), 8192.0 * 24.0 * 2.0 * 128.0 * 2.0);
     }
 
     #[test]
