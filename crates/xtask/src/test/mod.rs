@@ -122,18 +122,22 @@ fn engine(programs: &[TestProgram]) -> Result<()> {
     run_all(programs.iter().filter(|program| program.package == "lathe-worker"), &[], &[])
 }
 
-/// The reference implementations that tests compare with.
-fn python() -> Result<()> {
+/// The interpreter with the reference implementations that tests compare with, installed where need be.
+///
+/// # Errors
+/// They cannot be had; the text says what lacks.
+pub fn python() -> Result<String> {
     toolchain::packages(&[("python3", "python3"), ("readelf", "binutils"), ("cc", "gcc")])?;
     if command::run(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_err() {
         toolchain::packages(&[("/usr/lib/python3.11/ensurepip/__init__.py", "python3-venv")])?;
     }
     let step = ui::step("Python reference packages");
     step.expect("about 5 minutes the first time");
-    let python =
+    let said =
         command::run(Command::new("python3").arg("tests/python/setup.py").current_dir(paths::repository()))?;
-    step.done(python.lines().last().unwrap_or_default());
-    Ok(())
+    let python = said.lines().last().unwrap_or_default();
+    step.done(python);
+    Ok(python.to_owned())
 }
 
 fn cargo(args: &[&str]) -> Result<()> {

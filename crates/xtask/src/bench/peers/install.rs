@@ -5,13 +5,15 @@ use std::process::Command;
 use anyhow::{Result, anyhow};
 
 use super::contestant::Contestant;
-use crate::{command, paths, ui};
+use crate::{command, paths, test, toolchain, ui};
 
-/// What a peer needs beside torch and transformers: its packages, their modules, how long it takes.
+/// What a peer needs beside torch and transformers: its packages, their modules, programs (and Debian's packages
+/// of them) to build with, how long it takes.
 struct Needs {
     contestant: Contestant,
     packages: &'static [&'static str],
     modules: &'static str,
+    programs: &'static [(&'static str, &'static str)],
     takes: &'static str,
 }
 
@@ -20,12 +22,14 @@ const NEEDS: [Needs; 2] = [
         contestant: Contestant::LlamaCpp,
         packages: &["llama-cpp-python==0.3.36", "gguf==0.19.0"],
         modules: "llama_cpp, gguf",
+        programs: &[("c++", "g++")],
         takes: "built from source by a C++ compiler: about 6 minutes on 2 cores, once",
     },
     Needs {
         contestant: Contestant::OpenVino,
         packages: &["openvino-genai==2026.4.1.0", "gguf==0.19.0"],
         modules: "openvino_genai, gguf",
+        programs: &[],
         takes: "about 100 MB, once",
     },
 ];
@@ -42,12 +46,7 @@ impl Python {
     /// # Errors
     /// torch and transformers cannot be had. What else fails is kept to be told.
     pub fn prepare() -> Result<Self> {
-        let step = ui::step("torch, transformers, peft");
-        step.expect("a few minutes, once");
-        let mut setup = Command::new("python3");
-        let said = command::run(setup.arg("tests/python/setup.py").current_dir(paths::repository()))?;
-        let interpreter = said.lines().last().unwrap_or_default().to_owned();
-        step.done("");
+        let interpreter = test::python()?;
         let mut lacks = Vec::new();
         for needs in &NEEDS {
             let step = ui::step(needs.packages.join(" "));
@@ -90,6 +89,7 @@ fn install(python: &str, needs: &Needs) -> Result<()> {
     if there().is_ok() {
         return Ok(());
     }
+    toolchain::packages(needs.programs)?;
     let mut pip = Command::new(python);
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint"]);
     pip.arg(paths::repository().join("tests/python/requirements.txt")).args(needs.packages);
