@@ -99,4 +99,12 @@ impl Session {
             Self::Peer(driver) => driver.measure(task),
         }
     }
+
+    /// Whether it still answers, after what it could not do.
+    pub fn answers(&self) -> bool {
+        match self {
+            Self::Ours(_) => true,
+            Self::Peer(driver) => driver.answers(),
+        }
+    }
 }

@@ -16,14 +16,16 @@ use super::task::{Task, Unit};
 use crate::paths;
 
 /// For one piece of work, the files that it needs and the first compilation of it included.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The process.
 pub struct Driver {
     process: Watched,
     started: Instant,
     imports: f64,
+    /// Lines until now: the first of the imports, then one for each piece of work.
     answered: usize,
+    asked: usize,
 }
 
 impl Driver {
@@ -48,7 +50,8 @@ impl Driver {
             .arg(&model.folder)
             .args([precision, &threads().to_string()])
             .envs([("TRANSFORMERS_OFFLINE", "1"), ("TRANSFORMERS_VERBOSITY", "error")])
-            .env("PYTHONDONTWRITEBYTECODE", "1");
+            // A pool of compilers would import torch once more in each of its processes.
+            .envs([("PYTHONDONTWRITEBYTECODE", "1"), ("TORCHINDUCTOR_COMPILE_THREADS", "1")]);
         let started = Instant::now();
         let log = ground.scratch.join(format!("{}.log", peer.key()));
         let mut driver = Self {
@@ -56,6 +59,7 @@ impl Driver {
             started,
             imports: 0.0,
             answered: 0,
+            asked: 1,
         };
         driver.imports =
             driver.answer()?["imports"].as_f64().context("the driver does not tell its imports")?;
@@ -68,6 +72,7 @@ impl Driver {
     /// It fails; the text has the peer's words.
     pub fn measure(&mut self, task: &Task) -> Result<Vec<(Unit, f64)>> {
         self.process.tell(&serde_json::to_string(task)?)?;
+        self.asked += 1;
         let answer = self.answer()?;
         let Some(rate) = answer["rate"].as_f64() else { bail!("{}", answer["error"]) };
         Ok(match task {
@@ -79,6 +84,11 @@ impl Driver {
             }
             _ => vec![(Unit::Rate, rate)],
         })
+    }
+
+    /// Whether everything that was asked is answered.
+    pub fn answers(&self) -> bool {
+        self.answered == self.asked
     }
 
     /// The next line of JSON among other things that its packages say.

@@ -13,7 +13,7 @@ mod task;
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lathe_plan::Precision;
 use serde::Serialize;
 use serde_json::json;
@@ -155,6 +155,7 @@ impl Contest<'_> {
 #[derive(Default)]
 struct Place {
     session: Option<Session>,
+    gone: bool,
     failed: Vec<Task>,
 }
 
@@ -171,19 +172,20 @@ impl Place {
         if task.alone() {
             return contestant.start(ground, model, precision, task)?.measure(task);
         }
+        ensure!(!self.gone, "it has not answered in an earlier row");
         // The first time does not count: pages are touched, graphs compiled.
-        let fresh = self.session.is_none();
-        if fresh {
-            self.session = Some(contestant.start(ground, model, precision, task)?);
-        }
-        let Some(session) = &mut self.session else { anyhow::bail!("no session") };
-        if fresh {
-            session.measure(&task.short())?;
-        }
+        let session = match &mut self.session {
+            Some(session) => session,
+            None => {
+                let session = self.session.insert(contestant.start(ground, model, precision, task)?);
+                session.measure(&task.short()).inspect_err(|_| self.gone = true)?;
+                session
+            }
+        };
         let found = session.measure(task);
-        if found.is_err() {
-            // It may hang or be gone: the next row gets a process of its own.
-            self.session = None;
+        if found.is_err() && !session.answers() {
+            // Each further row would take as long as anybody waits.
+            (self.session, self.gone) = (None, true);
         }
         found
     }
