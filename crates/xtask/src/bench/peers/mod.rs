@@ -44,7 +44,8 @@ pub struct Row {
 struct Contest<'a> {
     model: &'a Model,
     rows: Vec<Row>,
-    notes: Vec<String>,
+    /// What a peer says of the rows that it did not do.
+    refused: Vec<(String, Vec<String>)>,
 }
 
 /// What is needed to start any contestant.
@@ -76,14 +77,16 @@ pub fn run(worker: PathBuf, quick: bool, rounds: Option<usize>) -> Result<Found>
         let step = ui::step(format!("{name}: random weights, tokenizer of {} entries", shape.vocab));
         let model = random(name, shape, &cache.join("models").join(name))?;
         step.done("");
-        let mut contest = Contest { model: &model, rows: Vec::new(), notes: ground.python.notes() };
+        let mut contest = Contest { model: &model, rows: Vec::new(), refused: Vec::new() };
         for (precision, tasks) in task::groups(name, quick) {
             limit(&mut limits)?;
             contest.group(&ground, precision, &tasks, rounds)?;
         }
         limit(&mut limits)?;
         let [ceiling, _] = limits.ceilings()?;
-        tables.push(table::table(&model, &contest.rows, contest.notes, &ceiling, rounds));
+        let mut notes = ground.python.notes();
+        notes.extend(contest.refused.iter().map(|(reason, rows)| format!("{reason} ({}).", rows.join("; "))));
+        tables.push(table::table(&model, &contest.rows, notes, &ceiling, rounds));
         figures.push(json!({"model": name, "rows": contest.rows}));
     }
     fs::remove_dir_all(&ground.scratch)?;
@@ -139,8 +142,12 @@ impl Contest<'_> {
                             let text = format!("{error:#}");
                             let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
                             step.done(&format!("not done: {last}"));
+                            let reason = format!("{}: {last}", contestant.name());
                             let row = table::label(precision, task);
-                            self.notes.push(format!("{row}, {}: {last}.", contestant.name()));
+                            match self.refused.iter_mut().find(|(of, _)| *of == reason) {
+                                Some((_, rows)) => rows.push(row),
+                                None => self.refused.push((reason, vec![row])),
+                            }
                             places[number].failed.push(*task);
                         }
                     }
