@@ -5,7 +5,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{DatasetFormat, Decimal, Duration, Gate, Location, Metric, NameRef, PodOverrides, Schedule};
+use crate::{
+    DatasetFormat, Decimal, Duration, Gate, Location, Metric, NameRef, PodOverrides, Schedule,
+    scalar::in_range,
+};
 pub use status::{CheckpointStatus, FineTuneJobStatus, ProgressStatus, RestartStatus};
 
 /// Base model + dataset + method -> a new `Model`.
@@ -78,8 +81,8 @@ pub struct FineTuneJobSpec {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!(has(self.evaluation) && has(self.holdout))")
     .message("`evaluation` and `holdout` must not both be set"))]
-#[x_kube(validation = Rule::new("!has(self.holdout) || (double(self.holdout) > 0.0 && double(self.holdout) <= 0.5)")
-    .message("`holdout` must be above 0 and at most 0.5").field_path(".holdout"))]
+#[x_kube(validation = in_range("holdout", "double(self.holdout) > 0.0 && double(self.holdout) <= 0.5")
+    .message("`holdout` must be above 0 and at most 0.5"))]
 pub struct DatasetSpec {
     /// JSON Lines to learn from. A file that is fetched has at most 16 GiB; one of a volume (`pvc://`) is read in place.
     pub train: Location,
@@ -142,7 +145,7 @@ pub struct FullTrainable {}
 /// Low-rank adapters (LoRA).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("double(self.dropout) < 1.0").message("`dropout` must be below 1").field_path(".dropout"))]
+#[x_kube(validation = in_range("dropout", "double(self.dropout) < 1.0").message("`dropout` must be below 1"))]
 pub struct LoraTrainable {
     /// Rank of the update.
     #[serde(default = "rank")]
@@ -204,10 +207,10 @@ pub enum BasePrecision {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!(has(self.epochs) && has(self.steps))")
     .message("`epochs` and `steps` must not both be set"))]
-#[x_kube(validation = Rule::new("double(self.learningRate) > 0.0 && double(self.learningRate) <= 1.0")
-    .message("`learningRate` must be above 0 and at most 1; LoRA often takes 2e-4, full tuning 2e-5").field_path(".learningRate"))]
-#[x_kube(validation = Rule::new("double(self.warmup) <= 1.0")
-    .message("`warmup` is a share of all steps and must be at most 1").field_path(".warmup"))]
+#[x_kube(validation = in_range("learningRate", "double(self.learningRate) > 0.0 && double(self.learningRate) <= 1.0")
+    .message("`learningRate` must be above 0 and at most 1; LoRA often takes 2e-4, full tuning 2e-5"))]
+#[x_kube(validation = in_range("warmup", "double(self.warmup) <= 1.0")
+    .message("`warmup` is a share of all steps and must be at most 1"))]
 #[x_kube(validation = Rule::new("self.sequenceLength <= self.batchTokens")
     .message("`batchTokens` must be at least `sequenceLength`, so that one row fits").field_path(".batchTokens"))]
 pub struct TrainingSpec {
@@ -411,7 +414,7 @@ pub struct Budget {
 #[x_kube(validation = Rule::new("!has(self.destination) || !has(self.destination.digest)")
     .message("`destination.digest` must be absent: the result's digest is in its Model").field_path(".destination.digest"))]
 #[x_kube(validation = Rule::new("!has(self.destination) || self.destination.uri.startsWith('pvc://') || self.destination.uri.startsWith('s3://')")
-    .message("`destination.uri` must begin with pvc:// or s3://").field_path(".destination.uri"))]
+    .message("`destination.uri` must begin with pvc:// or s3://: hf:// and https:// can only be read").field_path(".destination.uri"))]
 pub struct OutputSpec {
     /// Name of the Model that is made.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]

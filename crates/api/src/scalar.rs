@@ -1,12 +1,23 @@
 //! Small types that several kinds share: numbers as text, references, locations, plans.
 use std::borrow::Cow;
 
-use kube::KubeSchema;
+use kube::{KubeSchema, core::cel::Rule};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// What a [`Decimal`] is.
+const DECIMAL: &str = "^[0-9]{1,12}([.][0-9]{1,12})?([eE]-?[0-9]{1,2})?$";
+
+/// The rule that a [`Decimal`] field of an object is in a range, e.g. `double(self.warmup) <= 1.0`. What is no number is
+/// refused by the field's own rule, and here not turned into one.
+pub(crate) fn in_range(field: &str, range: &str) -> Rule {
+    Rule::new(format!("!has(self.{field}) || !self.{field}.matches('{DECIMAL}') || ({range})"))
+        .field_path(format!(".{field}"))
+}
 
 macro_rules! text_scalar {
-    ($(#[$doc:meta])* $name:ident, $pattern:literal, $description:literal) => {
+    ($(#[$doc:meta])* $name:ident, $pattern:expr, $must:literal, $description:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
@@ -20,7 +31,11 @@ macro_rules! text_scalar {
                 true
             }
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "maxLength": 32, "pattern": $pattern, "description": $description})
+                // A rule and not a `pattern`, whose refusal would show the expression alone.
+                let rule = json!({"rule": format!("self.matches('{}')", $pattern), "message": $must});
+                json_schema!({
+                    "type": "string", "maxLength": 32, "description": $description, "x-kubernetes-validations": [rule]
+                })
             }
         }
 
@@ -41,19 +56,22 @@ macro_rules! text_scalar {
 text_scalar!(
     /// A number with a fraction, written as text so that no reader rounds it.
     Decimal,
-    r"^[0-9]{1,12}(\.[0-9]{1,12})?([eE]-?[0-9]{1,2})?$",
+    DECIMAL,
+    "must be a number without a sign, as text: e.g. \"0.05\" or \"2e-4\"",
     "A number as text, e.g. \"0.05\" or \"2e-4\"."
 );
 text_scalar!(
     /// A Kubernetes quantity.
     Quantity,
-    r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$",
+    r"^[0-9]{1,15}([.][0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$",
+    "must be a number with no unit or one of m, k, Ki, M, Mi, G, Gi, T, Ti: e.g. \"80Gi\" or \"500m\"",
     "A quantity, e.g. \"80Gi\" or \"500m\"."
 );
 text_scalar!(
     /// A duration in Go's notation.
     Duration,
     r"^([0-9]{1,6}(s|m|h)){1,3}$",
+    "must be numbers with the units h, m and s: e.g. \"90s\", \"10m\" or \"1h30m\"",
     "A duration, e.g. \"90s\", \"10m\" or \"1h30m\"."
 );
 

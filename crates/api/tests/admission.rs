@@ -65,31 +65,74 @@ fn each_bad_object_is_refused_for_its_own_reason() {
     }
 }
 
+/// By the rule's place, not by its text alone: types that several fields share bring theirs to each.
 #[test]
-fn each_rule_has_a_refused_object() {
-    let cases = cases();
-    let reasons: Vec<&str> = cases["refused"]
-        .as_array()
-        .expect("list")
-        .iter()
-        .filter_map(|case| case["because"].as_str())
-        .collect();
-    let mut messages = BTreeSet::new();
-    schemas().values().for_each(|schema| collect(schema, &mut messages));
-    assert!(messages.len() >= 20, "the rules were not found: {messages:?}");
-    let untested: Vec<_> = messages.iter().filter(|m| !reasons.iter().any(|r| m.contains(r))).collect();
-    assert!(untested.is_empty(), "rules without a refused object: {untested:#?}");
+fn each_rule_has_an_accepted_and_a_refused_object() {
+    let (cases, schemas) = (cases(), schemas());
+    let mut refused = BTreeSet::new();
+    for case in cases["refused"].as_array().expect("list") {
+        let kind = case["kind"].as_str().expect("kind");
+        let old = case.get("old").map(|patch| merged(&cases["valid"][kind], patch));
+        let object = merged(old.as_ref().unwrap_or(&cases["valid"][kind]), &case["change"]);
+        let told = refusals(&schemas[kind], &object, old.as_ref());
+        refused
+            .extend(told.iter().map(|line| (kind, line.trim_start_matches([' ', '-']).replace("[0]", "[]"))));
+    }
+    let mut untested = Vec::new();
+    for (kind, schema) in &schemas {
+        let mut rules = Vec::new();
+        collect(schema, &mut Vec::new(), &mut rules);
+        assert!(rules.len() >= 3, "the rules of {kind} were not found: {rules:?}");
+        let changed =
+            cases["accepted"].as_array().expect("list").iter().filter(|case| case["kind"] == **kind);
+        let changed = changed
+            .map(|case| merged(&merged(&cases["valid"][kind], &case["old"]), &case["change"]))
+            .chain([cases["valid"][kind].clone()])
+            .collect::<Vec<_>>();
+        for Rule { at, told } in rules {
+            if !changed.iter().any(|object| reaches(object, &at)) {
+                untested.push(format!("no accepted {kind} reaches {}", at.join(".")));
+            }
+            if !refused.contains(&(kind.as_str(), told.clone())) {
+                untested.push(format!("no {kind} is refused for {told}"));
+            }
+        }
+    }
+    assert!(untested.is_empty(), "{untested:#?}");
 }
 
-fn collect(schema: &Value, messages: &mut BTreeSet<String>) {
-    match schema {
-        Value::Object(map) => {
-            for rule in map.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten() {
-                messages.insert(rule["message"].as_str().unwrap_or("a rule without a message").to_owned());
-            }
-            map.values().for_each(|child| collect(child, messages));
-        }
-        Value::Array(items) => items.iter().for_each(|child| collect(child, messages)),
-        _ => {}
+#[derive(Debug)]
+struct Rule {
+    /// Names of the fields that lead to the schema which has the rule; `[]` is an item.
+    at: Vec<String>,
+    /// The refusal as the validator says it: `spec.field: message`.
+    told: String,
+}
+
+fn collect(schema: &Value, at: &mut Vec<String>, rules: &mut Vec<Rule>) {
+    for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+        let field = rule["fieldPath"].as_str().unwrap_or_default();
+        let path = (at.join(".") + field).replace(".[]", "[]");
+        let path = path.trim_start_matches('.');
+        let message = rule["message"].as_str().unwrap_or("a rule without a message");
+        let told = if path.is_empty() { message.to_owned() } else { format!("{path}: {message}") };
+        rules.push(Rule { at: at.clone(), told });
+    }
+    let fields = schema["properties"].as_object().into_iter().flatten();
+    // Users write no status.
+    let fields = fields.filter(|(name, _)| *name != "status").map(|(name, child)| (name.clone(), child));
+    let items = schema.get("items").map(|child| ("[]".to_owned(), child));
+    for (name, child) in fields.chain(items) {
+        at.push(name);
+        collect(child, at, rules);
+        at.pop();
+    }
+}
+
+fn reaches(object: &Value, at: &[String]) -> bool {
+    let Some((name, rest)) = at.split_first() else { return true };
+    match name.as_str() {
+        "[]" => object.as_array().is_some_and(|items| items.iter().any(|item| reaches(item, rest))),
+        name => object.get(name).is_some_and(|child| reaches(child, rest)),
     }
 }

@@ -94,6 +94,7 @@ pub fn l1b() -> ModelShape {
             original_max_position: 8192,
         },
         rms_eps: 1e-5,
+        sliding_window: None,
         qkv_bias: false,
         tie_embeddings: true,
     }
