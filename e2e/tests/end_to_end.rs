@@ -69,15 +69,22 @@ async fn versions(session: &Session) -> Result<Vec<Version>> {
     for (api_version, kind) in [
         ("lathe.dev/v1alpha1", "FineTuneJob"),
         ("lathe.dev/v1alpha1", "Model"),
+        ("lathe.dev/v1alpha1", "InferenceService"),
+        ("lathe.dev/v1alpha1", "AcceleratorProfile"),
         ("batch/v1", "Job"),
         ("apps/v1", "Deployment"),
         ("v1", "ConfigMap"),
+        ("v1", "Service"),
+        ("v1", "PersistentVolumeClaim"),
+        ("policy/v1", "PodDisruptionBudget"),
         ("networking.k8s.io/v1", "NetworkPolicy"),
     ] {
         for object in session.api(api_version, kind).await?.list(&ListParams::default()).await? {
             let name = object.name_any();
             if !name.contains(PROBE) {
-                all.push((kind, name, object.resource_version(), object.metadata.generation));
+                // A service's status tells its load, which goes back to nothing.
+                let version = object.resource_version().filter(|_| kind != "InferenceService");
+                all.push((kind, name, version, object.metadata.generation));
             }
         }
     }

@@ -1,4 +1,5 @@
 //! Build tasks of the repository, for its command line and for the end-to-end tests.
+#![deny(missing_docs)]
 
 pub mod bench;
 pub mod cluster;

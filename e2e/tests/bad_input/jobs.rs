@@ -96,6 +96,13 @@ pub fn bad() -> Result<Vec<Bad>> {
             "supervised/lora of 1.72M parameters with rows of 128 tokens needs at least *Mi (weights *, gradients *, optimizer *, activations *, workspace *, total *, and the process itself); `spec.pod.memory` allows 64Mi. Next: set `spec.pod.memory` to *Mi in a new FineTuneJob, or leave it out.",
         )?,
         tune(
+            "decayed",
+            training(json!({"weightDecay": "1e30"})),
+            BAD_END,
+            "NonFiniteLoss",
+            "step *: loss * with gradient norm * is not finite; the step was not applied: lower the learning rate, or look at the rows of this step. Next: lower `training.learningRate` or raise `training.warmup`, and look at the rows of that step.",
+        )?,
+        tune(
             "poisoned",
             json!({"spec": {"baseModelRef": {"name": "poisoned"}}}),
             BAD_END,

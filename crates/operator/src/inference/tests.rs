@@ -251,7 +251,10 @@ async fn what_somebody_added_goes(
     }
     let answers = [(written.as_str(), 200, json!({}))];
     let calls = round(&service, changed, Vec::new(), if taken_out.is_some() { &answers } else { &[] }).await;
-    assert_eq!(paths(&calls), [written.as_str()]);
+    let mut expected = vec![written.clone()];
+    // Who applies a Deployment applies its replicas too.
+    expected.extend((which == "deployment" && taken_out.is_none()).then(|| format!("{written} lathe-scaler")));
+    assert_eq!(paths(&calls), expected);
     match taken_out {
         Some(operation) => assert_eq!(calls[0].1, json!([operation])),
         None => assert_eq!(sent::<Value>(&calls, &written).pointer(pointer), None),

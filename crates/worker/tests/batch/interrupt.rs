@@ -40,20 +40,23 @@ fn a_killed_run_goes_on_and_makes_the_same_bytes() {
 }
 
 #[rstest]
-#[case::loading("phase=Loading")]
-#[case::measuring_the_base("EvaluatingBefore")]
-#[case::training("checkpoint written step=3")]
-#[case::measuring_the_result("EvaluatingAfter")]
-#[case::saving("Saving")]
-fn sigterm_in_any_phase_saves_and_the_next_pod_makes_the_same_bytes(#[case] moment: &str) {
+#[case::loading("phase=Loading", false)]
+#[case::measuring_the_base("EvaluatingBefore", false)]
+#[case::training("checkpoint written step=3", false)]
+#[case::measuring_the_result("EvaluatingAfter", true)]
+#[case::saving("Saving", true)]
+fn sigterm_in_any_phase_saves_and_the_next_pod_makes_the_same_bytes(
+    #[case] moment: &str,
+    #[case] may_be_done: bool,
+) {
     let world = World::new();
     let task = world.train_task();
     let mut running = world.start(train(&task));
     running.wait_for(moment);
     running.signal("TERM");
     let ended = running.end();
-    // A tiny model may be done with a phase before the signal is heard.
-    if ended.code != Some(0) {
+    // With all steps behind it a tiny model may be done before the signal is heard.
+    if !(may_be_done && ended.code == Some(0)) {
         ended.stopped();
         // Nothing that is not whole bears its final name; the signal may come when it is whole already.
         let names: Vec<String> = world.names("artefacts/tuned");

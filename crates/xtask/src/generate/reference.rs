@@ -28,6 +28,9 @@ pub fn page(crds: &[Value]) -> String {
             if schema["properties"][part].is_object() {
                 let _ = write!(out, "\n### {kind} {part}\n\n| Field | Type | Meaning |\n|---|---|---|\n");
                 fields(&schema["properties"][part], "", &mut out);
+            }
+            // Users write no status.
+            if part == "spec" {
                 rules_below(&schema["properties"][part], "", &mut out);
             }
         }
