@@ -16,7 +16,7 @@ pub(super) fn logit_stats(
     vocab: usize,
     first: usize,
 ) {
-    cpu.run_ranges(targets.len(), 4, |level, rows, _| {
+    cpu.run_ranges(targets.len(), 1, |level, rows, _| {
         for row in rows {
             let logits = logits.rows(row..row + 1, vocab);
             // SAFETY: this task owns these rows of `stats`; the rest is only read.
@@ -36,8 +36,30 @@ kernel! { max_and_sum = max_and_sum_of(x: Cells<f32>) -> (f32, f32) }
 unsafe fn max_and_sum_of<S: Simd>(x: Cells<f32>) -> (f32, f32) {
     // SAFETY: nobody writes logits meanwhile.
     unsafe {
-        let max = x.read().iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let max = max_of::<S>(x);
         (max, sum_of_exps_of::<S>(x, max, 1.0))
+    }
+}
+
+/// The largest; what is no number does not count. Several vectors at a time, for each comparison waits for the one before.
+#[inline(always)]
+unsafe fn max_of<S: Simd>(x: Cells<f32>) -> f32 {
+    const AT_ONCE: usize = 4;
+    let whole = x.len() / (AT_ONCE * S::LANES) * (AT_ONCE * S::LANES);
+    let mut lanes = [f32::NEG_INFINITY; AT_ONCE * MOST_LANES];
+    // SAFETY: the caller's; the loads stay inside, and there is room for the widest vectors.
+    unsafe {
+        let mut max = [S::splat(f32::NEG_INFINITY); AT_ONCE];
+        for i in (0..whole).step_by(AT_ONCE * S::LANES) {
+            for (n, max) in max.iter_mut().enumerate() {
+                *max = S::max(S::load(x.ptr().add(i + n * S::LANES)), *max);
+            }
+        }
+        for (n, max) in max.into_iter().enumerate() {
+            S::store(lanes.as_mut_ptr().add(n * S::LANES), max);
+        }
+        let rest = &x.read()[whole..];
+        lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
     }
 }
 
@@ -47,22 +69,27 @@ kernel! { sum_of_exps = sum_of_exps_of(x: Cells<f32>, max: f32, by: f32) -> f32 
 #[inline(always)]
 unsafe fn sum_of_exps_of<S: Simd>(x: Cells<f32>, max: f32, by: f32) -> f32 {
     let len = x.len();
-    let exp = |v| S::exp(S::mul(S::sub(v, S::splat(max)), S::splat(by)));
     // SAFETY: the loads stay inside.
     unsafe {
         let mut sum = S::splat(0.0);
         let whole = len / S::LANES * S::LANES;
         for i in (0..whole).step_by(S::LANES) {
-            sum = S::add(sum, exp(S::load(x.ptr().add(i))));
+            sum = S::add(sum, scaled_exp::<S>(S::load(x.ptr().add(i)), max, by));
         }
         let mut total = S::sum(sum);
         if whole < len {
             let mut rest = [0.0; MOST_LANES];
-            S::store_first(rest.as_mut_ptr(), len - whole, exp(load::<S>(x, whole, len)));
+            S::store_first(rest.as_mut_ptr(), len - whole, scaled_exp::<S>(load::<S>(x, whole, len), max, by));
             total += rest.iter().sum::<f32>();
         }
         total
     }
+}
+
+/// `exp((x - max) * by)`. No closure: called at two places it would be a call of its own, compiled for no level.
+#[inline(always)]
+fn scaled_exp<S: Simd>(x: S::V, max: f32, by: f32) -> S::V {
+    S::exp(S::mul(S::sub(x, S::splat(max)), S::splat(by)))
 }
 
 /// The sums of `exp((x - max) / temperature)` of each row's chunks.
@@ -111,7 +138,7 @@ pub(super) fn logit_grad(
     vocab: usize,
     first: usize,
 ) {
-    cpu.run_ranges(targets.len(), 4, |level, rows, _| {
+    cpu.run_ranges(targets.len(), 1, |level, rows, _| {
         for row in rows {
             let logits = logits.rows(row..row + 1, vocab);
             // SAFETY: this task owns these rows of `logits`; the rest is only read.
