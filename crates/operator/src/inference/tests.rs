@@ -253,7 +253,8 @@ async fn what_somebody_added_goes(
     let calls = round(&service, changed, Vec::new(), if taken_out.is_some() { &answers } else { &[] }).await;
     let mut expected = vec![written.clone()];
     // Who applies a Deployment applies its replicas too.
-    expected.extend((which == "deployment" && taken_out.is_none()).then(|| format!("{written} lathe-scaler")));
+    expected
+        .extend((which == "deployment" && taken_out.is_none()).then(|| format!("{written} lathe-scaler")));
     assert_eq!(paths(&calls), expected);
     match taken_out {
         Some(operation) => assert_eq!(calls[0].1, json!([operation])),

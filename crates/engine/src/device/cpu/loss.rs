@@ -79,7 +79,11 @@ unsafe fn sum_of_exps_of<S: Simd>(x: Cells<f32>, max: f32, by: f32) -> f32 {
         let mut total = S::sum(sum);
         if whole < len {
             let mut rest = [0.0; MOST_LANES];
-            S::store_first(rest.as_mut_ptr(), len - whole, scaled_exp::<S>(load::<S>(x, whole, len), max, by));
+            S::store_first(
+                rest.as_mut_ptr(),
+                len - whole,
+                scaled_exp::<S>(load::<S>(x, whole, len), max, by),
+            );
             total += rest.iter().sum::<f32>();
         }
         total
