@@ -31,7 +31,8 @@ macro_rules! text_scalar {
                 true
             }
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                // A rule and not a `pattern`, whose refusal would show the expression alone.
+                // A rule and not a `pattern`: its refusal says in words what is allowed. (Editors, which read patterns alone, say
+                // nothing.)
                 let rule = json!({"rule": format!("self.matches('{}')", $pattern), "message": $must});
                 json_schema!({
                     "type": "string", "maxLength": 32, "description": $description, "x-kubernetes-validations": [rule]

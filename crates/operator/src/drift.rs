@@ -46,8 +46,16 @@ const EXACT: [&str; 6] = ["containers", "env", "initContainers", "ports", "volum
 const ONE_KIND: [&str; 2] = ["env", "volumes"];
 
 /// Fields of a pod that are somebody else's where we do not set them.
-const OURS_OR_ABSENT: [&str; 7] =
-    ["env", "envFrom", "initContainers", "nodeSelector", "tolerations", "volumeMounts", "volumes"];
+const OURS_OR_ABSENT: [&str; 8] = [
+    "env",
+    "envFrom",
+    "initContainers",
+    "lifecycle",
+    "nodeSelector",
+    "tolerations",
+    "volumeMounts",
+    "volumes",
+];
 
 /// Fields that the API server takes as one value: what somebody puts into them is put right by applying ours again.
 const WHOLE: [&str; 5] = ["ingress", "nodeSelector", "podSelector", "selector", "tolerations"];

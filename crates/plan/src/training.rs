@@ -336,12 +336,14 @@ pub const ATTENTION_KEYS: usize = 256;
 /// Queries of one key head that attention looks at together, where they are at least one row's.
 pub const ATTENTION_QUERIES: usize = 64;
 
+/// Elements of a thread's scratch for blocks of a product.
+pub const PRODUCT_SCRATCH: usize = 1 << 16;
+
 /// Elements of scratch per thread: blocks of a product, or of attention (for each query two chunks of scores, four
 /// vectors, and some numbers).
 fn thread_scratch(shape: &ModelShape) -> usize {
-    const BLOCKS: usize = 1 << 16;
     let queries = ATTENTION_QUERIES.max(shape.heads / shape.kv_heads);
-    BLOCKS.max(queries * (2 * ATTENTION_KEYS + 4 * shape.head_dim + 4))
+    PRODUCT_SCRATCH.max(queries * (2 * ATTENTION_KEYS + 4 * shape.head_dim + 4))
 }
 
 /// Rows of logits held at a time: the full matrix of a long batch over a large vocabulary never exists.

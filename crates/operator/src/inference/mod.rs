@@ -277,15 +277,18 @@ impl Services {
         let writer = &self.context.writer;
         // What somebody made of ours may be what makes the API server refuse ours beside it, so it goes first. What an earlier
         // version or spec has put there goes with the apply.
-        if let Some(live) = live.filter(|live| is_current(wanted, *live)) {
-            self.take_out(wanted, live).await?;
-        }
+        let taken = match live.filter(|live| is_current(wanted, *live)) {
+            Some(live) => Some(self.take_out(wanted, live).await),
+            None => None,
+        };
         if !differs(wanted, live) {
-            return Ok(None);
+            return taken.transpose().map(|_| None);
         }
+        // What cannot be taken out keeps nothing else from being put right.
         let applied = writer.apply(wanted, live).await?;
-        if live.is_none_or(|live| !is_current(wanted, live)) {
-            self.take_out(wanted, &applied).await?;
+        match taken {
+            Some(taken) => taken?,
+            None => self.take_out(wanted, &applied).await?,
         }
         Ok(Some(applied))
     }

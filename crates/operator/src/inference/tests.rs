@@ -216,6 +216,8 @@ async fn what_somebody_put_beside_ours_is_taken_out_and_nothing_else_is_written(
 #[case::of_the_budget("budget", "/spec/selector/matchLabels/app", json!("x"), patch(BUDGET), None)]
 #[case::environment("deployment", "/spec/template/spec/containers/0/env", json!([{"name": "LD_PRELOAD", "value": "x"}]),
     patch(DEPLOYMENT), Some(json!({"op": "remove", "path": "/spec/template/spec/containers/0/env"})))]
+#[case::hooks("deployment", "/spec/template/spec/containers/0/lifecycle", json!({"postStart": {"exec": {"command": ["x"]}}}),
+    patch(DEPLOYMENT), Some(json!({"op": "remove", "path": "/spec/template/spec/containers/0/lifecycle"})))]
 #[case::tolerations(
     "deployment", "/spec/template/spec/tolerations/-", json!({"operator": "Exists"}), patch(DEPLOYMENT), None)]
 #[case::nodes(

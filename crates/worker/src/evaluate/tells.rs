@@ -49,7 +49,7 @@ fn told(metric: Metric, field: &str, dataset: &DatasetInput, held: HeldOut) -> D
     let next = if held.rows {
         "leave out that metric, or hold out such rows"
     } else {
-        "set `dataset.evaluation` to a file with such rows, or `dataset.holdout` where `dataset.train` has at least two different ones"
+        "set `dataset.evaluation` to a file with such rows, or in its place `dataset.holdout`, where `dataset.train` has at least two different ones"
     };
     Err(refused(cause, next))
 }

@@ -76,20 +76,20 @@ fn one(address: &str, prompt: &[u32], tokens: usize, begun: Instant) -> Result<A
     Ok(answer)
 }
 
-/// Tokens a second of all answers together while every one of them was being generated: from the last one's first piece
-/// to the first one's last. A piece counts for as many tokens as pieces of its answer have on average.
+/// Tokens a second of all answers together while every one of them was being generated, from the last one's first piece
+/// to the first one's last: the sum of each answer's own rate between its pieces of that time. (Pieces of one step come
+/// one after the other; to count them by a common clock would lose those behind the first one's last.) A piece counts for
+/// as many tokens as pieces of its answer have on average.
 pub fn decode_rate(answers: &[Answer]) -> Option<f64> {
     let begin = answers.iter().filter_map(|answer| answer.pieces.first().copied()).reduce(f64::max)?;
     let end = answers.iter().filter_map(|answer| answer.pieces.last().copied()).reduce(f64::min)?;
-    let tokens: f64 = answers
-        .iter()
-        .map(|Answer { pieces, tokens }| {
-            // What came at the very beginning was generated before it.
-            let within = pieces.iter().filter(|&&at| at > begin && at <= end).count();
-            within as f64 * *tokens as f64 / pieces.len() as f64
-        })
-        .sum();
-    (end > begin).then(|| tokens / (end - begin))
+    let rate = |Answer { pieces, tokens }: &Answer| {
+        let within: Vec<f64> = pieces.iter().copied().filter(|at| (begin..=end).contains(at)).collect();
+        let (first, last) = (within.first()?, within.last()?);
+        let per_piece = *tokens as f64 / pieces.len() as f64;
+        (last > first).then(|| (within.len() - 1) as f64 * per_piece / (last - first))
+    };
+    answers.iter().map(rate).sum()
 }
 
 #[cfg(test)]
@@ -110,5 +110,15 @@ mod tests {
         assert_eq!(decode_rate(&[early.clone(), late]), Some(3.0));
         let apart = Answer { pieces: vec![7.0, 8.0], tokens: 2 };
         assert_eq!(decode_rate(&[early, apart]), None);
+    }
+
+    #[test]
+    fn pieces_of_a_step_that_come_one_after_the_other_are_not_lost() {
+        let answer = |i: u32| Answer {
+            pieces: (0..4).map(|k| f64::from(k) + f64::from(i) * 1e-4).collect(),
+            tokens: 4,
+        };
+        let rate = decode_rate(&(0..32).map(answer).collect::<Vec<_>>()).expect("they overlap");
+        assert!((rate - 32.0).abs() < 1e-6, "{rate}");
     }
 }

@@ -45,8 +45,8 @@ impl Code {
             let least = end * (0.1 + 0.45 / parts);
             code.first[decade] = parts as f32;
             code.limit[decade] = if below == 0.0 && !signed {
-                // A second moment above 0 never becomes 0. As a square it gets there long before the first moment, which would
-                // be divided by epsilon alone then.
+                // A second moment does not become 0 (but below 1e-38 of the largest). As a square it would get there long before
+                // the first moment, which would be divided by epsilon alone then.
                 f32::MIN_POSITIVE
             } else {
                 ((below + least) / 2.0) as f32
@@ -195,6 +195,7 @@ mod tests {
             SIGNED.decode(&codes, 0.0, &mut back);
             assert_eq!(back, [0.0; 4]);
         }
+        assert_eq!(UNSIGNED.encode(&[1e-40; 4], &mut codes), 0.0);
         let scale = UNSIGNED.encode(&[f32::INFINITY, 1.0, 0.0, 3e38], &mut codes);
         let mut back = [0.0; 4];
         UNSIGNED.decode(&codes, scale, &mut back);

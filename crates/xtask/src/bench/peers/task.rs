@@ -59,7 +59,8 @@ const LONG: usize = 8192;
 
 /// What is done with the model, at each precision. A look leaves out long prompts.
 pub fn groups(model: &str, quick: bool) -> Vec<(Precision, Vec<Task>)> {
-    let tokens = if quick { 16 } else { 32 };
+    // Enough that most are generated while all sequences are: their prompts are read first.
+    let tokens = 64;
     let decode = |batch| Task::Decode { batch, context: CONTEXT, tokens };
     let inference = [Task::Prefill { tokens: 512 }, decode(1), decode(8), decode(32)];
     let train = |full| Task::Train { full, rows: 4, length: 256, steps: if quick { 1 } else { 2 } };
@@ -94,9 +95,12 @@ impl Task {
         }
     }
 
-    /// Little of the same, before anything is measured.
+    /// Little of the same, before it is measured.
     pub fn short(&self) -> Self {
-        Self::Decode { batch: 1, context: CONTEXT, tokens: 4 }
+        match *self {
+            Self::Decode { batch, context, .. } => Self::Decode { batch, context, tokens: 4 },
+            same => same,
+        }
     }
 }
 

@@ -20,6 +20,8 @@ const OUTPUTS: usize = 2 * TILE;
 /// cache.
 const MOST_TERMS: usize = 1024;
 
+const _: () = assert!(ROWS * MOST_TERMS / 2 <= lathe_plan::PRODUCT_SCRATCH);
+
 /// Whether tiles take this weight at this level.
 pub(super) fn takes(level: Level, w: Matrix, inputs: usize) -> bool {
     level.has_tiles()

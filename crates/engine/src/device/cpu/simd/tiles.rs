@@ -21,10 +21,10 @@ pub(in super::super) trait Tiles {
     /// The vectors that work beside the tiles.
     type S: Pairs;
 
-    /// The tiles, with anything in them, until the value is dropped. A thread has one such value at a time.
+    /// The tiles, with anything in them, until the value is dropped.
     ///
     /// # Safety
-    /// The machine has the instructions.
+    /// The machine has the instructions, and no other value lives in this thread.
     unsafe fn begin() -> Self;
     fn zero<const T: u8>(&mut self);
     /// Loads the sixteen rows that begin `stride` bytes apart (0: all are the same).
@@ -56,7 +56,7 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-// SAFETY of all instructions below: `begin` is only called where `available` said yes, and configures all eight tiles
+// SAFETY of all instructions below: a `Cpu` is only at the level that calls `begin` where `available` said yes. It configures all eight tiles
 // as sixteen full rows; the compiler knows of no tile, so it keeps none of its own there.
 #[cfg(target_arch = "x86_64")]
 impl Tiles for Amx {

@@ -23,6 +23,9 @@ class Peer:
 
     def prefill(self, tokens: int) -> float:
         context = self.context(1, tokens)
+        # A new context's pages are touched once before.
+        self.read(context, [self.prompt(tokens)])
+        llama.llama_memory_clear(llama.llama_get_memory(context), True)
         prompt = self.prompt(tokens)
         begun = time.perf_counter()
         self.read(context, [prompt])
