@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::ask;
@@ -82,6 +83,22 @@ impl Worker {
         self.process.wait_for("readiness", START, || agent.get(&url).call().ok().map(drop))?;
         Ok(started.elapsed().as_secs_f64())
     }
+}
+
+/// What a pod that serves is told of the model's inspection: it need not hash the files again. `folder` is empty.
+///
+/// # Errors
+/// The worker does not inspect the model; the text has its last words.
+pub fn inspected(program: &Path, folder: &Path, model: &Model) -> Result<Value> {
+    let task = json!({"source": {"uri": "pvc://model/"}});
+    let mut worker = Worker::start(program, folder, model, "inspect", &task)?;
+    while worker.process.ended()?.is_none() {
+        thread::sleep(Duration::from_millis(50));
+    }
+    let summary = fs::read(folder.join("summary.json")).with_context(|| worker.process.last_words())?;
+    let told = &serde_json::from_slice::<Value>(&summary)?["outcome"]["inspected"];
+    ensure!(told.is_object(), "the model cannot be inspected:\n{}", worker.process.last_words());
+    Ok(json!({"fingerprint": told["fingerprint"], "weightsDigest": told["weightsDigest"]}))
 }
 
 /// An empty folder of that name below `parent`.

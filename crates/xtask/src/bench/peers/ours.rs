@@ -9,7 +9,7 @@ use lathe_plan::{Precision, TrainMethod};
 use super::super::ask::{self, stream};
 use super::super::engine::{lora, prompt, serve_task, train_task};
 use super::super::models::{self, Model};
-use super::super::worker::{Worker, empty_folder};
+use super::super::worker::{Worker, empty_folder, inspected};
 use super::Ground;
 use super::task::{Task, Unit};
 
@@ -42,7 +42,10 @@ impl Ours {
             // Some more steps than are measured: it is ended before.
             ("train", train_task(&method, precision, (*rows, *length), 1000))
         } else {
-            ("serve", serve_task(precision, CONTEXT, SEQUENCES, 2 * CONTEXT))
+            let mut task = serve_task(precision, CONTEXT, SEQUENCES, 2 * CONTEXT);
+            task["model"]["inspected"] =
+                inspected(program, &empty_folder(&ground.scratch, "inspect")?, model)?;
+            ("serve", task)
         };
         let started = Instant::now();
         let worker = Worker::start(program, &folder, model, name, &contract)?;
