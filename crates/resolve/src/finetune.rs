@@ -17,6 +17,7 @@ use crate::{
     shape_of,
 };
 pub use budget::{cost, over};
+pub use choose::caveat;
 pub use gates::failed_gates;
 pub use result::{Trained, model};
 
@@ -85,11 +86,6 @@ pub struct Checking {
     pub mounts: Mounts,
     /// Room for downloads, in bytes.
     pub cache: i64,
-}
-
-/// What a plan costs of the result's quality, where it does: for whoever reads no list of choices.
-pub fn caveat(plan: &PlanStatus) -> Option<&'static str> {
-    choose::caveat(plan)
 }
 
 /// Plans the training.

@@ -16,7 +16,7 @@ use crate::{
 
 mod words;
 
-pub(super) use words::caveat;
+pub use words::caveat;
 
 /// Memory of the process beside what the plan lists: code, tokenizer, stacks.
 const OVERHEAD: u64 = 256 << 20;

@@ -12,8 +12,8 @@ use crate::{
 
 const OPTIMIZER_STATE: &str = "optimizerState";
 
-/// What a plan costs of the result's quality, where it does.
-pub(in super::super) fn caveat(plan: &PlanStatus) -> Option<&'static str> {
+/// What a plan costs of the result's quality, where it does: for whoever reads no list of choices.
+pub fn caveat(plan: &PlanStatus) -> Option<&'static str> {
     let int8 = format!("{:?}", OptimizerState::Int8);
     let holds = plan.choices.iter().any(|choice| choice.name == OPTIMIZER_STATE && choice.value == int8);
     holds.then_some("the optimizer's moments are held in 8 bits, since in Float32 they do not fit")
