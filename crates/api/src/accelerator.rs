@@ -3,7 +3,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Decimal, Quantity, Toleration};
+use crate::{Decimal, Quantity, Toleration, wording};
 
 /// A kind of accelerator by name: how to ask for it, where it is found, what it can do and costs.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -62,7 +62,7 @@ pub struct AcceleratorProfileSpec {
     /// Extended resource that a pod asks for, e.g. `nvidia.com/gpu`; or `cpu`: then `count` is cores and any node matches.
     #[schemars(
         length(min = 1, max = 317),
-        regex(pattern = r"^(cpu|[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)$")
+        extend("x-kubernetes-validations" = wording::matching("^(cpu|[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)$", "must be `cpu` or an extended resource with its domain, e.g. `nvidia.com/gpu`"))
     )]
     pub resource: String,
     /// Nodes that have it: any of these terms matches. Providers label the same device each in their own way.
@@ -93,7 +93,7 @@ pub struct AcceleratorProfileSpec {
     pub runtime: Runtime,
     /// Worker image, where it is not the operator's own for this runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$"))]
+    #[schemars(length(min = 1, max = 512), extend("x-kubernetes-validations" = wording::matching("^[a-zA-Z0-9][a-zA-Z0-9._:/@-]*$", "must be an image as a pod names it, e.g. `registry.example.com/lathe-worker:1.0`")))]
     pub image: Option<String>,
 }
 
@@ -109,7 +109,7 @@ pub struct Price {
     pub per_hour: Decimal,
     /// ISO 4217 code.
     #[serde(default = "usd")]
-    #[schemars(length(min = 3, max = 3), regex(pattern = r"^[A-Z]{3}$"))]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = wording::matching("^[A-Z]{3}$", "must be the three capitals of an ISO 4217 code, e.g. `USD`")))]
     pub currency: String,
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     DatasetFormat, Decimal, Duration, Gate, Location, Metric, NameRef, PodOverrides, Schedule,
-    scalar::in_range,
+    scalar::in_range, wording,
 };
 pub use status::{CheckpointStatus, FineTuneJobStatus, ProgressStatus, RestartStatus};
 
@@ -160,7 +160,7 @@ pub struct LoraTrainable {
     pub dropout: Decimal,
     /// Layers that get adapters: `AllLinear`, or PEFT's names, e.g. `q_proj`.
     #[serde(default = "all_linear")]
-    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 63), regex(pattern = r"^(AllLinear|[a-z][a-z0-9_]*)$")), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = wording::each_matching("^(AllLinear|[a-z][a-z0-9_]*)$", "must be `AllLinear`, or names of linear layers as PEFT has them, e.g. `q_proj`")))]
     pub targets: Vec<String>,
     /// Precision in which the frozen base is held.
     #[serde(default)]
@@ -352,7 +352,7 @@ fn metrics() -> Vec<Metric> {
 pub struct AcceleratorRequest {
     /// AcceleratorProfiles that may be used; empty: any that fits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)), extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = wording::object_names()))]
     pub profiles: Vec<String>,
     /// How one of them is chosen.
     #[serde(default)]
@@ -417,7 +417,7 @@ pub struct Budget {
     .message("`destination.uri` must begin with pvc:// or s3://: hf:// and https:// can only be read").field_path(".destination.uri"))]
 pub struct OutputSpec {
     /// Name of the Model that is made.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63), extend("x-kubernetes-validations" = wording::object_name()))]
     pub model_name: String,
     /// Where its files go; absent: the artefact volume of the namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{NameRef, PlanStatus, PodOverrides, conditions};
+use crate::{NameRef, PlanStatus, PodOverrides, conditions, wording};
 
 /// A model and its adapters behind an OpenAI-compatible endpoint.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -102,7 +102,7 @@ pub enum WeightPrecision {
 pub struct ServeAccelerator {
     /// AcceleratorProfiles that may be used, the first that fits; empty: any that fits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)), extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = wording::object_names()))]
     pub profiles: Vec<String>,
     /// Devices of a replica (cores where the profile is a CPU); absent: computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -16,6 +16,7 @@ mod model;
 pub mod names;
 mod pod;
 mod scalar;
+mod wording;
 
 pub use accelerator::{
     AcceleratorProfile, AcceleratorProfileSpec, NodeSelectorOperator, NodeSelectorRequirement,

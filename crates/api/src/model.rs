@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Decimal, Location, Metric, NameRef, PodOverrides, conditions};
+use crate::{Decimal, Location, Metric, NameRef, PodOverrides, conditions, wording};
 
 /// A set of weights with a name: where they are, under which licence, where they came from.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -74,11 +74,11 @@ pub struct DerivedFrom {
     pub base: String,
     /// Digest of the dataset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 71, max = 71), regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    #[schemars(length(max = 128), extend("x-kubernetes-validations" = wording::digest()))]
     pub dataset_digest: Option<String>,
     /// Hash of everything that decides the result; an equal job adopts this model instead of tuning again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 16, max = 64), regex(pattern = r"^[0-9a-f]+$"))]
+    #[schemars(length(min = 16, max = 64), extend("x-kubernetes-validations" = wording::matching("^[0-9a-f]+$", "must be hexadecimal digits in lower case")))]
     pub inputs_hash: Option<String>,
     /// Gates of that job that the model did not pass, with their numbers. While they stand here the model is not Ready, so
     /// that nothing serves it by accident; whoever wants to use it all the same removes the field.

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1 as core;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::{NameRef, Quantity};
+use crate::{NameRef, Quantity, wording};
 
 /// What a user may set on the pods of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -61,7 +61,7 @@ pub struct PodOverrides {
 #[serde(rename_all = "camelCase")]
 pub struct EnvVar {
     /// Its name.
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
+    #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = wording::matching("^[A-Za-z_][A-Za-z0-9_]*$", "must be letters, digits and `_`, not beginning with a digit")))]
     pub name: String,
     /// Its value.
     #[schemars(length(max = 4096))]

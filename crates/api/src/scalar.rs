@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use kube::{KubeSchema, core::cel::Rule};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+
+use crate::wording;
 
 /// What a [`Decimal`] is.
 const DECIMAL: &str = "^[0-9]{1,12}([.][0-9]{1,12})?([eE]-?[0-9]{1,2})?$";
@@ -31,11 +32,9 @@ macro_rules! text_scalar {
                 true
             }
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                // A rule and not a `pattern`: its refusal says in words what is allowed. (Editors, which read patterns alone, say
-                // nothing.)
-                let rule = json!({"rule": format!("self.matches('{}')", $pattern), "message": $must});
                 json_schema!({
-                    "type": "string", "maxLength": 32, "description": $description, "x-kubernetes-validations": [rule]
+                    "type": "string", "maxLength": 32, "description": $description,
+                    "x-kubernetes-validations": wording::matching($pattern, $must)
                 })
             }
         }
@@ -141,7 +140,7 @@ impl Quantity {
 #[serde(rename_all = "camelCase")]
 pub struct NameRef {
     /// Name of the object, in this namespace.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = wording::object_name()))]
     pub name: String,
 }
 
@@ -161,11 +160,11 @@ pub struct NameRef {
     .message("`secretRef` must be absent for pvc://, which needs no credentials").field_path(".secretRef"))]
 pub struct Location {
     /// Address: `hf://org/name`, `s3://bucket/prefix`, `pvc://claim/path` or `https://host/path`.
-    #[schemars(length(min = 6, max = 1024), regex(pattern = r"^[!-~]+$"))]
+    #[schemars(length(min = 6, max = 1024), extend("x-kubernetes-validations" = wording::matching("^[!-~]+$", "must be ASCII without spaces; write other characters percent-encoded")))]
     pub uri: String,
     /// Branch, tag or commit of an `hf://` repository. A commit makes it reproducible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"))]
+    #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = wording::matching("^[A-Za-z0-9][A-Za-z0-9._/-]*$", "must be a branch, tag or commit: letters, digits, `.`, `_`, `/` and `-`, beginning with a letter or digit")))]
     pub revision: Option<String>,
     /// Secret with the credentials; mounted into the pod that reads, never read by the operator.
     /// Keys: `token` (hf, https), `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL` (s3).
@@ -173,7 +172,7 @@ pub struct Location {
     pub secret_ref: Option<NameRef>,
     /// Digest that the content must have, `sha256:` and 64 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 71, max = 71), regex(pattern = r"^sha256:[0-9a-f]{64}$"))]
+    #[schemars(length(max = 128), extend("x-kubernetes-validations" = wording::digest()))]
     pub digest: Option<String>,
 }
 

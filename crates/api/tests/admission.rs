@@ -90,7 +90,10 @@ fn each_rule_has_an_accepted_and_a_refused_object() {
             .chain([cases["valid"][kind].clone()])
             .collect::<Vec<_>>();
         for Rule { at, told } in rules {
-            if !changed.iter().any(|object| reaches(object, &at)) {
+            let path = at.join(".");
+            let never =
+                absent(&cases, kind).any(|field| path == field || path.starts_with(&format!("{field}.")));
+            if !never && !changed.iter().any(|object| reaches(object, &at)) {
                 untested.push(format!("no accepted {kind} reaches {}", at.join(".")));
             }
             if !refused.contains(&(kind.as_str(), told.clone())) {
@@ -99,6 +102,19 @@ fn each_rule_has_an_accepted_and_a_refused_object() {
         }
     }
     assert!(untested.is_empty(), "{untested:#?}");
+    for kind in schemas.keys() {
+        for field in absent(&cases, kind) {
+            let told = |(of, told): &(&str, String)| {
+                of == kind && told.starts_with(&format!("{field}: ")) && told.contains("must be absent")
+            };
+            assert!(refused.iter().any(told), "{kind} is not refused for having {field}");
+        }
+    }
+}
+
+/// Fields of a shared type that must be absent where they stand, so that no accepted object has them.
+fn absent<'a>(cases: &'a Value, kind: &str) -> impl Iterator<Item = &'a str> {
+    cases["absent"][kind].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
 #[derive(Debug)]
