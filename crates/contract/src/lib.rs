@@ -7,12 +7,15 @@
 
 mod adapters;
 mod identity;
+mod keys;
 mod report;
 mod task;
 mod token;
+mod usage;
 
 pub use adapters::{AdapterEntry, AdapterState, AdapterStatus, DesiredAdapters};
 pub use identity::Identity;
+pub use keys::{KeyEntry, KeyEntryError, KeyHash, new_key};
 pub use report::{
     CheckDataReport, EvaluateReport, Failure, InspectReport, Load, MAX_REPORT_BYTES, MAX_SUMMARY_BYTES,
     Measured, ModelShapeReport, Outcome, Phase, Report, ReportError, Score, Summary, TrainProgress,
@@ -25,6 +28,7 @@ pub use task::{
     TrainMethod, TrainTask, TrainingSettings, Trust,
 };
 pub use token::{Claims, Scope, Signer, TOKEN_LIFETIME, TokenError, Verifier};
+pub use usage::{USAGE_HEADER, Usage};
 
 /// Where the contract lies in a pod (a ConfigMap mount).
 pub const CONTRACT_PATH: &str = "/etc/lathe/contract.json";
