@@ -1,15 +1,22 @@
 //! Answers in the shapes of OpenAI's API, whole or as server-sent events.
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
 
 use axum::Json;
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
+use http_body_util::BodyExt as _;
+use lathe_contract::{USAGE_HEADER, Usage};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::mailbox::{Finish, Mailbox};
+
+const USAGE: HeaderName = HeaderName::from_static(USAGE_HEADER);
 
 /// Which of the two endpoints was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,23 +70,46 @@ pub async fn whole(frame: Frame, mut mailbox: Mailbox) -> Result<Response, ApiEr
     };
     let mut body = frame.body(false, json!([choice]));
     body["usage"] = frame.usage(tokens);
-    Ok(Json(body).into_response())
+    let mut response = Json(body).into_response();
+    response.headers_mut().extend(told(frame.took(tokens)));
+    Ok(response)
 }
 
 /// Answers event by event; dropping the response drops the mailbox, and with it the work.
 pub fn streamed(frame: Frame, mailbox: Mailbox, include_usage: bool) -> Response {
-    let mut events = Events { frame, mailbox, include_usage, ready: VecDeque::new(), over: false };
+    let took = Arc::default();
+    let mut events = Events {
+        frame,
+        mailbox,
+        include_usage,
+        ready: VecDeque::new(),
+        took: Arc::clone(&took),
+        over: false,
+    };
     if events.frame.endpoint == Endpoint::Chat {
         events.chunk(json!({"role": "assistant", "content": ""}), None);
     }
     let stream = stream::unfold(events, Events::next);
     // Comments keep proxies from giving up on an answer that waits for its turn.
-    let mut response = Sse::new(stream).keep_alive(KeepAlive::default()).into_response();
-    response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
+    let response = Sse::new(stream).keep_alive(KeepAlive::default()).into_response();
+    // Sent to those alone who ask for trailers, as the gateway does.
+    let trailer = async move { took.get().map(|&usage| Ok(told(usage).into_iter().collect::<HeaderMap>())) };
+    let mut response = response.map(|body| Body::new(body.with_trailers(trailer)));
+    response.headers_mut().insert(header::TRAILER, HeaderValue::from_static(USAGE_HEADER));
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
+/// The header or trailer for the gateway.
+fn told(usage: Usage) -> Option<(HeaderName, HeaderValue)> {
+    Some((USAGE, HeaderValue::from_str(&usage.to_string()).ok()?))
+}
+
 impl Frame {
+    fn took(&self, tokens: usize) -> Usage {
+        Usage { prompt: self.prompt_tokens as u64, completion: tokens as u64 }
+    }
+
     fn body(&self, chunk: bool, choices: Value) -> Value {
         let object = match (self.endpoint, chunk) {
             (Endpoint::Chat, false) => "chat.completion",
@@ -110,6 +140,8 @@ struct Events {
     mailbox: Mailbox,
     include_usage: bool,
     ready: VecDeque<String>,
+    /// Set at the end, also at one that is an error.
+    took: Arc<OnceLock<Usage>>,
     over: bool,
 }
 
@@ -130,6 +162,10 @@ impl Events {
         let delivery = self.mailbox.next().await;
         if !delivery.text.is_empty() {
             self.chunk(json!({"content": delivery.text}), None);
+        }
+        if delivery.end.is_some() {
+            // Set once, here.
+            let _ = self.took.set(self.frame.took(delivery.tokens));
         }
         match delivery.end {
             None => return,

@@ -2,6 +2,8 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::server::{joined, start};
 
@@ -153,4 +155,33 @@ async fn http_2_without_tls_is_spoken_too() {
     let request = client.post(format!("{}/v1/completions", server.base)).json(&body);
     let answer = request.send().await.expect("an answer");
     assert_eq!((answer.version(), answer.status().as_u16()), (reqwest::Version::HTTP_2, 200));
+}
+
+#[tokio::test]
+async fn what_an_answer_took_is_told_in_a_header_or_to_who_asks_for_trailers_after_a_stream() {
+    let server = start(|_, _| {}).await;
+    let mut body = json!({"model": "base", "prompt": "hello", "max_tokens": 7, "ignore_eos": true});
+    let answer = server.request("/v1/completions", &body).send().await.expect("an answer");
+    // The prompt's bytes, one token each.
+    assert_eq!(answer.headers()["lathe-usage"], "prompt=5,completion=7");
+
+    body["stream"] = json!(true);
+    let address = server.base.strip_prefix("http://").expect("an address");
+    let ask = async |te: &str| {
+        let body = body.to_string();
+        let request = format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n{te}\
+             content-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("an answer");
+        text
+    };
+    let told = ask("te: trailers\r\n").await;
+    assert!(told.ends_with("0\r\nlathe-usage: prompt=5,completion=7\r\n\r\n"), "{told}");
+    let plain = ask("").await;
+    assert!(plain.contains("[DONE]") && plain.ends_with("0\r\n\r\n"), "{plain}");
 }
