@@ -1,0 +1,267 @@
+//! A request's body: read with bounds, and its `model` exchanged without touching anything else.
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::error::ApiError;
+
+/// Longest body, as a worker's own.
+pub const MAX_BODY: usize = 16 << 20;
+/// A body must be here by then.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// As much of a prompt's beginning says which replica has read it before.
+const BEGINNING: usize = 4096;
+/// Messages that are looked at for the first of a user.
+const OPENING: usize = 8;
+/// Where a request says nothing of the answer's length.
+const USUAL_ANSWER: u64 = 256;
+/// What an estimate counts at most: nobody is charged for a number that no context has.
+const MOST_TOKENS: u64 = 1 << 20;
+
+/// A request as the gateway sees it; all else is the worker's to judge.
+#[derive(Debug)]
+pub struct Question {
+    body: Bytes,
+    model_at: Range<usize>,
+    /// What the client named.
+    pub model: String,
+    /// The prompt's first bytes, the same for every turn of one conversation.
+    pub beginning: Bytes,
+    /// Tokens that it will take: a quarter of the prompt's bytes, and the answer's limit.
+    pub tokens: u64,
+}
+
+/// `null` is the same as absence; a field that stands twice is refused, as the worker does.
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow)]
+    model: Option<&'a RawValue>,
+    #[serde(borrow)]
+    messages: Option<&'a RawValue>,
+    #[serde(borrow)]
+    prompt: Option<&'a RawValue>,
+    #[serde(borrow)]
+    max_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    max_completion_tokens: Option<&'a RawValue>,
+}
+
+impl Question {
+    /// Reads what must be known to pass a request on.
+    ///
+    /// # Errors
+    /// 400: the body is no JSON object, or has no `model` that is a string.
+    pub fn parse(body: Bytes) -> Result<Self, ApiError> {
+        let fields: Fields<'_> = serde_json::from_slice(&body).map_err(|error| {
+            let message = format!("The request body could not be parsed as a JSON object: {error}.");
+            ApiError::invalid("invalid_json", message)
+        })?;
+        let Some(raw) = fields.model else {
+            let message = "Missing required parameter: 'model'. Name one that GET /v1/models lists.";
+            return Err(ApiError::invalid_model("missing_required_parameter", message));
+        };
+        let model: String = serde_json::from_str(raw.get()).map_err(|_| {
+            ApiError::invalid_model("invalid_type", "Invalid type for 'model': expected a string.")
+        })?;
+        let prompt = fields.messages.or(fields.prompt);
+        let limit = [fields.max_completion_tokens, fields.max_tokens].into_iter().flatten();
+        let answer = limit.filter_map(|raw| raw.get().parse::<u64>().ok()).next().unwrap_or(USUAL_ANSWER);
+        let asked = prompt.map_or(0, |prompt| prompt.get().len() as u64 / 4);
+        let tokens = asked.saturating_add(answer).clamp(1, MOST_TOKENS);
+        let beginning = match (fields.messages, fields.prompt) {
+            (Some(messages), _) => opening(messages.get()),
+            (None, Some(prompt)) => prompt.get(),
+            (None, None) => "",
+        };
+        let beginning = &beginning.as_bytes()[..beginning.len().min(BEGINNING)];
+        let beginning = if beginning.is_empty() { Bytes::new() } else { body.slice_ref(beginning) };
+        let model_at = place(&body, raw.get());
+        Ok(Self { model, beginning, tokens, model_at, body })
+    }
+
+    /// The body with another model's name; every other byte is as it came.
+    pub fn with_model(&self, name: &str) -> Bytes {
+        let name = serde_json::Value::from(name).to_string();
+        let mut body = BytesMut::with_capacity(self.body.len() + name.len());
+        body.put_slice(&self.body[..self.model_at.start]);
+        body.put_slice(name.as_bytes());
+        body.put_slice(&self.body[self.model_at.end..]);
+        body.freeze()
+    }
+}
+
+/// Where a part that was borrowed from `body` stands in it.
+fn place(body: &Bytes, part: &str) -> Range<usize> {
+    let start = part.as_ptr() as usize - body.as_ptr() as usize;
+    start..start + part.len()
+}
+
+/// All of a conversation up to its first message of a user: later turns begin with the same.
+fn opening(messages: &str) -> &str {
+    let last = serde_json::from_str::<Opening<'_>>(messages).ok().and_then(|opening| opening.0);
+    last.map_or(messages, |last| {
+        let end = last.as_ptr() as usize - messages.as_ptr() as usize + last.len();
+        &messages[..end]
+    })
+}
+
+/// The last message of a conversation's opening.
+struct Opening<'a>(Option<&'a str>);
+
+impl<'de> Deserialize<'de> for Opening<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Messages;
+        impl<'de> Visitor<'de> for Messages {
+            type Value = Opening<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                #[derive(Deserialize)]
+                struct Message<'a> {
+                    #[serde(borrow)]
+                    role: Cow<'a, str>,
+                }
+                let mut last = None;
+                for _ in 0..OPENING {
+                    let Some(item) = list.next_element::<&'de RawValue>()? else { break };
+                    last = Some(item.get());
+                    if serde_json::from_str::<Message<'_>>(item.get()).is_ok_and(|m| m.role == "user") {
+                        break;
+                    }
+                }
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Opening(last))
+            }
+        }
+        deserializer.deserialize_seq(Messages)
+    }
+}
+
+/// Reads a whole body.
+///
+/// # Errors
+/// It is too long, too slow, or breaks off.
+pub async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+    let told = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if told.is_some_and(|bytes| bytes > MAX_BODY as u64) {
+        return Err(ApiError::body_too_large(MAX_BODY));
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY)).await {
+        Err(_) => Err(ApiError::body_timeout()),
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) => {
+            let source = std::error::Error::source(&error);
+            if source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
+                return Err(ApiError::body_too_large(MAX_BODY));
+            }
+            Err(ApiError::invalid("invalid_body", "The request body did not arrive whole."))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Question, ApiError> {
+        Question::parse(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    #[rstest]
+    #[case::first(r#"{"model":"a/b","x":1.0e-07}"#, r#"{"model":"b","x":1.0e-07}"#)]
+    #[case::last(
+        "{ \"x\" : [ 1 ,2],\n \"model\" : \"a\\u002fb\" }",
+        "{ \"x\" : [ 1 ,2],\n \"model\" : \"b\" }"
+    )]
+    #[case::nested_ones_stay(
+        r#"{"messages":[{"role":"user","content":"\"model\":\"a/b\""}],"metadata":{"model":"a/b"},"model":"a/b"}"#,
+        r#"{"messages":[{"role":"user","content":"\"model\":\"a/b\""}],"metadata":{"model":"a/b"},"model":"b"}"#
+    )]
+    #[case::unknown_twice(r#"{"y":1,"y":2,"model":"a/b"}"#, r#"{"y":1,"y":2,"model":"b"}"#)]
+    fn the_name_is_exchanged_and_every_other_byte_stays(#[case] body: &str, #[case] expected: &str) {
+        let question = parse(body).unwrap();
+        assert_eq!(question.model, "a/b");
+        assert_eq!(question.with_model("b"), expected);
+    }
+
+    #[rstest]
+    #[case::not_json("{", "invalid_json")]
+    #[case::an_array("[]", "invalid_json")]
+    #[case::twice(r#"{"model":"a","model":"b"}"#, "invalid_json")]
+    #[case::twice_in_other_letters(r#"{"model":"a","\u006dodel":"b"}"#, "invalid_json")]
+    #[case::absent(r#"{"prompt":"x"}"#, "missing_required_parameter")]
+    #[case::null(r#"{"model":null}"#, "missing_required_parameter")]
+    #[case::a_number(r#"{"model":7}"#, "invalid_type")]
+    #[case::more_behind_it(r#"{"model":"a"} {}"#, "invalid_json")]
+    fn what_cannot_be_passed_on_is_refused(#[case] body: &str, #[case] code: &str) {
+        let error = parse(body).unwrap_err();
+        assert_eq!((error.status.as_u16(), error.code), (400, code));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_comes_too_slowly_or_breaks_off_is_refused() {
+        let read_all = async |pieces: Vec<Result<Bytes, &'static str>>, ends: bool| {
+            let pieces = futures::stream::iter(pieces);
+            let rest = futures::stream::pending().take_until(async move {
+                if !ends {
+                    std::future::pending::<()>().await;
+                }
+            });
+            read(&HeaderMap::new(), Body::from_stream(pieces.chain(rest))).await
+        };
+        let piece = || Ok(Bytes::from_static(b"{}"));
+        assert_eq!(read_all(vec![piece(), piece()], true).await.unwrap(), "{}{}");
+        assert_eq!(read_all(vec![piece()], false).await.unwrap_err().code, "request_timeout");
+        assert_eq!(read_all(vec![piece(), Err("gone")], true).await.unwrap_err().code, "invalid_body");
+        let long = Ok(Bytes::from(vec![b' '; MAX_BODY]));
+        assert_eq!(read_all(vec![long, piece()], true).await.unwrap_err().code, "request_too_large");
+    }
+
+    #[test]
+    fn deep_nesting_does_not_recurse_without_a_bound() {
+        let deep = format!(r#"{{"model":"a","messages":{}}}"#, "[".repeat(1 << 20));
+        assert_eq!(parse(&deep).unwrap_err().code, "invalid_json");
+    }
+
+    #[test]
+    fn all_turns_of_a_conversation_begin_alike_and_others_do_not() {
+        let turn = |first: &str, more: &str| {
+            let body = format!(
+                r#"{{"model":"m","messages":[{{"role":"system","content":"s"}},{{"role":"user","content":"{first}"}}{more}]}}"#
+            );
+            parse(&body).unwrap().beginning
+        };
+        let later = r#",{"role":"assistant","content":"a"},{"role":"user","content":"u"}"#;
+        assert_eq!(turn("one", ""), turn("one", later));
+        assert_ne!(turn("one", ""), turn("two", ""));
+        let text = |prompt: &str| parse(&format!(r#"{{"model":"m","prompt":{prompt}}}"#)).unwrap().beginning;
+        assert_eq!(text(r#""abc""#), &br#""abc""#[..]);
+        assert_eq!(text("[1,2]"), &b"[1,2]"[..]);
+        assert_eq!(text(&format!("\"{}\"", "x".repeat(10_000))).len(), BEGINNING);
+    }
+
+    #[rstest]
+    #[case::as_said(r#""prompt":"0123456789","max_tokens":100"#, 103)]
+    #[case::the_newer_name(r#""prompt":"0123456789","max_completion_tokens":7,"max_tokens":100"#, 10)]
+    #[case::unsaid(r#""prompt":"0123456789""#, 3 + USUAL_ANSWER)]
+    #[case::absurd(r#""max_tokens":18446744073709551615"#, MOST_TOKENS)]
+    #[case::nonsense(r#""max_tokens":-5"#, USUAL_ANSWER)]
+    #[case::nothing(r#""max_tokens":0"#, 1)]
+    fn what_a_request_will_take(#[case] fields: &str, #[case] tokens: u64) {
+        assert_eq!(parse(&format!(r#"{{"model":"m",{fields}}}"#)).unwrap().tokens, tokens);
+    }
+}

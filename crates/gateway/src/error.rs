@@ -1,0 +1,172 @@
+//! Errors as OpenAI's API writes them, as the worker does: `{"error": {"message", "type", "param", "code"}}`.
+use axum::Json;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// Some headers; smaller than a map of them.
+pub type Headers = Vec<(HeaderName, HeaderValue)>;
+
+/// Why the gateway itself refuses a request.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// OpenAI's `code`, also the label of the metric.
+    pub code: &'static str,
+    /// What is wrong, what is allowed, what to do next.
+    pub message: String,
+    kind: &'static str,
+    param: Option<&'static str>,
+    retry_after: Option<u64>,
+    /// Sent with it.
+    pub headers: Headers,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, code: &'static str, message: impl Into<String>) -> Self {
+        let headers = Headers::new();
+        Self { status, code, message: message.into(), kind, param: None, retry_after: None, headers }
+    }
+
+    /// A request that can never succeed as it is.
+    pub fn invalid(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message)
+    }
+
+    /// As [`ApiError::invalid`], with `model` as the field at fault.
+    pub fn invalid_model(code: &'static str, message: impl Into<String>) -> Self {
+        Self { param: Some("model"), ..Self::invalid(code, message) }
+    }
+
+    /// No key, or none that is known.
+    pub fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key", message)
+    }
+
+    /// No such model for this caller; `near` are names that it may use.
+    pub fn model_not_found(model: &str, hint: &str, near: &[String]) -> Self {
+        let shown: String = model.chars().take(100).collect();
+        let near: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
+        let next = if near.is_empty() {
+            " Your key can use no model here.".to_owned()
+        } else {
+            format!(" You can use: {}.", near.join(", "))
+        };
+        let message = format!("The model `{shown}` does not exist.{hint}{next}");
+        Self {
+            param: Some("model"),
+            ..Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "model_not_found", message)
+        }
+    }
+
+    /// The URL is not this API's.
+    pub fn unknown_url(method: &str, path: &str) -> Self {
+        let message = format!("Invalid URL ({method} {})", shortened(path));
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", "unknown_url", message)
+    }
+
+    /// The path exists, for other methods.
+    pub fn method_not_allowed(method: &str, path: &str) -> Self {
+        let message = format!("Not allowed to {method} on {}", shortened(path));
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_supported", message)
+    }
+
+    /// A body longer than any prompt that fits.
+    pub fn body_too_large(limit: usize) -> Self {
+        let message = format!("The request body must be at most {limit} bytes.");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "request_too_large", message)
+    }
+
+    /// The client sends too slowly.
+    pub fn body_timeout() -> Self {
+        let message = "The request body did not arrive in time.";
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "request_timeout", message)
+    }
+
+    /// The key's limit of `what` a minute is reached.
+    pub fn rate_limited(what: &'static str, limit: u32, retry_after: u64) -> Self {
+        let message = format!(
+            "Rate limit reached: this key may use {limit} {what} a minute. Try again in {retry_after} s."
+        );
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, what, "rate_limit_exceeded", message)
+        }
+    }
+
+    /// The gateway has no place for one request more: it is at its limit of `what`.
+    pub fn overloaded(what: &str) -> Self {
+        let message = format!("The gateway is at its limit of {what}. Try again in 1 s.");
+        Self {
+            retry_after: Some(1),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", "overloaded", message)
+        }
+    }
+
+    /// Not now.
+    pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            retry_after: Some(1),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message)
+        }
+    }
+
+    /// Nobody is there to ask.
+    pub fn no_replica(model: &str) -> Self {
+        let message = format!(
+            "No replica of `{model}` is ready; the status of its InferenceService says why. Ask again."
+        );
+        Self::unavailable("no_replica", message)
+    }
+
+    /// A replica took the request and its connection failed, and no other could be asked.
+    pub fn upstream_failed() -> Self {
+        let message = "The replica failed before it answered, and no other one could be asked; ask again.";
+        Self {
+            retry_after: Some(1),
+            ..Self::new(StatusCode::BAD_GATEWAY, "server_error", "upstream_failed", message)
+        }
+    }
+
+    /// A replica says nothing at all.
+    pub fn upstream_timeout() -> Self {
+        let message = "The replica did not answer in time; ask for a shorter answer, or stream it.";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", "upstream_timeout", message)
+    }
+
+    /// A replica was lost in the middle of a stream.
+    pub fn broken_off() -> Self {
+        let message = "The replica was lost in the middle of this answer; ask again.";
+        Self::new(StatusCode::BAD_GATEWAY, "server_error", "upstream_failed", message)
+    }
+
+    /// Sent with these headers too.
+    pub fn with_headers(self, headers: Headers) -> Self {
+        Self { headers, ..self }
+    }
+
+    /// The body of the answer, and the data of an error event in a stream.
+    pub fn body(&self) -> Value {
+        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
+    }
+}
+
+fn shortened(path: &str) -> String {
+    path.chars().take(200).collect()
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        headers.extend(self.headers);
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

@@ -1,0 +1,105 @@
+//! Headers that speak of one connection alone, and what else does not go through.
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use lathe_contract::{USAGE_HEADER, Usage};
+
+/// Of the connection that they came over (RFC 9110, 7.6.1), beside those that `Connection` names.
+const HOPS: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+];
+/// Written anew for the worker. `Expect` was answered when the body was read.
+const OWN: [HeaderName; 5] =
+    [header::HOST, header::CONTENT_LENGTH, header::AUTHORIZATION, header::EXPECT, header::COOKIE];
+/// A replica's load and an answer's cost are the gateway's to know.
+const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
+const USAGE: HeaderName = HeaderName::from_static(USAGE_HEADER);
+
+/// A client's headers for a worker, with the gateway's token and its wish for trailers.
+pub fn for_worker(client: &HeaderMap, token: HeaderValue) -> HeaderMap {
+    let mut headers = without_hops(client);
+    for name in OWN {
+        headers.remove(name);
+    }
+    headers.insert(header::AUTHORIZATION, token);
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    headers
+}
+
+/// A worker's headers for the client.
+pub fn for_client(worker: &HeaderMap) -> HeaderMap {
+    let mut headers = without_hops(worker);
+    for name in [LOAD, USAGE] {
+        headers.remove(name);
+    }
+    headers
+}
+
+/// What the worker says of the tokens, in a head or in trailers.
+pub fn usage(headers: &HeaderMap) -> Option<Usage> {
+    Usage::parse(headers.get(USAGE)?.to_str().ok()?)
+}
+
+fn without_hops(headers: &HeaderMap) -> HeaderMap {
+    let mut rest = headers.clone();
+    let named = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    for name in named.flat_map(|value| value.split(',')) {
+        rest.remove(name.trim());
+    }
+    for name in HOPS.into_iter().chain([header::UPGRADE]) {
+        rest.remove(name);
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn what_speaks_of_one_connection_or_of_the_client_stays_here() {
+        let client = headers(&[
+            ("authorization", "Bearer lathe-secret"),
+            ("connection", "keep-alive, X-Hop"),
+            ("x-hop", "1"),
+            ("te", "gzip"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("cookie", "a=b"),
+            ("host", "gateway"),
+            ("content-type", "application/json"),
+            ("traceparent", "00-1-2-01"),
+        ]);
+        let expected = headers(&[
+            ("authorization", "Bearer token"),
+            ("te", "trailers"),
+            ("content-type", "application/json"),
+            ("traceparent", "00-1-2-01"),
+        ]);
+        assert_eq!(for_worker(&client, HeaderValue::from_static("Bearer token")), expected);
+    }
+
+    #[test]
+    fn what_a_worker_tells_the_gateway_is_not_told_to_the_client() {
+        let worker = headers(&[
+            ("lathe-usage", "prompt=1,completion=2"),
+            ("endpoint-load-metrics", "TEXT a=1"),
+            ("trailer", "lathe-usage"),
+            ("retry-after", "3"),
+        ]);
+        assert_eq!(for_client(&worker), headers(&[("retry-after", "3")]));
+        assert_eq!(usage(&worker), Some(Usage { prompt: 1, completion: 2 }));
+    }
+}

@@ -1,0 +1,223 @@
+//! The port that clients ask: OpenAI's routes, and nothing on it without being let in.
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, Method, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::account::{Account, Books};
+use crate::balance;
+use crate::body::{self, MAX_BODY, Question};
+use crate::error::{ApiError, Headers};
+use crate::forward::{Forwarder, Outgoing};
+use crate::keys::{Auth, Caller};
+use crate::table::{Model, Table};
+
+/// Bodies that are held at a time, in KiB.
+const BODIES_KIB: usize = 256 << 10;
+
+/// What the port's handlers share.
+#[derive(Debug)]
+pub struct Gateway {
+    auth: Auth,
+    /// `None` until the watches have seen everything.
+    table: watch::Receiver<Option<Arc<Table>>>,
+    forwarder: Forwarder,
+    books: Arc<Books>,
+    max_in_flight: usize,
+    places: Arc<Semaphore>,
+    bodies: Arc<Semaphore>,
+}
+
+impl Gateway {
+    /// Answers at most `max_in_flight` requests at a time.
+    pub fn new(
+        auth: Auth,
+        table: watch::Receiver<Option<Arc<Table>>>,
+        forwarder: Forwarder,
+        books: Arc<Books>,
+        max_in_flight: usize,
+    ) -> Arc<Self> {
+        let (places, bodies) = (Semaphore::new(max_in_flight), Semaphore::new(BODIES_KIB));
+        let (places, bodies) = (Arc::new(places), Arc::new(bodies));
+        Arc::new(Self { auth, table, forwarder, books, max_in_flight, places, bodies })
+    }
+
+    fn table(&self) -> Result<Arc<Table>, ApiError> {
+        let table = self.table.borrow().clone();
+        table.ok_or_else(|| ApiError::unavailable("starting", "The gateway is starting; ask again."))
+    }
+
+    /// A request's place, and room for its body.
+    fn enter(&self, headers: &HeaderMap) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), ApiError> {
+        let place = Arc::clone(&self.places)
+            .try_acquire_owned()
+            .map_err(|_| ApiError::overloaded(&format!("{} requests at a time", self.max_in_flight)))?;
+        let told = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+        // A body of unknown length may be as long as any.
+        let kib = told.unwrap_or(MAX_BODY).min(MAX_BODY).div_ceil(1 << 10) as u32;
+        let room = Arc::clone(&self.bodies).try_acquire_many_owned(kib);
+        let room = room.map_err(|_| {
+            ApiError::overloaded(&format!("{} MiB of request bodies at a time", BODIES_KIB >> 10))
+        })?;
+        Ok((place, room))
+    }
+}
+
+/// The routes.
+pub fn router(gateway: Arc<Gateway>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completion))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .fallback(async |method: Method, uri: Uri| -> Result<(), ApiError> {
+            Err(ApiError::unknown_url(method.as_str(), uri.path()))
+        })
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| -> Result<(), ApiError> {
+            Err(ApiError::method_not_allowed(method.as_str(), uri.path()))
+        })
+        .with_state(Arc::clone(&gateway))
+        .layer(from_fn_with_state(gateway, guard))
+}
+
+/// Around every route: no request goes in without a caller who may ask.
+async fn guard(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
+    match gateway.auth.admit(request.headers()) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => {
+            gateway.books.metrics.refused(error.code);
+            error.into_response()
+        }
+    }
+}
+
+async fn chat(state: State<Arc<Gateway>>, caller: Extension<Arc<Caller>>, request: Request) -> Response {
+    answer(state, caller, "/v1/chat/completions", request).await
+}
+
+async fn completion(
+    state: State<Arc<Gateway>>,
+    caller: Extension<Arc<Caller>>,
+    request: Request,
+) -> Response {
+    answer(state, caller, "/v1/completions", request).await
+}
+
+async fn answer(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Extension<Arc<Caller>>,
+    path: &'static str,
+    request: Request,
+) -> Response {
+    let arrived = Instant::now();
+    match prepare(&gateway, caller, path, request, arrived).await {
+        Ok(Prepared { account, outgoing, ready, limits, room }) => {
+            let mut response = gateway.forwarder.forward(account, outgoing, ready).await;
+            drop(room);
+            response.headers_mut().extend(limits);
+            response
+        }
+        Err(error) => {
+            gateway.books.metrics.refused(error.code);
+            error.into_response()
+        }
+    }
+}
+
+/// A request that may go to a replica.
+struct Prepared {
+    account: Account,
+    outgoing: Outgoing,
+    ready: Vec<std::net::SocketAddr>,
+    /// What is left to the key.
+    limits: Headers,
+    /// Held as long as the body is.
+    room: OwnedSemaphorePermit,
+}
+
+/// Everything that is judged before a replica is asked.
+async fn prepare(
+    gateway: &Gateway,
+    caller: Arc<Caller>,
+    path: &'static str,
+    request: Request,
+    arrived: Instant,
+) -> Result<Prepared, ApiError> {
+    let (parts, body) = request.into_parts();
+    let (place, room) = gateway.enter(&parts.headers)?;
+    let question = Question::parse(body::read(&parts.headers, body).await?)?;
+    let table = gateway.table()?;
+    let model = answering(&caller, &table, &question.model)?;
+    let ready: Vec<_> = model.service.ready().collect();
+    if ready.is_empty() {
+        return Err(ApiError::no_replica(&model.id()));
+    }
+    let limits = gateway.books.quotas.take(&caller.key, caller.limits, question.tokens, Instant::now())?;
+    let outgoing = Outgoing {
+        path,
+        headers: parts.headers,
+        body: question.with_model(&model.name),
+        key: balance::key(&model.service.uid, &model.name, &question.beginning),
+    };
+    let books = Arc::clone(&gateway.books);
+    let account = Account::open(books, caller, Arc::clone(model), question.tokens, arrived, place);
+    Ok(Prepared { account, outgoing, ready, limits, room })
+}
+
+fn answering<'a>(caller: &Caller, table: &'a Table, name: &str) -> Result<&'a Arc<Model>, ApiError> {
+    let model = caller.resolve(table, name)?;
+    if !model.answers {
+        let message = format!(
+            "The model `{}` is not ready; the status of InferenceService `{}` says why. Ask again.",
+            model.id(),
+            model.service.name
+        );
+        return Err(ApiError::unavailable("model_not_ready", message));
+    }
+    Ok(model)
+}
+
+async fn models(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Extension<Arc<Caller>>,
+) -> Result<Json<Value>, ApiError> {
+    let table = gateway.table()?;
+    let data: Vec<Value> = caller.models(&table).filter(|m| m.answers).map(|m| describe(m)).collect();
+    Ok(Json(json!({"object": "list", "data": data})))
+}
+
+async fn model(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(caller): Extension<Arc<Caller>>,
+    uri: Uri,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    // What is no UTF-8 is no model's id.
+    let Ok(Path(id)) = id else { return Err(ApiError::unknown_url("GET", uri.path())) };
+    let table = gateway.table()?;
+    Ok(Json(describe(answering(&caller, &table, &id)?)))
+}
+
+/// A model as OpenAI lists it, with vLLM's `parent`.
+fn describe(model: &Model) -> Value {
+    let Model { name: _, adapter, answers: _, service } = model;
+    let parent = adapter.then(|| format!("{}/{}", service.namespace, service.name));
+    json!({
+        "id": model.id(),
+        "object": "model",
+        "created": service.created,
+        "owned_by": service.namespace,
+        "parent": parent,
+    })
+}

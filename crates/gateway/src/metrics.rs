@@ -1,0 +1,227 @@
+//! Numbers for Prometheus, by key and model; names after vLLM's and OpenTelemetry's GenAI conventions.
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use lathe_contract::Usage;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::table::Model;
+
+/// What the gateway counts.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Answered, Counter>,
+    refused: Family<Refused, Counter>,
+    prompt_tokens: Family<Asked, Counter>,
+    generation_tokens: Family<Asked, Counter>,
+    repeats: Family<Repeated, Counter>,
+    first_byte: Family<Named, Histogram>,
+    duration: Family<Named, Histogram>,
+    /// Requests that are being answered.
+    pub in_flight: Gauge<i64, AtomicI64>,
+    /// Keys that are in force.
+    pub keys: Gauge<i64, AtomicI64>,
+    /// Entries of the Secret that are no keys.
+    pub keys_broken: Gauge<i64, AtomicI64>,
+    /// 1 where the Secret could be read last time.
+    pub keys_readable: Gauge<i64, AtomicI64>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Asked {
+    key: String,
+    namespace: String,
+    model: String,
+    adapter: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Answered {
+    key: String,
+    namespace: String,
+    model: String,
+    adapter: String,
+    code: u16,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Refused {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Repeated {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Named {
+    namespace: String,
+    model: String,
+}
+
+/// Bounds in seconds, as vLLM's of the time to the first token and of whole requests.
+const FIRST_BYTE: [f64; 14] =
+    [0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 40.0, 160.0];
+const DURATION: [f64; 14] =
+    [0.01, 0.05, 0.1, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 240.0, 960.0, 1920.0];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let first_byte: fn() -> Histogram = || Histogram::new(FIRST_BYTE);
+        let duration: fn() -> Histogram = || Histogram::new(DURATION);
+        let mut metrics = Self {
+            registry: Registry::with_prefix("lathe_gateway"),
+            requests: Family::default(),
+            refused: Family::default(),
+            prompt_tokens: Family::default(),
+            generation_tokens: Family::default(),
+            repeats: Family::default(),
+            first_byte: Family::new_with_constructor(first_byte),
+            duration: Family::new_with_constructor(duration),
+            in_flight: Gauge::default(),
+            keys: Gauge::default(),
+            keys_broken: Gauge::default(),
+            keys_readable: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("requests", "Requests that a replica answered, by status", self.requests.clone());
+        registry.register(
+            "requests_refused",
+            "Requests that the gateway refused itself",
+            self.refused.clone(),
+        );
+        registry.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
+        registry.register("generation_tokens", "Generated tokens", self.generation_tokens.clone());
+        registry.register(
+            "requests_repeated",
+            "Requests that were sent to one replica more, none of whose answer had been sent",
+            self.repeats.clone(),
+        );
+        registry.register(
+            "time_to_first_byte_seconds",
+            "From arrival to the first byte of an answer's body",
+            self.first_byte.clone(),
+        );
+        registry.register(
+            "request_duration_seconds",
+            "From arrival to the last byte of the answer",
+            self.duration.clone(),
+        );
+        registry.register("requests_in_flight", "Requests that are being answered", self.in_flight.clone());
+        registry.register("keys", "Keys that are in force", self.keys.clone());
+        registry.register("keys_broken", "Entries of the Secret that are no keys", self.keys_broken.clone());
+        registry.register(
+            "keys_readable",
+            "1 where the keys could be read last time, else 0",
+            self.keys_readable.clone(),
+        );
+    }
+
+    /// The gateway refused a request itself; `reason` is the error's code.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Refused { reason }).inc();
+    }
+
+    /// A request goes to another replica, since the one before refused the connection, lost it, drains or is full.
+    pub fn repeated(&self, reason: &'static str) {
+        self.repeats.get_or_create(&Repeated { reason }).inc();
+    }
+
+    /// A replica's answer is over.
+    pub fn answered(&self, key: &str, model: &Model, code: u16, usage: Option<Usage>, times: Times) {
+        let Asked { key, namespace, model, adapter } = Asked::of(key, model);
+        let named = Named { namespace: namespace.clone(), model: model.clone() };
+        let asked = Asked {
+            key: key.clone(),
+            namespace: namespace.clone(),
+            model: model.clone(),
+            adapter: adapter.clone(),
+        };
+        self.requests.get_or_create(&Answered { key, namespace, model, adapter, code }).inc();
+        if let Some(usage) = usage {
+            self.prompt_tokens.get_or_create(&asked).inc_by(usage.prompt);
+            self.generation_tokens.get_or_create(&asked).inc_by(usage.completion);
+        }
+        if let Some(first) = times.first_byte {
+            self.first_byte.get_or_create(&named).observe(first.as_secs_f64());
+        }
+        self.duration.get_or_create(&named).observe(times.total.as_secs_f64());
+    }
+
+    /// In the OpenMetrics text format.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// How long an answer took.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// From arrival to the first byte of its body.
+    pub first_byte: Option<Duration>,
+    /// From arrival to its end.
+    pub total: Duration,
+}
+
+impl Asked {
+    fn of(key: &str, model: &Model) -> Self {
+        Self {
+            key: key.to_owned(),
+            namespace: model.service.namespace.clone(),
+            model: model.service.name.clone(),
+            adapter: if model.adapter { model.name.clone() } else { String::new() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::table::Table;
+    use crate::testing::{service, slice};
+
+    #[test]
+    fn tokens_are_counted_by_key_model_and_adapter() {
+        let table = Table::build(
+            &[service("a", "s", &["tone"], &["s", "tone"])],
+            &[slice("a", "s", &[("10.0.0.1", json!({}))])],
+        );
+        let metrics = Metrics::default();
+        let times = Times { first_byte: Some(Duration::from_millis(3)), total: Duration::from_millis(400) };
+        let usage = Some(Usage { prompt: 7, completion: 3 });
+        metrics.answered("k", table.get("a", "tone").unwrap(), 200, usage, times);
+        metrics.answered("k", table.get("a", "s").unwrap(), 429, None, Times { first_byte: None, ..times });
+        metrics.refused("invalid_api_key");
+        let text = metrics.text().unwrap();
+        for line in [
+            r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="tone",code="200"} 1"#,
+            r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="",code="429"} 1"#,
+            r#"lathe_gateway_prompt_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 7"#,
+            r#"lathe_gateway_generation_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 3"#,
+            r#"lathe_gateway_requests_refused_total{reason="invalid_api_key"} 1"#,
+            r#"lathe_gateway_time_to_first_byte_seconds_bucket{le="0.005",namespace="a",model="s"} 1"#,
+            r#"lathe_gateway_request_duration_seconds_count{namespace="a",model="s"} 2"#,
+            "lathe_gateway_requests_in_flight 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Command line and environment.
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+/// The one front door for everything that a cluster serves: OpenAI's API, keys, limits, balance.
+#[derive(Debug, Parser)]
+#[command(name = "lathe-gateway", version)]
+pub struct Options {
+    /// Address for clients.
+    #[arg(long, env = "LATHE_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, env = "LATHE_ADMIN_LISTEN", default_value = "0.0.0.0:8081")]
+    pub admin_listen: SocketAddr,
+    /// Namespaces whose services are reached; none: all of them.
+    #[arg(long, env = "LATHE_NAMESPACES", value_delimiter = ',')]
+    pub namespaces: Vec<String>,
+    /// Who may ask.
+    #[arg(long, env = "LATHE_AUTH", value_enum, default_value = "keys")]
+    pub auth: AuthMode,
+    /// Folder of the keys (a mounted Secret), one a file: `lathe keys create` prints what goes into it.
+    #[arg(long, env = "LATHE_KEYS_DIR", default_value = "/etc/lathe/keys")]
+    pub keys_dir: PathBuf,
+    /// The gateway's private key (PKCS#8 PEM), by which workers know it: `gateway.key` of the Secret `lathe-keys`.
+    #[arg(long, env = "LATHE_SIGNING_KEY", default_value = "/etc/lathe/signing/gateway.key")]
+    pub signing_key: PathBuf,
+    /// Requests that are answered at a time; one more gets 429.
+    #[arg(long, env = "LATHE_MAX_IN_FLIGHT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_in_flight: u32,
+    /// Write a line of JSON for every request to standard output.
+    #[arg(long, env = "LATHE_USAGE_LOG")]
+    pub usage_log: bool,
+    /// Seconds that open answers have after SIGTERM; less than the pod's terminationGracePeriodSeconds.
+    #[arg(long, env = "LATHE_DRAIN_SECONDS", default_value_t = 60)]
+    pub drain_seconds: u32,
+    /// Form of the log; what is logged is chosen by RUST_LOG, e.g. `info,kube=warn`.
+    #[arg(long, env = "LATHE_LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Who may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AuthMode {
+    /// Whoever has a key.
+    Keys,
+    /// Everybody who reaches the gateway, every model of every namespace.
+    None,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}

@@ -1,0 +1,257 @@
+//! Which model ids there are, and who answers to each: a pure function of the objects that were seen.
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::{Resource as _, ResourceExt as _};
+use lathe_api::InferenceService;
+
+/// The label by which an EndpointSlice names its Service; a service's Service has the service's own name.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Name of the port on which workers serve users.
+const PORT: &str = "http";
+
+/// Models by namespace and name: whoever holds a namespace's map cannot name anything outside of it.
+#[derive(Clone, Debug, Default)]
+pub struct Table(BTreeMap<String, BTreeMap<String, Arc<Model>>>);
+
+/// What a model id stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// Its name in the namespace, which is the id that the workers know.
+    pub name: String,
+    /// Whether it is an adapter of the service, not its base.
+    pub adapter: bool,
+    /// Whether the service's status says that it answers.
+    pub answers: bool,
+    /// Who serves it.
+    pub service: Arc<Service>,
+}
+
+/// One InferenceService.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Whom tokens for its workers must name.
+    pub uid: String,
+    /// Unix time in seconds at which it was made.
+    pub created: i64,
+    /// Its pods.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One pod of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where it serves users.
+    pub address: SocketAddr,
+    /// It takes new requests.
+    pub ready: bool,
+    /// It answers, perhaps for the last time.
+    pub serving: bool,
+    /// It is going.
+    pub terminating: bool,
+}
+
+impl Model {
+    /// `namespace/name`.
+    pub fn id(&self) -> String {
+        format!("{}/{}", self.service.namespace, self.name)
+    }
+}
+
+impl Service {
+    /// The pods that may be given something new.
+    pub fn ready(&self) -> impl Iterator<Item = SocketAddr> {
+        self.endpoints.iter().filter(|e| e.ready && e.serving && !e.terminating).map(|e| e.address)
+    }
+}
+
+impl Table {
+    /// Who answers to which id. Where two services of a namespace claim one name, the older keeps it.
+    pub fn build<'a>(
+        services: impl IntoIterator<Item = &'a InferenceService>,
+        slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    ) -> Self {
+        let mut endpoints = endpoints(slices);
+        let mut services: Vec<_> =
+            services.into_iter().filter(|s| s.meta().deletion_timestamp.is_none()).collect();
+        services.sort_by_key(|s| (s.meta().creation_timestamp.as_ref().map(|t| t.0), s.uid()));
+        let mut table = Self::default();
+        for object in services {
+            let (Some(namespace), Some(uid)) = (object.namespace(), object.uid()) else { continue };
+            let name = object.name_any();
+            let created = object.meta().creation_timestamp.as_ref().map_or(0, |t| t.0.as_second());
+            let endpoints = endpoints.remove(&(namespace.clone(), name.clone())).unwrap_or_default();
+            let service =
+                Service { namespace: namespace.clone(), name: name.clone(), uid, created, endpoints };
+            let service = Arc::new(service);
+            let answering: BTreeSet<&str> =
+                object.status.iter().flat_map(|status| &status.model_ids).map(String::as_str).collect();
+            let adapters = object.spec.adapter_refs.iter().map(|adapter| (adapter.name.clone(), true));
+            let names = table.0.entry(namespace).or_default();
+            for (name, adapter) in std::iter::once((name, false)).chain(adapters) {
+                let answers = answering.contains(name.as_str());
+                let service = Arc::clone(&service);
+                let model = Model { name: name.clone(), adapter, answers, service };
+                names.entry(name).or_insert_with(|| Arc::new(model));
+            }
+        }
+        table
+    }
+
+    /// The model of this very name.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<&Arc<Model>> {
+        self.0.get(namespace)?.get(name)
+    }
+
+    /// All models, of one namespace or of all, by id.
+    pub fn models(&self, namespace: Option<&str>) -> impl Iterator<Item = &Arc<Model>> {
+        let chosen = move |own: &&String| namespace.is_none_or(|wanted| *own == wanted);
+        self.0.iter().filter(move |(own, _)| chosen(own)).flat_map(|(_, models)| models.values())
+    }
+
+    /// Every pod that may be given something.
+    pub fn addresses(&self) -> BTreeSet<SocketAddr> {
+        self.models(None).flat_map(|model| &model.service.endpoints).map(|e| e.address).collect()
+    }
+}
+
+fn endpoints<'a>(
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+) -> HashMap<(String, String), Vec<Endpoint>> {
+    let mut found: HashMap<(String, String), BTreeMap<SocketAddr, Endpoint>> = HashMap::new();
+    for slice in slices {
+        let (Some(namespace), Some(service)) = (slice.namespace(), slice.labels().get(SERVICE_NAME)) else {
+            continue;
+        };
+        let ports = slice.ports.iter().flatten();
+        let port =
+            ports.filter(|p| p.name.as_deref() == Some(PORT)).find_map(|p| u16::try_from(p.port?).ok());
+        let Some(port) = port else { continue };
+        let of_service = found.entry((namespace, service.clone())).or_default();
+        for endpoint in &slice.endpoints {
+            // All addresses of an endpoint are one pod's; kube-proxy takes the first as well.
+            let Some(ip) = endpoint.addresses.first().and_then(|a| a.parse::<IpAddr>().ok()) else {
+                continue;
+            };
+            let conditions = endpoint.conditions.as_ref();
+            // What is not said: ready, serving where ready, and not terminating (EndpointConditions).
+            let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+            let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
+            let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
+            let address = SocketAddr::new(ip, port);
+            let seen = Endpoint { address, ready, serving, terminating };
+            // While a pod moves between slices it stands in two; the one that takes requests is the newer word.
+            of_service
+                .entry(address)
+                .and_modify(|had| *had = if had.ready { *had } else { seen })
+                .or_insert(seen);
+        }
+    }
+    found.into_iter().map(|(key, endpoints)| (key, endpoints.into_values().collect())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::{object, service, slice};
+
+    fn table(services: &[InferenceService], slices: &[EndpointSlice]) -> Table {
+        Table::build(services, slices)
+    }
+
+    #[test]
+    fn a_service_and_its_adapters_share_its_ready_pods() {
+        let services = [service("team-a", "support", &["tone", "late"], &["support", "tone"])];
+        let conditions =
+            [json!({"ready": true}), json!({"ready": false, "serving": true, "terminating": true})];
+        let slices = [
+            slice(
+                "team-a",
+                "support",
+                &[("10.0.0.1", conditions[0].clone()), ("10.0.0.2", conditions[1].clone())],
+            ),
+            slice("team-a", "other", &[("10.0.0.3", json!({}))]),
+            slice("team-b", "support", &[("10.0.0.4", json!({}))]),
+        ];
+        let table = table(&services, &slices);
+        let ids: Vec<_> = table.models(None).map(|m| (m.id(), m.adapter, m.answers)).collect();
+        let expected = [
+            ("team-a/late".to_owned(), true, false),
+            ("team-a/support".to_owned(), false, true),
+            ("team-a/tone".to_owned(), true, true),
+        ];
+        assert_eq!(ids, expected);
+        let tone = table.get("team-a", "tone").unwrap();
+        assert_eq!(tone.service.ready().collect::<Vec<_>>(), ["10.0.0.1:8080".parse().unwrap()]);
+        assert_eq!((tone.service.endpoints.len(), tone.service.uid.as_str()), (2, "uid-team-a-support"));
+        assert!(table.get("team-b", "support").is_none());
+    }
+
+    #[rstest]
+    #[case::nothing_said(json!({}), true)]
+    #[case::ready(json!({"ready": true, "serving": true, "terminating": false}), true)]
+    #[case::not_ready(json!({"ready": false}), false)]
+    #[case::draining(json!({"ready": false, "serving": true, "terminating": true}), false)]
+    #[case::published_although_terminating(json!({"ready": true, "serving": false, "terminating": true}), false)]
+    fn only_a_pod_that_is_ready_and_stays_takes_requests(#[case] conditions: Value, #[case] takes: bool) {
+        let services = [service("a", "s", &[], &["s"])];
+        let table = table(&services, &[slice("a", "s", &[("10.0.0.1", conditions)])]);
+        assert_eq!(table.get("a", "s").unwrap().service.ready().count(), usize::from(takes));
+    }
+
+    #[rstest]
+    #[case::by_time("2026-01-02T00:00:00Z", "u1", "2026-01-01T00:00:00Z", "u2", "second")]
+    #[case::by_uid_at_one_time("2026-01-01T00:00:00Z", "u2", "2026-01-01T00:00:00Z", "u1", "second")]
+    #[case::first_is_older("2026-01-01T00:00:00Z", "u1", "2026-01-02T00:00:00Z", "u2", "first")]
+    fn the_older_service_keeps_a_name_that_two_claim(
+        #[case] first: &str,
+        #[case] first_uid: &str,
+        #[case] second: &str,
+        #[case] second_uid: &str,
+        #[case] keeps: &str,
+    ) {
+        let made = |name: &str, created: &str, uid: &str| -> InferenceService {
+            let mut value = serde_json::to_value(service("a", name, &["tone"], &["tone"])).unwrap();
+            value["metadata"]["creationTimestamp"] = json!(created);
+            value["metadata"]["uid"] = json!(uid);
+            object(value)
+        };
+        let mut services = [made("first", first, first_uid), made("second", second, second_uid)];
+        assert_eq!(table(&services, &[]).get("a", "tone").unwrap().service.name, keeps);
+        services.reverse();
+        assert_eq!(table(&services, &[]).get("a", "tone").unwrap().service.name, keeps);
+    }
+
+    #[test]
+    fn a_slice_without_our_port_or_with_names_for_addresses_gives_no_pod() {
+        let services = [service("a", "s", &[], &["s"])];
+        let mut no_port = serde_json::to_value(slice("a", "s", &[("10.0.0.1", json!({}))])).unwrap();
+        no_port["ports"][0]["name"] = json!("metrics");
+        let slices = [object(no_port), slice("a", "s", &[("example.com", json!({}))])];
+        assert!(table(&services, &slices).get("a", "s").unwrap().service.endpoints.is_empty());
+    }
+
+    #[test]
+    fn a_pod_in_two_slices_is_one_and_a_service_that_goes_is_none() {
+        let mut going = service("a", "gone", &[], &["gone"]);
+        going.metadata.deletion_timestamp = going.metadata.creation_timestamp.clone();
+        let services = [service("a", "s", &[], &["s"]), going];
+        let slices = [
+            slice("a", "s", &[("10.0.0.1", json!({"ready": false}))]),
+            slice("a", "s", &[("10.0.0.1", json!({"ready": true}))]),
+        ];
+        let table = table(&services, &slices);
+        assert_eq!(table.get("a", "s").unwrap().service.endpoints.len(), 1);
+        assert_eq!(table.get("a", "s").unwrap().service.ready().count(), 1);
+        assert!(table.get("a", "gone").is_none());
+    }
+}

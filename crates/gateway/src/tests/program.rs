@@ -1,0 +1,130 @@
+//! The whole program, from its options to its end, over an API server that is scripted.
+use std::net::SocketAddr;
+use std::path::Path;
+
+use clap::Parser as _;
+use kube::Client;
+use lathe_contract::{Scope, Signer, new_key};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::replica::{Act, Replica, completion, events};
+use super::rig::{soon, verifier};
+use crate::discovery::tests::Server;
+use crate::options::Options;
+use crate::testing::{service, slice_at};
+
+fn options(folder: &Path, listen: SocketAddr, admin: SocketAddr, more: &[&str]) -> Options {
+    let (keys, signing) = (folder.join("keys"), folder.join("gateway.key"));
+    std::fs::create_dir(&keys).unwrap();
+    let entry = json!({"hash": new_key([1; 32]).1, "namespace": "team-a"});
+    std::fs::write(keys.join("alice"), entry.to_string()).unwrap();
+    std::fs::write(&signing, Signer::from_seed(&[3; 32]).to_pem().unwrap()).unwrap();
+    let [listen, admin] = [listen, admin].map(|address| address.to_string());
+    let [keys, signing] = [keys, signing].map(|path| path.display().to_string());
+    let given = ["lathe-gateway", "--listen", &listen, "--admin-listen", &admin, "--keys-dir", &keys];
+    Options::parse_from(
+        given.iter().chain(&["--signing-key", signing.as_str(), "--drain-seconds", "3"]).chain(more),
+    )
+}
+
+/// An API server with one service on this replica.
+fn cluster(replica: &Replica) -> Client {
+    let mut slice = slice_at("team-a", "support", replica.address.port());
+    slice["endpoints"] = json!([{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}]);
+    let service = serde_json::to_value(service("team-a", "support", &[], &["support"])).unwrap();
+    Server::start(vec![service], vec![slice]).client
+}
+
+async fn get(url: &str) -> (u16, String) {
+    let answer = reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await;
+    match answer {
+        Ok(answer) => (answer.status().as_u16(), answer.text().await.unwrap()),
+        Err(_) => (0, String::new()),
+    }
+}
+
+async fn until_ready(admin: SocketAddr) {
+    soon(async {
+        while get(&format!("http://{admin}/readyz")).await.0 != 200 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn it_becomes_ready_answers_and_finishes_what_is_open_when_it_is_stopped() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let replica = Replica::start(Act::Says(completion("hi"))).await;
+    let (listen, admin) = (Replica::nobody().await, Replica::nobody().await);
+    let folder = tempfile::tempdir().unwrap();
+    let (options, client) = (options(folder.path(), listen, admin, &[]), cluster(&replica));
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    let ended = tokio::spawn(async move { crate::run(&options, &client, stopping).await });
+    until_ready(admin).await;
+    assert_eq!(get(&format!("http://{admin}/healthz")).await, (200, "ok".to_owned()));
+
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let ask = || {
+        let request =
+            client.post(format!("http://{listen}/v1/chat/completions")).bearer_auth(new_key([1; 32]).0);
+        request.json(&json!({"model": "support", "messages": [{"role": "user", "content": "x"}]})).send()
+    };
+    let answer = ask().await.unwrap();
+    assert_eq!(answer.json::<Value>().await.unwrap()["choices"][0]["text"], "hi");
+    let token = replica.asked()[0].headers["authorization"].to_str().unwrap()["Bearer ".len()..].to_owned();
+    let now = jiff::Timestamp::now().as_second();
+    assert_eq!(verifier().verify(&token, "uid-team-a-support", Scope::Inference, now), Ok(()));
+
+    replica.now(Act::SaysAndStalls(events(&["data: 1\n\n"])));
+    let mut open = ask().await.unwrap();
+    assert_eq!(open.chunk().await.unwrap().unwrap(), "data: 1\n\n");
+    stop.cancel();
+    let (status, why) = soon(async {
+        loop {
+            let answer = get(&format!("http://{admin}/readyz")).await;
+            if answer.0 != 200 {
+                return answer;
+            }
+        }
+    })
+    .await;
+    assert_eq!((status, why.as_str()), (503, "stopping: answering what is open\n"));
+    drop(open);
+    soon(ended).await.unwrap().unwrap();
+    assert_eq!(get(&format!("http://{listen}/v1/models")).await.0, 0);
+}
+
+#[tokio::test]
+async fn without_keys_in_words_it_serves_full_ids_and_says_so() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let replica = Replica::start(Act::Says(completion("hi"))).await;
+    let (listen, admin) = (Replica::nobody().await, Replica::nobody().await);
+    let folder = tempfile::tempdir().unwrap();
+    let (options, client) = (options(folder.path(), listen, admin, &["--auth", "none"]), cluster(&replica));
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    let ended = tokio::spawn(async move { crate::run(&options, &client, stopping).await });
+    until_ready(admin).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for (model, status) in [("team-a/support", 200), ("support", 404)] {
+        let request = client.post(format!("http://{listen}/v1/completions"));
+        let answer = request.json(&json!({"model": model, "prompt": "x"})).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), status, "{model}");
+    }
+    drop(client);
+    stop.cancel();
+    soon(ended).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_gateway_without_its_own_key_says_where_it_comes_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let (listen, admin) = (Replica::nobody().await, Replica::nobody().await);
+    let options = Options { signing_key: "/nowhere".into(), ..options(folder.path(), listen, admin, &[]) };
+    let client = Server::start(vec![], vec![]).client;
+    let failed = crate::run(&options, &client, CancellationToken::new()).await.unwrap_err();
+    assert!(failed.to_string().contains("`gateway.key` of the Secret `lathe-keys`"), "{failed}");
+}
