@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use super::bpe;
 use super::contain::without_panic;
 use super::error::{FileError, read_bounded};
 
@@ -41,11 +42,17 @@ impl Tokenizer {
     /// As [`Tokenizer::read`].
     pub fn parse(json: &[u8], vocab: usize) -> Result<Self, FileError> {
         refuse_growth(json)?;
-        let mut inner = contained(|| tokenizers::Tokenizer::from_bytes(json))?;
+        let (mut inner, largest) = contained(|| match bpe::read(json) {
+            Some(read) => Ok(read),
+            None => {
+                let inner = tokenizers::Tokenizer::from_bytes(json)?;
+                let largest = inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
+                Ok((inner, largest))
+            }
+        })?;
         // Cutting and padding belong to the caller; a file that asks for them would hide rows' true lengths.
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
-        let largest = inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
         match largest {
             None => Err(FileError::Tokenizer("has no tokens".to_owned())),
             Some((token, id)) if id as usize >= vocab => Err(FileError::Tokenizer(format!(

@@ -137,6 +137,7 @@ async fn answer(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Resu
         adapter,
         sampling: request.settings.sampling(rand::random()),
         max_tokens: tokens.max_tokens,
+        tokenizer: Arc::clone(&app.prompter.tokenizer),
         stops: StopFilter::new(request.settings.stop),
         ignore_eos: request.settings.ignore_eos,
         poster,

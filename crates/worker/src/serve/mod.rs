@@ -49,6 +49,7 @@ use error::ApiError;
 use http::{App, Front};
 use load::LoadMeter;
 use metrics::Metrics;
+use prompt::Prompter;
 
 /// How long connections are still taken after SIGTERM, while other nodes learn that this replica is not ready.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -274,19 +275,19 @@ async fn start(
 ) -> Done<Started> {
     context.status.phase(Phase::Fetching, "fetching the model");
     let (fetch_task, fetch_context) = (task.clone(), context.clone());
-    let opened = tokio::task::spawn_blocking(move || open::open(&fetch_task, &fetch_context));
-    let opened = opened.await.unwrap_or_else(|panic| {
-        let next = "report this to Lathe's maintainers, with the worker's log";
-        Err(Halt::transient("InternalError", format!("opening the model panicked: {panic}"), next))
-    })?;
-    let open::Opened { files, weights_digest, shape, plan, precision, prompter, eos, fingerprint } = opened;
+    let opened = blocking("opening the model", move || open::open(&fetch_task, &fetch_context)).await?;
+    let open::Opened { files, weights_digest, shape, plan, precision, template, bos, eos, fingerprint } =
+        opened;
     context.status.phase(Phase::Loading, "loading weights");
-    let threads = plan.threads;
-    let setup =
-        Setup { tokenizer: Arc::clone(&prompter.tokenizer), eos, load: Arc::clone(load), metrics, plan };
+    let (what, dir, of) = (format!("model `{}`", task.model.name), files.dir.clone(), shape.clone());
+    let tokenizer = blocking("reading the tokenizer", move || open::tokenizer(&dir, &of, &what));
+    let (threads, room) = (plan.threads, plan.context);
+    let setup = Setup { eos, load: Arc::clone(load), metrics, plan };
     let model_shape = shape.clone();
     let weights = move || open::weights(&files.dir, &model_shape, precision, threads);
-    let engine = EngineThread::start(weights, setup).await?;
+    // The tokenizer first: what is wrong with it is known long before large weights are there.
+    let (tokenizer, engine) = tokio::try_join!(biased; tokenizer, EngineThread::start(weights, setup))?;
+    let prompter = Prompter { tokenizer, template, bos, vocab: shape.vocab, context: room };
 
     let sources = task.adapters.iter().map(|adapter| &adapter.model).chain([&task.model]);
     let secret_dirs: BTreeSet<String> = sources.filter_map(|model| model.source.secret_dir.clone()).collect();
@@ -322,6 +323,14 @@ async fn start(
     // Set once, here.
     drop(front.app.set(app));
     Ok(Started { engine, door })
+}
+
+/// Work that takes its time, on a thread for such.
+async fn blocking<T: Send + 'static>(what: &str, work: impl FnOnce() -> Done<T> + Send + 'static) -> Done<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
+        let next = "report this to Lathe's maintainers, with the worker's log";
+        Err(Halt::transient("InternalError", format!("{what} panicked: {panic}"), next))
+    })
 }
 
 /// Keeps the report's figures fresh, also while nothing happens.

@@ -12,7 +12,6 @@ use lathe_engine::plan::{
 use lathe_source::Fetched;
 
 use super::adapters::MAX_ADAPTERS;
-use super::prompt::Prompter;
 use crate::context::Context;
 use crate::failure::{Done, Halt};
 
@@ -28,8 +27,10 @@ pub struct Opened {
     pub plan: ServePlan,
     /// How the matrices are held.
     pub precision: plan::Precision,
-    /// Text to tokens.
-    pub prompter: Prompter,
+    /// How messages become a prompt; absent for a base model.
+    pub template: Option<ChatTemplate>,
+    /// Begins an empty prompt.
+    pub bos: Option<u32>,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
     /// `system_fingerprint` of its answers.
@@ -45,11 +46,9 @@ pub fn open(task: &ServeTask, context: &Context) -> Done<Opened> {
     let (fetched, weights_digest) = context.fetch_model(&what, &task.model)?;
     let dir = fetched.dir.as_path();
     let read = || -> Result<_, lathe_engine::files::FileError> {
-        let config = ModelConfig::read(dir)?;
-        let tokenizer = Tokenizer::read(dir, config.shape.vocab)?;
-        Ok((config, tokenizer, ChatTemplate::read(dir)?))
+        Ok((ModelConfig::read(dir)?, ChatTemplate::read(dir)?))
     };
-    let (config, tokenizer, template) = read().map_err(|error| Halt::from(error).of(&what))?;
+    let (config, template) = read().map_err(|error| Halt::from(error).of(&what))?;
     let precision = match task.weights {
         Precision::Float32 => plan::Precision::F32,
         Precision::BFloat16 => plan::Precision::BF16,
@@ -61,20 +60,25 @@ pub fn open(task: &ServeTask, context: &Context) -> Done<Opened> {
     let digest: String = fetched.digest.to_string().chars().rev().take(12).collect();
     Ok(Opened {
         weights_digest,
-        prompter: Prompter {
-            tokenizer: Arc::new(tokenizer),
-            template,
-            bos: config.bos,
-            vocab: config.shape.vocab,
-            context: plan.context,
-        },
         shape: config.shape,
         plan,
         precision,
+        template,
+        bos: config.bos,
         eos: config.eos,
         fingerprint: format!("lathe-{}-{digest}", env!("CARGO_PKG_VERSION")),
         files: fetched,
     })
+}
+
+/// Reads what turns text into tokens: half a second of work where there are 150,000 of them, so that it is done beside the
+/// weights.
+///
+/// # Errors
+/// A file that is missing or malformed, or another model's.
+pub fn tokenizer(dir: &Path, shape: &ModelShape, what: &str) -> Done<Arc<Tokenizer>> {
+    let read = Tokenizer::read(dir, shape.vocab).map_err(|error| Halt::from(error).of(what))?;
+    Ok(Arc::new(read))
 }
 
 /// Reads the weights into memory, on the thread that will own them.

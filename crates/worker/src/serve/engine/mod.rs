@@ -35,8 +35,6 @@ pub struct Engine {
 pub struct Setup {
     /// Every buffer.
     pub plan: ServePlan,
-    /// Turns tokens into text.
-    pub tokenizer: Arc<Tokenizer>,
     /// Tokens that end an answer.
     pub eos: Vec<u32>,
     /// Where load is told.
@@ -56,6 +54,8 @@ pub struct Job {
     pub sampling: Sampling,
     /// At least 1; with the prompt at most the context.
     pub max_tokens: usize,
+    /// Turns tokens into text.
+    pub tokenizer: Arc<Tokenizer>,
     /// Texts that end the answer.
     pub stops: StopFilter,
     /// Go on behind the model's own end.

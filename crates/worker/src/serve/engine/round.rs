@@ -168,7 +168,7 @@ impl Round {
             match added {
                 Ok(()) => {
                     let setup = &self.setup;
-                    let sequence = Sequence::new(*job, &setup.tokenizer, &setup.metrics, Instant::now());
+                    let sequence = Sequence::new(*job, &setup.metrics, Instant::now());
                     self.running.insert(id, sequence);
                 }
                 // What clients can do wrong was refused before; this is ours.
@@ -230,13 +230,8 @@ impl Round {
 
     fn deliver(&mut self, emitted: &[Emitted]) {
         let setup = &self.setup;
-        let around = Surroundings {
-            tokenizer: &setup.tokenizer,
-            eos: &setup.eos,
-            load: &setup.load,
-            metrics: &setup.metrics,
-            now: Instant::now(),
-        };
+        let around =
+            Surroundings { eos: &setup.eos, load: &setup.load, metrics: &setup.metrics, now: Instant::now() };
         for token in emitted {
             let Some(sequence) = self.running.get_mut(&token.sequence) else { continue };
             let take = || sequence.take(token.token, token.finished, &around);

@@ -17,6 +17,7 @@ use crate::serve::stops::StopFilter;
 pub struct Sequence {
     pub poster: Poster,
     pub adapter: Option<Arc<Resident>>,
+    tokenizer: Arc<Tokenizer>,
     text: TextStream,
     stops: StopFilter,
     ignore_eos: bool,
@@ -32,7 +33,6 @@ pub struct Sequence {
 
 /// What every answer is measured with.
 pub struct Surroundings<'a> {
-    pub tokenizer: &'a Tokenizer,
     pub eos: &'a [u32],
     pub load: &'a LoadMeter,
     pub metrics: &'a Metrics,
@@ -41,14 +41,14 @@ pub struct Surroundings<'a> {
 
 impl Sequence {
     /// The answer to `job`, whose prompt the engine has taken.
-    pub fn new(job: Job, tokenizer: &Tokenizer, metrics: &Metrics, now: Instant) -> Self {
-        let Job { prompt, adapter, sampling: _, max_tokens: _, stops, ignore_eos, poster, place, arrived } =
-            job;
+    pub fn new(job: Job, metrics: &Metrics, now: Instant) -> Self {
+        let Job { prompt, adapter, tokenizer, stops, ignore_eos, poster, place, arrived, .. } = job;
         metrics.queue.observe(seconds(arrived, now));
         Sequence {
             poster,
             adapter,
             text: tokenizer.stream(),
+            tokenizer,
             stops,
             ignore_eos,
             prompt_tokens: prompt.len(),
@@ -122,7 +122,7 @@ impl Sequence {
     ) -> Result<Option<Finish>, FileError> {
         let ended = !self.ignore_eos && around.eos.contains(&token);
         if !ended {
-            let piece = self.text.push(around.tokenizer, token)?;
+            let piece = self.text.push(&self.tokenizer, token)?;
             let passed = self.stops.push(&piece);
             self.poster.post(&passed.text, self.generated);
             if passed.stopped {
@@ -133,7 +133,7 @@ impl Sequence {
             }
         }
         // The end: what was held back, because more could have changed it, comes out.
-        let tail = std::mem::take(&mut self.text).finish(around.tokenizer)?;
+        let tail = std::mem::take(&mut self.text).finish(&self.tokenizer)?;
         let passed = self.stops.push(&tail);
         self.poster.post(&passed.text, self.generated);
         if passed.stopped {

@@ -60,7 +60,7 @@ fn setup(eos: Vec<u32>) -> Setup {
     };
     let plan = plan_serving(&shape(), &request).expect("a plan");
     let metrics = Arc::new(Metrics::register(&mut Registry::default(), "m"));
-    Setup { plan, tokenizer: tokenizer(), eos, load: Arc::new(LoadMeter::new(Instant::now())), metrics }
+    Setup { plan, eos, load: Arc::new(LoadMeter::new(Instant::now())), metrics }
 }
 
 async fn start(eos: Vec<u32>) -> Served {
@@ -78,6 +78,7 @@ impl Served {
             adapter: None,
             sampling: Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: 5 },
             max_tokens,
+            tokenizer: tokenizer(),
             stops: StopFilter::new(stops.iter().map(|s| (*s).to_owned()).collect()),
             ignore_eos,
             poster,
