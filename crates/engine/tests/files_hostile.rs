@@ -115,6 +115,23 @@ fn a_tokenizer_with_any_value_of_another_type_is_an_answer(
     });
 }
 
+/// A normalizer of three steps would make 262,144 bytes of one; named twice, the library would take the second.
+#[rstest]
+#[case::steps(true, "`normalizer` make a text too long")]
+#[case::a_second_of_the_name(false, "duplicate field `normalizer`")]
+fn a_normalizer_that_makes_texts_long_is_refused(#[case] alone: bool, #[case] says: &str) {
+    let mut file: serde_json::Value = serde_json::from_slice(&fixture("tokenizers/byte-level.json")).unwrap();
+    let step = serde_json::json!({"type": "Replace", "pattern": {"String": "a"}, "content": "a".repeat(64)});
+    let long = serde_json::json!({"type": "Sequence", "normalizers": [&step, &step, &step]}).to_string();
+    file["normalizer"] = serde_json::Value::Null;
+    let file = file.to_string();
+    let (once, twice) = (r#""normalizer":null"#, format!(r#""normalizer":null,"normalizer":{long}"#));
+    assert!(file.contains(once) && Tokenizer::parse(file.as_bytes(), 400).is_ok());
+    let hostile = file.replace(once, &if alone { format!(r#""normalizer":{long}"#) } else { twice });
+    let error = Tokenizer::parse(hostile.as_bytes(), 400).err().expect("refused").to_string();
+    assert!(error.contains(says), "{error}");
+}
+
 #[rstest]
 #[case::parentheses("{{", "(", "}}")]
 #[case::lists("{{", "[", "}}")]

@@ -1,8 +1,8 @@
 //! `tokenizer.json` with a byte-pair model, in one pass.
 //!
-//! The library looks at a model's type first, and for that holds vocabulary and merges as a tree, twice. Of 151,936 entries
-//! that is the larger part of the time to read them. Here the fields of the one common model are read into what its builder
-//! takes. A file that has anything else is the library's to read: it knows what is valid, and says what is not.
+//! The library holds a model as a tree of values until it has seen its type. For 151,936 entries that is the larger part of
+//! the time to read them. Here the fields of the one common model are read into what its builder takes. A file that has
+//! anything else is the library's to read: it knows what is valid, and says what is not.
 
 use std::fmt;
 
@@ -212,7 +212,7 @@ mod tests {
         let file = if older { lines(file(name)) } else { file(name) };
         let json = serde_json::to_vec(&file).unwrap();
         let (read, largest) = read(&json).unwrap();
-        // Neither cutting nor padding is taken over; they belong to the caller.
+        // Cutting and padding are not taken over: `Tokenizer::parse` clears both.
         let mut expected = Tokenizer::from_bytes(&json).unwrap();
         expected.with_truncation(None).unwrap().with_padding(None);
         assert_eq!(serde_json::to_value(&read).unwrap(), serde_json::to_value(&expected).unwrap());

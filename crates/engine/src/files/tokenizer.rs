@@ -176,8 +176,9 @@ fn refuse_growth(json: &[u8]) -> Result<(), FileError> {
         #[serde(default)]
         decoder: serde_json::Value,
     }
-    // A file that is no tokenizer is told so by the library.
-    let Ok(Steps { normalizer, decoder }) = serde_json::from_slice(json) else { return Ok(()) };
+    // What cannot be judged is not read: the library takes the last of two fields of one name.
+    let steps = serde_json::from_slice(json);
+    let Steps { normalizer, decoder } = steps.map_err(|error| FileError::Tokenizer(error.to_string()))?;
     for (field, steps) in [("normalizer", normalizer), ("decoder", decoder)] {
         let (mut growth, mut prepended, mut count, mut next) = (1usize, 0usize, 0, vec![&steps]);
         while let Some(step) = next.pop() {

@@ -103,9 +103,8 @@ unsafe fn attend_back(
             let at = (first + start) * stride + kv_head * dim;
             for (a, b, c) in [(q, x.k, scores), (dout, x.v, grads)] {
                 c.write().fill(0.0);
-                let b = b.ptr().add(at);
-                let t =
-                    Dots { k: dim, a: a.ptr(), a_row: dim, b, b_row: stride, c: c.ptr_mut(), c_row: KEYS };
+                let (a, b, c) = (a.ptr(), b.ptr().add(at), c.ptr_mut());
+                let t = Dots { k: dim, block: dim, a, a_row: dim, b, b_row: stride, c, c_row: KEYS };
                 dots(level, queries, keys, t);
             }
             for query in 0..queries {

@@ -97,6 +97,7 @@ unsafe fn attend(
             for (position, run) in runs(table, first..end) {
                 let t = Dots {
                     k: dim,
+                    block: dim,
                     a: q.ptr(),
                     a_row: dim,
                     b: x.k.ptr().add(run.start * stride + kv_head * dim),

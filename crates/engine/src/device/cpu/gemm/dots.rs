@@ -16,6 +16,8 @@ pub(super) const DOT_COLUMNS: usize = 20;
 #[derive(Clone, Copy)]
 pub(in super::super) struct Dots<A, B> {
     pub k: usize,
+    /// So many terms have lanes of their own; their sum is added to `C` before the next ones.
+    pub block: usize,
     pub a: *const A,
     pub a_row: usize,
     pub b: *const B,
@@ -126,14 +128,19 @@ unsafe fn dot_rows<S: Simd, K: Terms<S>, const R: usize, const C: usize>(
     // SAFETY: the caller's; columns `j..` exist up to `columns`.
     unsafe {
         while j < columns {
-            let here = Dots { b: t.b.add(j * t.b_row), c: t.c.add(j), ..t };
-            if columns - j >= C {
-                dot_block::<S, K, R, C>(here, ahead);
-                j += C;
-            } else {
-                dot_block::<S, K, R, 1>(here, ahead);
-                j += 1;
+            let wide = columns - j >= C;
+            let mut first = 0;
+            while first < t.k {
+                let (k, a, b) = (t.block.min(t.k - first), t.a.add(first), t.b.add(j * t.b_row + first));
+                let here = Dots { k, a, b, c: t.c.add(j), ..t };
+                if wide {
+                    dot_block::<S, K, R, C>(here, ahead);
+                } else {
+                    dot_block::<S, K, R, 1>(here, ahead);
+                }
+                first += t.block;
             }
+            j += if wide { C } else { 1 };
         }
     }
     R

@@ -35,20 +35,11 @@ pub(in super::super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32
         let block = Block { level, rows, x, w, y, e };
         // SAFETY: `check` saw that weights, rows and columns exist; this task owns its block of y and its scratch.
         unsafe {
-            // Where a row of weights is more than one block of a sum, few rows take its blocks one after the other.
+            // Few rows take all terms of an output before the next one: weights are read in the order of memory.
             let few = block.rows.len() <= few_rows(level) && block.room(e.inputs) <= NEAR.min(scratch.len());
-            if few && e.inputs > terms {
-                let prepared = block.prepare(0..e.inputs, scratch);
-                for output in outputs {
-                    for k in chunks(0..e.inputs, terms) {
-                        block.multiply(&prepared, k, output..output + 1, scratch);
-                    }
-                }
-            } else {
-                for k in chunks(0..e.inputs, terms) {
-                    let prepared = block.prepare(k.clone(), scratch);
-                    block.multiply(&prepared, k, outputs.clone(), scratch);
-                }
+            for k in chunks(0..e.inputs, if few { e.inputs } else { terms }) {
+                let prepared = block.prepare(k.clone(), scratch);
+                block.multiply(&prepared, k, terms, outputs.clone(), scratch);
             }
         }
     });
@@ -114,11 +105,12 @@ impl Block {
         }
     }
 
-    /// Adds the products of terms `k` to `outputs` of all rows.
+    /// Adds the products of terms `k` to `outputs` of all rows, the sum of `block` terms at a time.
     unsafe fn multiply(
         &self,
         prepared: &Prepared,
         k: Range<usize>,
+        block: usize,
         outputs: Range<usize>,
         scratch: Cells<f32>,
     ) {
@@ -127,29 +119,30 @@ impl Block {
             // SAFETY: the caller's.
             unsafe {
                 match (self.w, prepared) {
-                    (Matrix::F32(w), _) => dots(level, rows, some.len(), self.operands(w, &k, &some)),
+                    (Matrix::F32(w), _) => dots(level, rows, some.len(), self.operands(w, &k, block, &some)),
                     (Matrix::BF16(w), &Prepared::BF16 { rows: a, first, stride }) => {
-                        let Dots { b, b_row, c, c_row, .. } = self.operands(w, &k, &some);
-                        let (a, b) = (a.add(k.start - first).cast(), b.cast());
-                        let t = Dots { k: k.len() / 2, a, a_row: stride / 2, b, b_row: b_row / 2, c, c_row };
-                        dots_pairs(level, rows, some.len(), t);
+                        let Dots { b, b_row, c, c_row, .. } = self.operands(w, &k, block, &some);
+                        let (a, a_row) = (a.add(k.start - first).cast(), stride / 2);
+                        let (k, block, b, b_row) = (k.len() / 2, block / 2, b.cast(), b_row / 2);
+                        dots_pairs(level, rows, some.len(), Dots { k, block, a, a_row, b, b_row, c, c_row });
                     }
                     (Matrix::BF16(w), _) if rows <= few_rows(level) => {
-                        dots_bf16(level, rows, some.len(), self.operands(w, &k, &some));
+                        dots_bf16(level, rows, some.len(), self.operands(w, &k, block, &some));
                     }
                     (Matrix::BF16(w), _) => {
                         // Widened once for all rows.
-                        let Dots { k, a, a_row, b, b_row, c, c_row } = self.operands(w, &k, &some);
+                        let Dots { k, block, a, a_row, b, b_row, c, c_row } =
+                            self.operands(w, &k, block, &some);
                         for i in 0..some.len() {
                             let to = scratch.part(i * MOST_TERMS..i * MOST_TERMS + k);
                             widen(level, b.add(i * b_row), to.ptr_mut(), k);
                         }
-                        let t = Dots { k, a, a_row, b: scratch.ptr(), b_row: MOST_TERMS, c, c_row };
+                        let t = Dots { k, block, a, a_row, b: scratch.ptr(), b_row: MOST_TERMS, c, c_row };
                         dots(level, rows, some.len(), t);
                     }
                     (Matrix::Int(w), &Prepared::Int { rows: a, first, groups }) => {
-                        let t =
-                            self.int_operands(w, &k, &some, a.from((k.start - first) / QUANT_GROUP), groups);
+                        let a = a.from((k.start - first) / QUANT_GROUP);
+                        let t = self.int_operands(w, &k, block, &some, a, groups);
                         match w.bits {
                             Bits::Eight => dots_int8(level, rows, some.len(), t),
                             Bits::Four => dots_int4(level, rows, some.len(), t),
@@ -162,18 +155,25 @@ impl Block {
     }
 
     /// Terms `k` of all rows, and the outputs `some`, where they lie.
-    fn operands<B: Copy>(&self, w: Cells<B>, k: &Range<usize>, some: &Range<usize>) -> Dots<f32, B> {
+    fn operands<B: Copy>(
+        &self,
+        w: Cells<B>,
+        k: &Range<usize>,
+        block: usize,
+        some: &Range<usize>,
+    ) -> Dots<f32, B> {
         let (e, row) = (self.e, self.rows.start);
         let a = self.x.part(row * e.x_stride + k.start..self.x.len()).ptr();
         let b = w.part(some.start * e.inputs + k.start..w.len()).ptr();
         let c = self.y.part(row * e.y_stride + some.start..self.y.len()).ptr_mut();
-        Dots { k: k.len(), a, a_row: e.x_stride, b, b_row: e.inputs, c, c_row: e.y_stride }
+        Dots { k: k.len(), block, a, a_row: e.x_stride, b, b_row: e.inputs, c, c_row: e.y_stride }
     }
 
     fn int_operands(
         &self,
         w: Quantized,
         k: &Range<usize>,
+        block: usize,
         some: &Range<usize>,
         a: Rows,
         a_groups: usize,
@@ -182,6 +182,7 @@ impl Block {
         let b_row = w.groups() * w.group_bytes();
         IntDots {
             groups: k.len().div_ceil(QUANT_GROUP),
+            block: block / QUANT_GROUP,
             a,
             a_groups,
             b: w.codes.part(some.start * b_row + group * w.group_bytes()..w.codes.len()).ptr(),

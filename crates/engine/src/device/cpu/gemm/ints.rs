@@ -14,6 +14,8 @@ use crate::device::cpu::simd::{Bytes, Simd, byte_kernel, prefetch};
 #[derive(Clone, Copy)]
 pub(super) struct IntDots {
     pub groups: usize,
+    /// So many groups have lanes of their own; their sum is added to `C` before the next ones.
+    pub block: usize,
     /// Of each row `a_groups` groups lie there, of which these are some.
     pub a: Rows,
     pub a_groups: usize,
@@ -79,15 +81,21 @@ unsafe fn int_rows<T: Bytes, const BITS: usize, const R: usize, const C: usize>(
     while j < columns {
         // SAFETY: the caller's; columns `j..` exist up to `columns`.
         unsafe {
-            let (b, b_scales) = (t.b.add(j * t.b_row), t.b_scales.add(j * t.b_scales_row));
-            let here = IntDots { b, b_scales, c: t.c.add(j), ..t };
-            if columns - j >= C {
-                int_block::<T, BITS, R, C>(here, ahead);
-                j += C;
-            } else {
-                int_block::<T, BITS, R, 1>(here, ahead);
-                j += 1;
+            let wide = columns - j >= C;
+            let mut first = 0;
+            while first < t.groups {
+                let b = t.b.add(j * t.b_row + first * GROUP * BITS / 8);
+                let b_scales = t.b_scales.add(j * t.b_scales_row + first);
+                let groups = t.block.min(t.groups - first);
+                let here = IntDots { groups, a: t.a.from(first), b, b_scales, c: t.c.add(j), ..t };
+                if wide {
+                    int_block::<T, BITS, R, C>(here, ahead);
+                } else {
+                    int_block::<T, BITS, R, 1>(here, ahead);
+                }
+                first += t.block;
             }
+            j += if wide { C } else { 1 };
         }
     }
     R
