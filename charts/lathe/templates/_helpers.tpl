@@ -7,6 +7,15 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "lathe.selector" . }}
 {{ include "lathe.release" . }}
 {{- end }}
+{{/* Which pods are the gateway's. */}}
+{{- define "lathe.gatewaySelector" -}}
+app.kubernetes.io/name: lathe-gateway
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+{{- define "lathe.gatewayLabels" -}}
+{{ include "lathe.gatewaySelector" . }}
+{{ include "lathe.release" . }}
+{{- end }}
 {{/* The clean-up is no operator: no worker lets it in, no Service leads to it. */}}
 {{- define "lathe.cleanupLabels" -}}
 app.kubernetes.io/name: lathe-cleanup

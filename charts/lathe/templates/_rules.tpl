@@ -70,3 +70,14 @@
   verbs: [list]
 {{- end }}
 {{- end }}
+{{/* The gateway's rights in every namespace whose services it reaches: it writes nothing. */}}
+{{- define "lathe.gatewayRules" -}}
+# Which services there are, and which model ids answer.
+- apiGroups: [lathe.dev]
+  resources: [inferenceservices]
+  verbs: [list, watch]
+# Which of their pods are ready.
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list, watch]
+{{- end }}

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod failure;
+mod keys;
 mod manifest;
 mod output;
 mod run;
@@ -31,6 +32,7 @@ enum Command {
     Status(cluster::status::Args),
     Logs(cluster::logs::Args),
     Chat(cluster::chat::Args),
+    Keys(keys::Args),
 }
 
 fn main() -> ExitCode {
@@ -86,5 +88,6 @@ async fn carry_out(command: Command) -> Done<()> {
         Command::Status(args) => cluster::status::run(&args).await,
         Command::Logs(args) => cluster::logs::run(&args).await,
         Command::Chat(args) => cluster::chat::run(args).await,
+        Command::Keys(args) => keys::run(&args),
     }
 }

@@ -20,7 +20,7 @@ fn images_of_another_checkout_are_the_same_bytes() -> Result<()> {
     let built = build.stdin(Stdio::null()).stdout(Stdio::null()).output()?;
     let said = String::from_utf8_lossy(&built.stderr);
     ensure!(built.status.success(), "the copy does not build:\n{said}");
-    for program in ["lathe-worker", "lathe-operator"] {
+    for program in ["lathe-worker", "lathe-operator", "lathe-gateway"] {
         let compiled = format!("Compiling {program} ");
         ensure!(said.contains(&compiled), "{program} was not compiled again, so nothing is shown:\n{said}");
     }

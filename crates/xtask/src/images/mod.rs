@@ -30,7 +30,7 @@ const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// # Errors
 /// A program does not build, or a file cannot be read.
 pub fn build(registry: &str) -> Result<Vec<Image>> {
-    let packages = ["lathe-worker", "lathe-operator"];
+    let packages = ["lathe-worker", "lathe-operator", "lathe-gateway"];
     toolchain::packages(&[(CERTIFICATES, "ca-certificates")])?;
     let step = ui::step(format!("build {}", packages.join(", ")));
     step.expect("up to 10 minutes from scratch on 2 cores");

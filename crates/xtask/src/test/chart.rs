@@ -16,11 +16,14 @@ use crate::{paths, ui};
 use objects::{Helm, RELEASE_NAMESPACE, kinds, name, named};
 
 /// Values that are refused, and the field that the refusal names.
-const REFUSED: [(&str, &str); 12] = [
+const REFUSED: [(&str, &str); 15] = [
     ("operator.replicas=many", "/operator/replicas"),
     ("operator.replica=1", "/operator"),
     ("operator.logFormat=xml", "/operator/logFormat"),
     ("operator.tolerations[0].keys=gpu", "/operator/tolerations/0"),
+    ("gateway.auth=Nobody", "/gateway/auth"),
+    ("gateway.keysSecret=My Keys", "/gateway/keysSecret"),
+    ("gateway.tolerations[0].keys=gpu", "/gateway/tolerations/0"),
     ("image.tag=a:b", "/image/tag"),
     ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
     ("namespaces={Team}", "/namespaces/0"),
@@ -75,11 +78,11 @@ fn metadata(helm: &Helm) -> Result<()> {
         let list = chart["annotations"][format!("artifacthub.io/{what}")].as_str().unwrap_or_default();
         anyhow::Ok(objects::parse(list)?.into_iter().next().unwrap_or_default())
     };
-    let all = objects::parse(&helm.template(&[])?)?;
-    let deployment = named(&all, "Deployment", "lathe-operator").context("no Deployment")?.to_string();
+    let all = objects::parse(&helm.template(&["gateway.enabled=true"])?)?;
     for image in told("images")?.as_array().into_iter().flatten() {
         let image = image["image"].as_str().unwrap_or_default();
-        ensure!(deployment.contains(&format!("\"{image}\"")), "the Deployment does not use {image}");
+        let used = kinds(&all, "Deployment").any(|it| it.to_string().contains(&format!("\"{image}\"")));
+        ensure!(used, "no Deployment uses {image}");
     }
     let names = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
     let crds = told("crds")?;
@@ -135,7 +138,9 @@ struct Case {
     policy: bool,
     /// Metrics are scraped, traces are sent.
     monitor: bool,
+    /// Of the operator and of the gateway.
     replicas: i64,
+    gateway: bool,
 }
 
 impl Case {
@@ -146,8 +151,9 @@ impl Case {
             policy: bits & 4 == 0,
             monitor: bits & 8 != 0,
             replicas: if bits & 16 == 0 { 2 } else { 1 },
+            gateway: bits & 32 != 0,
         };
-        (0..32).map(of).collect()
+        (0..64).map(of).collect()
     }
 
     fn values(&self) -> Vec<String> {
@@ -161,6 +167,8 @@ impl Case {
                 if self.monitor { "http://collector.monitoring:4318" } else { "" }
             ),
             format!("operator.replicas={}", self.replicas),
+            format!("gateway.replicas={}", self.replicas),
+            format!("gateway.enabled={}", self.gateway),
         ];
         if self.namespaces {
             values.push("namespaces={team-a,team-b}".to_owned());
@@ -195,19 +203,34 @@ fn unexpected(case: &Case, all: &[Value]) -> Vec<String> {
             wrong.push(format!("{what}: {}", if found { "should not be there" } else { "is missing" }));
         }
     };
-    let has = |kind: &str| kinds(all, kind).next().is_some();
-    expect("NetworkPolicy", has("NetworkPolicy"), case.policy);
-    expect("ServiceMonitor", has("ServiceMonitor"), case.monitor);
-    expect("PodDisruptionBudget", has("PodDisruptionBudget"), case.replicas > 1);
+    for (program, there) in [("lathe-operator", true), ("lathe-gateway", case.gateway)] {
+        let mut expect = |kind: &str, wanted: bool| {
+            expect(&format!("{kind} {program}"), named(all, kind, program).is_some(), there && wanted);
+        };
+        expect("Deployment", true);
+        expect("Service", true);
+        expect("NetworkPolicy", case.policy);
+        expect("ServiceMonitor", case.monitor);
+        expect("PodDisruptionBudget", case.replicas > 1);
+    }
     let grants = |role: &str, resource: &str| {
         named(all, "ClusterRole", role).is_some_and(|found| rights::grants(found, resource))
     };
     expect("the right to read nodes", grants("lathe-operator", "nodes"), case.read_nodes);
-    expect("rights in every namespace", grants("lathe-operator", "jobs"), !case.namespaces);
-    for namespace in ["team-a", "team-b"] {
-        let there = kinds(all, "Role")
-            .any(|role| role["metadata"]["namespace"] == namespace && rights::grants(role, "jobs"));
-        expect(&format!("a Role in {namespace}"), there, case.namespaces);
+    for (program, resource, there) in
+        [("lathe-operator", "jobs", true), ("lathe-gateway", "endpointslices", case.gateway)]
+    {
+        let what = format!("{program}'s rights in every namespace");
+        expect(&what, grants(program, resource), there && !case.namespaces);
+        for namespace in ["team-a", "team-b"] {
+            let of = |role: &Value| {
+                role["metadata"]["namespace"] == namespace
+                    && name(role).starts_with(program)
+                    && rights::grants(role, resource)
+            };
+            let what = format!("a Role of {program} in {namespace}");
+            expect(&what, kinds(all, "Role").any(of), there && case.namespaces);
+        }
     }
     let mut seen = BTreeSet::new();
     for object in all {

@@ -16,15 +16,18 @@ type Flow<'a> = (&'a str, &'a Peer<'a>, &'a Peer<'a>, u16, &'a str, bool);
 /// Flows of the design that the policies of these objects get wrong; `traces`: a collector is named.
 pub fn violations(all: &[Value], traces: bool) -> Vec<String> {
     let Some(deployment) = named(all, "Deployment", "lathe-operator") else { return Vec::new() };
-    let labels = deployment["spec"]["template"]["metadata"]["labels"].clone();
-    let operator = Peer { pod: Some((RELEASE_NAMESPACE, labels)) };
+    let pods = |of: &Value| Peer {
+        pod: Some((RELEASE_NAMESPACE, of["spec"]["template"]["metadata"]["labels"].clone())),
+    };
+    let operator = pods(deployment);
+    let gateway = named(all, "Deployment", "lathe-gateway").map(pods);
     let worker =
         json!({"lathe.dev/kind": "inferenceservice", "lathe.dev/name": "shop", "lathe.dev/task": "serve"});
     let worker = Peer { pod: Some(("team", worker)) };
     let tenant = Peer { pod: Some(("team", json!({"app": "web"}))) };
     let prometheus = Peer { pod: Some(("monitoring", json!({"app": "prometheus"}))) };
     let outside = Peer { pod: None };
-    let flows: [Flow<'_>; 12] = [
+    let mut flows: Vec<Flow<'_>> = vec![
         ("the operator asks a worker for its report", &operator, &worker, 8081, "TCP", true),
         ("the operator uses a model", &operator, &worker, 8080, "TCP", false),
         ("the operator asks the API server", &operator, &outside, 443, "TCP", true),
@@ -38,6 +41,21 @@ pub fn violations(all: &[Value], traces: bool) -> Vec<String> {
         ("a node asks the probes", &outside, &operator, 8080, "TCP", true),
         ("a tenant asks the operator for anything else", &tenant, &operator, 9090, "TCP", false),
     ];
+    if let Some(gateway) = &gateway {
+        flows.extend::<[Flow<'_>; 11]>([
+            ("the gateway asks a model", gateway, &worker, 8080, "TCP", true),
+            ("the gateway controls a worker", gateway, &worker, 8081, "TCP", false),
+            ("the gateway asks the API server", gateway, &outside, 443, "TCP", true),
+            ("the gateway looks a name up", gateway, &outside, 53, "UDP", true),
+            ("the gateway asks a cloud for credentials", gateway, &outside, 80, "TCP", false),
+            ("the gateway asks a tenant's pod", gateway, &tenant, 8080, "TCP", false),
+            ("a tenant asks the gateway", &tenant, gateway, 8080, "TCP", true),
+            ("somebody outside asks the gateway", &outside, gateway, 8080, "TCP", true),
+            ("Prometheus reads the gateway's metrics", &prometheus, gateway, 8081, "TCP", true),
+            ("a tenant asks the gateway for anything else", &tenant, gateway, 9090, "TCP", false),
+            ("the gateway asks the operator", gateway, &operator, 8080, "TCP", false),
+        ]);
+    }
     let policies: Vec<&Value> = kinds(all, "NetworkPolicy").collect();
     let containers = &deployment["spec"]["template"]["spec"]["containers"];
     let wrong = flows.into_iter().filter(|(_, from, to, port, protocol, wanted)| {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::objects::{key, kinds, matches, named};
+use super::objects::{key, kinds, matches, name, named};
 
 /// Everything that is wrong with the release's pods, and with what points at them.
 pub fn violations(all: &[Value]) -> Vec<String> {
@@ -15,11 +15,7 @@ pub fn violations(all: &[Value]) -> Vec<String> {
             wrong.push(format!("{}: no ServiceAccount {account}", key(owner)));
         }
     }
-    let Some(operator) = named(all, "Deployment", "lathe-operator") else {
-        wrong.push("there is no Deployment lathe-operator".to_owned());
-        return wrong;
-    };
-    let labels = &operator["spec"]["template"]["metadata"]["labels"];
+    let pods = |owner: &Value| owner["spec"]["template"]["metadata"]["labels"].clone();
     for (kind, path) in [
         ("Deployment", "/spec/selector/matchLabels"),
         ("Service", "/spec/selector"),
@@ -28,12 +24,16 @@ pub fn violations(all: &[Value]) -> Vec<String> {
     ] {
         for object in kinds(all, kind) {
             let selector = object.pointer(path).unwrap_or(&Value::Null);
-            let cleanup = kinds(all, "Job").map(|job| &job["spec"]["template"]["metadata"]["labels"]);
-            if !selector.is_object() || !matches(selector, labels) {
-                wrong.push(format!("{} does not select the operator's pods: {selector}", key(object)));
+            // What has the name of a Deployment is for its pods, and for no others of the release.
+            let own = named(all, "Deployment", name(object)).map(pods);
+            if !selector.is_object() || !own.is_some_and(|labels| matches(selector, &labels)) {
+                wrong.push(format!("{} does not select the pods of its name: {selector}", key(object)));
             }
-            if cleanup.into_iter().any(|labels| matches(selector, labels)) {
-                wrong.push(format!("{} selects the clean-up's pod too: {selector}", key(object)));
+            let others = kinds(all, "Deployment").chain(kinds(all, "Job"));
+            for other in others.filter(|other| name(other) != name(object)) {
+                if matches(selector, &pods(other)) {
+                    wrong.push(format!("{} selects pods of {} too: {selector}", key(object), key(other)));
+                }
             }
         }
     }
@@ -54,8 +54,11 @@ fn unrestricted(spec: &Value) -> Vec<String> {
             wrong.push(what.to_owned());
         }
     };
-    for field in ["hostNetwork", "hostPID", "hostIPC", "volumes"] {
+    for field in ["hostNetwork", "hostPID", "hostIPC"] {
         require(&format!("{field} is set"), spec[field].is_null());
+    }
+    for volume in spec["volumes"].as_array().into_iter().flatten() {
+        require(&format!("volume {} is no Secret", name_of(volume)), volume["secret"].is_object());
     }
     let pod = &spec["securityContext"];
     require("runAsNonRoot is not set", pod["runAsNonRoot"] == true);
@@ -115,9 +118,20 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_that_holds_pods_of_another_program_is_found() {
+        let mut gateway = deployment();
+        gateway["metadata"]["name"] = json!("lathe-gateway");
+        let budget = json!({"kind": "PodDisruptionBudget", "metadata": {"name": "lathe-gateway"}, "spec": {"selector": {"matchLabels": {"app": "a"}}}});
+        let found = violations(&[deployment(), gateway, account(), budget]);
+        // Both Deployments select each other's pods as well.
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[2].starts_with("PodDisruptionBudget"), "{found:?}");
+    }
+
+    #[test]
     fn a_monitor_without_a_service_is_found() {
         let monitor = json!({"kind": "ServiceMonitor", "metadata": {"name": "m"}, "spec": {"selector": {"matchLabels": {"app": "a"}}}});
-        let service = json!({"kind": "Service", "metadata": {"name": "v", "labels": {"app": "a"}}, "spec": {"selector": {"app": "a"}}});
+        let service = json!({"kind": "Service", "metadata": {"name": "lathe-operator", "labels": {"app": "a"}}, "spec": {"selector": {"app": "a"}}});
         assert_eq!(violations(&[deployment(), account(), monitor.clone()]).len(), 1);
         assert_eq!(violations(&[deployment(), account(), monitor, service]), Vec::<String>::new());
     }

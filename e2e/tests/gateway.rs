@@ -1,0 +1,123 @@
+//! The gateway on a real node: installed by the chart, keys of two tenants, every service behind one address.
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::{Secret, Service};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use lathe_e2e::{
+    RELEASE_NAMESPACE, Session, install, poll,
+    programs::program,
+    serve::{post, service},
+    tune::prepare,
+};
+use serde_json::{Value, json};
+
+const SECRET: &str = "lathe-gateway-keys";
+
+#[tokio::test]
+async fn a_key_reaches_the_services_of_its_own_namespace_and_no_others() -> Result<()> {
+    install(&[])?;
+    let session = Session::begin("lathe-gateway-a").await?;
+    session.run(two_tenants(&session)).await?;
+    // Without the flags the gateway goes with the upgrade.
+    install(&[])?;
+    secrets(&session.client).delete(SECRET, &DeleteParams::default()).await?;
+    session.end().await
+}
+
+async fn two_tenants(session: &Session) -> Result<()> {
+    prepare(session).await?;
+    session.apply(&service("shop", &[])?).await?;
+    let ours = key(&session.client, "ours", &session.namespace).await?;
+    let theirs = key(&session.client, "theirs", "lathe-gateway-b").await?;
+    install(&["--set", "gateway.enabled=true", "--set", "gateway.usageLog=true"])?;
+    session.wait("InferenceService", "shop", "Ready", "True").await?;
+
+    let services: Api<Service> = Api::namespaced(session.client.clone(), RELEASE_NAMESPACE);
+    let spec = services.get("lathe-gateway").await?.spec;
+    let gateway = Gateway { host: spec.and_then(|spec| spec.cluster_ip).context("no address")? };
+    let full = format!("{}/shop", session.namespace);
+    // A replica that started before the service was ready hears of it a moment later.
+    let listed = || async {
+        let (status, models) = gateway.get("/v1/models", Some(&ours)).await?;
+        ensure!(status == 200, "{status}: {models}");
+        Ok((models["data"][0]["id"] == *full).then_some(()))
+    };
+    poll("the gateway lists the service", listed).await?;
+
+    // The answer is the worker's own, by either name, streamed or not.
+    let (status, direct) = post(session, "shop", &question("shop", false)).await?;
+    ensure!(status == 200, "{status}: {direct}");
+    let direct: Value = serde_json::from_str(&direct)?;
+    let text = direct["choices"][0]["message"]["content"].as_str().context("no answer")?;
+    for model in ["shop", full.as_str()] {
+        let (status, answer) = gateway.ask(&question(model, false), Some(&ours)).await?;
+        ensure!(status == 200, "{status}: {answer}");
+        let answer: Value = serde_json::from_str(&answer)?;
+        ensure!(answer["choices"][0]["message"]["content"] == text, "{answer} is not {text:?}");
+        let (status, stream) = gateway.ask(&question(model, true), Some(&ours)).await?;
+        ensure!(status == 200 && stream.trim_end().ends_with("data: [DONE]"), "{status}: {stream}");
+    }
+
+    // Whoever has another namespace's key, or none, gets nothing by any name.
+    for model in ["shop", full.as_str()] {
+        let (status, answer) = gateway.ask(&question(model, false), Some(&theirs)).await?;
+        ensure!(status == 404 && answer.contains("model_not_found"), "{status}: {answer}");
+        ensure!(!answer.contains("You can use"), "{answer}");
+    }
+    let (status, models) = gateway.get("/v1/models", Some(&theirs)).await?;
+    ensure!(status == 200 && models["data"] == json!([]), "{status}: {models}");
+    for key in [None, Some("lathe-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")] {
+        let (status, answer) = gateway.ask(&question(&full, false), key).await?;
+        ensure!(status == 401 && answer.contains("invalid_api_key"), "{status}: {answer}");
+    }
+    Ok(())
+}
+
+struct Gateway {
+    host: String,
+}
+
+impl Gateway {
+    async fn ask(&self, body: &Value, key: Option<&str>) -> Result<(u16, String)> {
+        let url = format!("http://{}/v1/chat/completions", self.host);
+        let mut request = reqwest::Client::new().post(url).json(body);
+        if let Some(key) = key {
+            request = request.bearer_auth(key);
+        }
+        let response = request.send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+
+    async fn get(&self, path: &str, key: Option<&str>) -> Result<(u16, Value)> {
+        let mut request = reqwest::Client::new().get(format!("http://{}{path}", self.host));
+        if let Some(key) = key {
+            request = request.bearer_auth(key);
+        }
+        let response = request.send().await?;
+        Ok((response.status().as_u16(), serde_json::from_str(&response.text().await?)?))
+    }
+}
+
+fn question(model: &str, stream: bool) -> Value {
+    json!({"model": model, "stream": stream, "temperature": 0, "max_tokens": 32,
+        "messages": [{"role": "user", "content": "How much is the red lamp?"}]})
+}
+
+/// Makes a key as its user would, and puts it beside the others.
+async fn key(client: &Client, name: &str, namespace: &str) -> Result<String> {
+    let mut create = Command::new(program("lathe")?);
+    let output = create.args(["keys", "create", name, "--namespace", namespace, "-o", "json"]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said: Value = serde_json::from_slice(&output.stdout)?;
+    let manager = PatchParams::apply(&format!("lathe-key-{name}"));
+    secrets(client).patch(SECRET, &manager, &Patch::Apply(&said["secret"])).await?;
+    said["key"].as_str().map(str::to_owned).context("no key")
+}
+
+fn secrets(client: &Client) -> Api<Secret> {
+    Api::namespaced(client.clone(), RELEASE_NAMESPACE)
+}
