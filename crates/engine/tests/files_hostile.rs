@@ -128,7 +128,7 @@ fn a_normalizer_that_makes_texts_long_is_refused(#[case] alone: bool, #[case] sa
     let (once, twice) = (r#""normalizer":null"#, format!(r#""normalizer":null,"normalizer":{long}"#));
     assert!(file.contains(once) && Tokenizer::parse(file.as_bytes(), 400).is_ok());
     let hostile = file.replace(once, &if alone { format!(r#""normalizer":{long}"#) } else { twice });
-    let error = Tokenizer::parse(hostile.as_bytes(), 400).err().expect("refused").to_string();
+    let error = Tokenizer::parse(hostile.as_bytes(), 400).expect_err("refused").to_string();
     assert!(error.contains(says), "{error}");
 }
 
