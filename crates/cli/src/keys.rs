@@ -85,7 +85,7 @@ struct Made {
 }
 
 fn made(create: &Create, seed: [u8; 32]) -> Done<Made> {
-    let invalid = |message: String| Problem::user("InvalidKey", message);
+    let invalid = |message: String| Problem::user("InvalidArgument", message);
     let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     // Files that begin with dots are the kubelet's own.
     let ours = !create.name.is_empty() && create.name.len() <= 253 && !create.name.starts_with('.');
