@@ -24,7 +24,7 @@ async fn away(session: &Session) -> Result<()> {
     prepare(session).await?;
     session.apply(&service("shop", &[])?).await?;
     session.wait("InferenceService", "shop", "Ready", "True").await?;
-    session.apply(&job("long", LONG * 2)?).await?;
+    session.apply(&job("long", LONG)?).await?;
     past_step(session, "long", 3).await?;
     let artifacts = artifacts(session).await?;
     let training = identity(&training_pod(session, "long").await?);

@@ -20,8 +20,9 @@ use lathe_e2e::{
 use serde_json::json;
 use tokio::sync::OnceCell;
 
-/// Epochs of a job that is disturbed: some time on two cores.
-const LONG: i64 = 8;
+/// Epochs of a job that is disturbed: some twenty seconds on two fast cores, so that it still trains when a disturbance that the
+/// test asks for at a step has gone through the operator.
+const LONG: i64 = 24;
 
 async fn begin(name: &str) -> Result<Session> {
     install(&[])?;
