@@ -1,5 +1,5 @@
 //! How fast the products of a decoder run here, beside the multiply-adds that one thread can do at most:
-//! `cargo run --release -p lathe-engine --example products [rows]`.
+//! `cargo run --release -p lathe-engine --example products [rows] [level]`.
 //!
 //! Times are the best of a few rounds on one thread.
 #![allow(clippy::unwrap_used)] // A program for developers.
@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use lathe_engine::device::cpu::{Cpu, Level};
 use lathe_engine::device::{Buf, Device, Element, Op, Start};
+use lathe_engine::plan::{PRODUCT_PANEL, PRODUCT_SCRATCH};
 
 /// Outputs and inputs of the linear layers of a 0.5 B model, and its head.
 const SHAPES: [(usize, usize); 4] = [(896, 896), (4864, 896), (896, 4864), (151_936, 896)];
@@ -15,15 +16,16 @@ const ROUNDS: usize = 5;
 
 fn main() {
     let rows = std::env::args().nth(1).map_or(512, |rows| rows.parse().unwrap());
+    let only = std::env::args().nth(2);
     println!(
         "{:11} {:16} {:>5} {:>8} {:>6} {:>10} {:>8}",
         "level", "product", "rows", "outputs", "inputs", "GFLOP/s", "GB/s"
     );
-    for level in Level::here() {
+    for level in Level::here().filter(|level| only.as_deref().is_none_or(|only| level.name() == only)) {
         for (outputs, inputs) in SHAPES {
             let rows = if outputs > 100_000 { rows.min(128) } else { rows };
             let mut cpu = Cpu::new(1, level);
-            let scratch = cpu.alloc("scratch", Element::F32, 1 << 16).unwrap();
+            let scratch = cpu.alloc("scratch", Element::F32, PRODUCT_SCRATCH + PRODUCT_PANEL).unwrap();
             cpu.set_scratch(scratch);
             let mut f32 = |len| cpu.alloc("bench", Element::F32, len).unwrap();
             let (x, y) = (f32(rows * inputs), f32(rows * outputs));

@@ -319,7 +319,7 @@ pub(crate) fn forward_workspace(list: &mut List, shape: &ModelShape, tokens: usi
     list.add("act", Workspace, F32, &[tokens, shape.intermediate])
 }
 
-/// Rotary tables and each thread's scratch.
+/// Rotary tables, each thread's scratch and what they share.
 pub(crate) fn common_buffers(
     list: &mut List,
     shape: &ModelShape,
@@ -327,7 +327,7 @@ pub(crate) fn common_buffers(
     threads: usize,
 ) -> Result<(), PlanError> {
     list.add("rope", Weights, F32, &[context, shape.head_dim])?;
-    list.add("threads", Workspace, F32, &[threads, thread_scratch(shape)])
+    list.add("threads", Workspace, F32, &[threads * thread_scratch(shape) + PRODUCT_PANEL])
 }
 
 /// Keys that attention looks at together.
@@ -338,6 +338,9 @@ pub const ATTENTION_QUERIES: usize = 64;
 
 /// Elements of a thread's scratch for blocks of a product.
 pub const PRODUCT_SCRATCH: usize = 1 << 16;
+
+/// Elements of scratch that all threads share, after their own: rows that they multiply with weights in tiles, packed.
+pub const PRODUCT_PANEL: usize = 1 << 18;
 
 /// Elements of scratch per thread: blocks of a product, or of attention (for each query two chunks of scores, four
 /// vectors, and some numbers).

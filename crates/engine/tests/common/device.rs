@@ -3,11 +3,14 @@
 use lathe_engine::device::cpu::{Cpu, Level};
 use lathe_engine::device::{Buf, Data, DataMut, Device, Element};
 
+use lathe_engine::plan::{PRODUCT_PANEL, PRODUCT_SCRATCH};
+
 use super::noise;
 
 pub fn cpu(threads: usize, level: Level) -> Cpu {
     let mut cpu = Cpu::new(threads, level);
-    let scratch = cpu.alloc("scratch", Element::F32, threads << 16).unwrap();
+    let scratch = threads * PRODUCT_SCRATCH + PRODUCT_PANEL;
+    let scratch = cpu.alloc("scratch", Element::F32, scratch).unwrap();
     cpu.set_scratch(scratch);
     cpu
 }

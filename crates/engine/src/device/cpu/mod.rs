@@ -30,6 +30,7 @@ use crate::files::Mapped;
 use crate::{Error, Result};
 use cells::Cells;
 use gemm::{Matrix, Quantized};
+use lathe_plan::PRODUCT_PANEL;
 use pool::Pool;
 
 /// Which instructions the kernels use. A level is part of a result's identity: bits are equal within a level.
@@ -231,13 +232,24 @@ impl Cpu {
         }
     }
 
-    /// Calls `task(level, number, scratch)` for each number below `tasks`, on all threads.
-    fn run(&self, tasks: usize, task: impl Fn(Level, usize, Cells<f32>) + Sync) {
+    /// All scratch, and the elements of each thread's, which come first.
+    fn scratch(&self) -> (Cells<f32>, usize) {
         // Loading needs none.
         // SAFETY: nothing is read or written through an empty range.
         let none = || unsafe { Cells::new(std::ptr::NonNull::dangling().as_ptr(), 0) };
-        let scratch = self.scratch.map_or_else(none, |scratch| self.f32(scratch));
-        let each = scratch.len() / self.threads;
+        let all = self.scratch.map_or_else(none, |scratch| self.f32(scratch));
+        (all, all.len().saturating_sub(PRODUCT_PANEL) / self.threads)
+    }
+
+    /// The scratch that threads share in an operation: as long as [`PRODUCT_PANEL`], or nothing while there is none.
+    fn panel(&self) -> Cells<f32> {
+        let (all, _) = self.scratch();
+        all.part(all.len().saturating_sub(PRODUCT_PANEL)..all.len())
+    }
+
+    /// Calls `task(level, number, scratch)` for each number below `tasks`, on all threads.
+    fn run(&self, tasks: usize, task: impl Fn(Level, usize, Cells<f32>) + Sync) {
+        let (scratch, each) = self.scratch();
         let level = self.level;
         self.pool.borrow_mut().run(tasks, &|number, thread| {
             task(level, number, scratch.part(thread * each..(thread + 1) * each));

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::outer::{OUTER_COLUMNS, OUTER_ROWS, Outer, outer, outer_pairs};
 use super::terms::{interleave, narrow};
-use super::tile_dots::{TileOuter, tile_outer};
+use super::tile_outer::{TileOuter, tile_outer};
 use super::{Begin, Extent, Grid, Matrix, ROW_BLOCK, chunks};
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::simd::TILE;

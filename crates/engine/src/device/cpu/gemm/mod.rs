@@ -6,6 +6,7 @@
 //! at [`Level::Amx`] in tiles, and so are weights of few bits.
 #![allow(unsafe_code)] // Threads write disjoint blocks; tiles take raw pointers.
 
+mod ahead;
 mod dots;
 mod forward;
 mod gradients;
@@ -15,6 +16,9 @@ mod quantized;
 mod terms;
 mod tile_dots;
 mod tile_ints;
+mod tile_outer;
+mod tile_pack;
+mod tile_sums;
 mod tiled;
 
 use std::ops::Range;

@@ -1,21 +1,34 @@
 //! The innermost loops of products of bf16 numbers in tiles.
 //!
 //! A tile of weights is the first operand, loaded where the weights lie; the rows that meet them are packed once
-//! ([`pack_pairs`]). Each element of a result is a chain of tile products that begins at zero, over a block of terms.
+//! ([`super::tile_pack`]). Each element of a result is a chain of tile products that begins at zero, over a block of terms.
 //! So the order depends on the number of terms alone: neither the block's shape nor which rows come together
 //! changes a bit.
+//!
+//! A tile is loaded as fast as it is multiplied only from the first-level cache. With many rows a part of a chain is taken for
+//! all of them before the next part, while the weights of that part lie there, copied side by side; the sums wait in the
+//! second-level cache.
 #![allow(unsafe_code)] // Raw pointers into matrices; tiles.
 
+use super::ahead::{Ahead, LINE};
 use super::chunks;
-use super::terms::narrow_to_bf16;
-use crate::device::cpu::simd::{Block, Pairs, Simd, TILE, Tiles, prefetch, tile_kernel};
+use super::tile_pack::TILE_TERMS;
+use super::tile_sums::{First, Place, add_turned};
+use crate::device::cpu::simd::{Block, TILE, Tiles, prefetch_near, tile_kernel};
 
-/// Terms of a tile: bf16 numbers in its rows.
-pub(super) const TILE_TERMS: usize = 2 * TILE;
-/// Bytes of a cache line: a tile's row.
-const LINE: usize = 4 * TILE;
+/// Tiles along the sum that are taken for all rows together: two rows of them, 24 KiB, stay in the first-level cache beside
+/// what streams by.
+const PART: usize = 12;
 
-/// `y[i, j] += sum over k of x[i, k] w[j, k]`.
+/// Tiles along the sum that weights are read ahead: some hundred nanoseconds.
+const AHEAD: usize = 8;
+
+/// Tiles of a thread's own that [`tile_dots`] needs for so many rows.
+pub(super) const fn near_tiles(rows: usize) -> usize {
+    2 * PART + 4 * rows.div_ceil(2 * TILE)
+}
+
+/// `y[i, j] = first[i, j] + sum over k of x[i, k] w[j, k]`.
 #[derive(Clone, Copy)]
 pub(super) struct TileDots {
     pub terms: usize,
@@ -23,17 +36,18 @@ pub(super) struct TileDots {
     pub block: usize,
     pub w: *const u16,
     pub w_row: usize,
-    /// As [`pack_pairs`] leaves them: for sixteen rows a tile for every [`TILE_TERMS`] terms, then the next sixteen.
+    /// As [`super::tile_pack::pack_pairs`] leaves them: for sixteen rows a tile for every [`TILE_TERMS`] terms, then the next sixteen.
     pub x: *const Block,
-    pub y: *mut f32,
-    pub y_row: usize,
+    pub to: Place,
+    /// [`near_tiles`] of them.
+    pub near: *mut Block,
 }
 
 tile_kernel! {
     /// [`TileDots`]; the weights are read once, in the order of memory as far as a tile has rows.
     ///
     /// # Safety
-    /// All operands exist, `y` is nobody else's.
+    /// All operands exist, `y` and `near` are nobody else's.
     pub(super) tile_dots = dot_tiles(rows: usize, outputs: usize, t: TileDots)
 }
 
@@ -44,105 +58,204 @@ unsafe fn dot_tiles<T: Tiles>(rows: usize, outputs: usize, t: TileDots) {
         let mut tiles = T::begin();
         let x_tiles = t.terms.div_ceil(TILE_TERMS);
         for some in chunks(0..outputs, 2 * TILE) {
+            let next = (outputs - some.end).min(2 * TILE);
             for k in chunks(0..t.terms, t.block) {
-                for here in chunks(0..rows, 2 * TILE) {
-                    let at = TileDots {
-                        terms: k.len(),
-                        w: t.w.add(some.start * t.w_row + k.start),
-                        x: t.x.add(here.start / TILE * x_tiles + k.start / TILE_TERMS),
-                        y: t.y.add(here.start * t.y_row + some.start),
-                        ..t
-                    };
-                    // Only the first rows wait for memory.
-                    let ahead = here.start == 0;
-                    dot_block(&mut tiles, here.len(), some.len(), at, x_tiles, ahead);
+                let first = if k.start == 0 { t.to.first } else { First::There };
+                let b = DotBlock {
+                    rows,
+                    outputs: some.len(),
+                    next,
+                    terms: k.len(),
+                    w: t.w.add(some.start * t.w_row + k.start),
+                    w_row: t.w_row,
+                    done: k.start,
+                    left: t.terms - k.start,
+                    x: t.x.add(k.start / TILE_TERMS),
+                    x_tiles,
+                    to: Place { first, ..t.to }.from(0, some.start),
+                };
+                if rows <= 2 * TILE {
+                    b.begin(&mut tiles, std::ptr::null());
+                    b.multiply::<T, true, false>(&mut tiles, 0, std::ptr::null_mut(), Ahead::nothing());
+                    b.end(&mut tiles, 0);
+                } else {
+                    b.parts(&mut tiles, t.near);
                 }
             }
         }
     }
 }
 
-/// Up to two tiles of outputs by two of rows, whose sums stay in tiles 0 to 3. Tiles 4 and 5 are weights, 6 and 7 rows.
-#[inline(always)]
-unsafe fn dot_block<T: Tiles>(
-    tiles: &mut T,
+/// All rows with up to two tiles of outputs. The sums of up to two tiles of rows are in tiles 0 to 3; 4 and 5 are weights, 6
+/// and 7 rows.
+#[derive(Clone, Copy)]
+struct DotBlock {
     rows: usize,
     outputs: usize,
-    t: TileDots,
+    /// Outputs that come next.
+    next: usize,
+    terms: usize,
+    w: *const u16,
+    w_row: usize,
+    /// Terms of the outputs' rows before and from `w` on.
+    done: usize,
+    left: usize,
+    x: *const Block,
     x_tiles: usize,
-    ahead: bool,
-) {
-    let (two_outputs, two_rows) = (outputs > TILE, rows > TILE);
-    tiles.zero::<0>();
-    tiles.zero::<1>();
-    tiles.zero::<2>();
-    tiles.zero::<3>();
-    // SAFETY: the caller's.
-    unsafe {
-        let next = t.w.wrapping_add(outputs * t.w_row);
-        let mut next = Ahead::of(next.cast(), 2 * t.w_row, 2 * t.terms);
-        for (step, k) in (0..t.terms).step_by(TILE_TERMS).enumerate() {
-            if ahead {
-                next.lines(outputs);
-            }
-            let terms = (t.terms - k).min(TILE_TERMS);
-            load_rows::<T, 4>(tiles, t.w.add(k), t.w_row, outputs, terms);
-            tiles.load::<6>(t.x.add(step).cast(), 4 * TILE);
-            tiles.dot_pairs::<0, 4, 6>();
-            if two_rows {
-                tiles.load::<7>(t.x.add(x_tiles + step).cast(), 4 * TILE);
-                tiles.dot_pairs::<1, 4, 7>();
-            }
-            if two_outputs {
-                load_rows::<T, 5>(tiles, t.w.add(TILE * t.w_row + k), t.w_row, outputs - TILE, terms);
-                tiles.dot_pairs::<2, 5, 6>();
-                if two_rows {
-                    tiles.dot_pairs::<3, 5, 7>();
+    to: Place,
+}
+
+impl DotBlock {
+    /// Part by part of the chain, for all rows each.
+    #[inline(always)]
+    unsafe fn parts<T: Tiles>(self, tiles: &mut T, near: *mut Block) {
+        let steps = self.terms.div_ceil(TILE_TERMS);
+        let part = steps.div_ceil(steps.div_ceil(PART)) * TILE_TERMS;
+        // SAFETY: the caller's, as in all below.
+        unsafe {
+            let waiting = near.add(2 * PART);
+            for k in chunks(0..self.terms, part) {
+                let x = self.x.add(k.start / TILE_TERMS);
+                let (done, left) = (self.done + k.start, self.left - k.start);
+                let b = DotBlock { terms: k.len(), w: self.w.add(k.start), done, left, x, ..self };
+                for first in (0..self.rows).step_by(2 * TILE) {
+                    let sums = waiting.add(4 * (first / (2 * TILE)));
+                    b.begin(tiles, if k.start == 0 { std::ptr::null() } else { sums.cast_const() });
+                    let last = k.end == self.terms;
+                    if first == 0 {
+                        b.multiply::<T, true, true>(tiles, first, near, Ahead::nothing());
+                    } else {
+                        b.multiply::<T, false, false>(tiles, first, near, b.result_ahead(first, last));
+                    }
+                    if last {
+                        b.end(tiles, first);
+                    } else {
+                        tiles.store::<0>(&mut *sums);
+                        tiles.store::<1>(&mut *sums.add(1));
+                        tiles.store::<2>(&mut *sums.add(2));
+                        tiles.store::<3>(&mut *sums.add(3));
+                    }
                 }
             }
         }
-        let mut sums = [[0; TILE]; TILE];
-        let y = |row: usize, output: usize| t.y.wrapping_add(row * t.y_row + output);
-        tiles.store::<0>(&mut sums);
-        add_turned::<T>(&sums, rows.min(TILE), outputs.min(TILE), y(0, 0), t.y_row);
-        if two_rows {
-            tiles.store::<1>(&mut sums);
-            add_turned::<T>(&sums, rows - TILE, outputs.min(TILE), y(TILE, 0), t.y_row);
+    }
+
+    /// Reads a line of each output's row ahead, [`AHEAD`] tiles from term `k`: processors follow a row of weights for themselves,
+    /// but not sixteen at a time, nor to the outputs that come next.
+    #[inline(always)]
+    fn read_ahead(self, k: usize) {
+        let at = k + AHEAD * TILE_TERMS;
+        let (from, rows) = match at.checked_sub(self.left) {
+            None => (self.w.wrapping_add(at), self.outputs),
+            Some(over) => {
+                (self.w.wrapping_add(self.outputs * self.w_row + over).wrapping_sub(self.done), self.next)
+            }
+        };
+        for row in 0..rows {
+            prefetch_near(from.wrapping_add(row * self.w_row));
         }
-        if two_outputs {
-            tiles.store::<2>(&mut sums);
-            add_turned::<T>(&sums, rows.min(TILE), outputs - TILE, y(0, TILE), t.y_row);
-            if two_rows {
-                tiles.store::<3>(&mut sums);
-                add_turned::<T>(&sums, rows - TILE, outputs - TILE, y(TILE, TILE), t.y_row);
+    }
+
+    /// The result of the rows from `first` on, where sums meet it `soon`: a line or two of each of its rows, which no processor
+    /// foresees.
+    #[inline(always)]
+    fn result_ahead(self, first: usize, soon: bool) -> Ahead {
+        let rows = if soon { (self.rows - first).min(2 * TILE) } else { 0 };
+        let row = self.to.from(first, 0).y.cast_const().cast();
+        Ahead::of(row, 4 * self.to.y_row, 4 * self.outputs, rows, 4 * TILE / PART + 1)
+    }
+
+    /// The sums as they stand; zeros where nothing is given.
+    #[inline(always)]
+    unsafe fn begin<T: Tiles>(self, tiles: &mut T, sums: *const Block) {
+        if sums.is_null() {
+            tiles.zero::<0>();
+            tiles.zero::<1>();
+            tiles.zero::<2>();
+            tiles.zero::<3>();
+            return;
+        }
+        // SAFETY: the caller's.
+        unsafe {
+            tiles.load::<0>(sums.cast(), LINE);
+            tiles.load::<1>(sums.add(1).cast(), LINE);
+            tiles.load::<2>(sums.add(2).cast(), LINE);
+            tiles.load::<3>(sums.add(3).cast(), LINE);
+        }
+    }
+
+    /// Adds the products of the rows from `first` on. Weights come from where they lie (`FAR`), and are left in `near`
+    /// (`KEEP`), or from `near`.
+    #[inline(always)]
+    unsafe fn multiply<T: Tiles, const FAR: bool, const KEEP: bool>(
+        self,
+        tiles: &mut T,
+        first: usize,
+        near: *mut Block,
+        mut ahead: Ahead,
+    ) {
+        let DotBlock { outputs, w, w_row, .. } = self;
+        let (two_outputs, two_rows) = (outputs > TILE, self.rows - first > TILE);
+        // SAFETY: the caller's.
+        unsafe {
+            let x = self.x.add(first / TILE * self.x_tiles);
+            for (step, k) in (0..self.terms).step_by(TILE_TERMS).enumerate() {
+                let terms = (self.terms - k).min(TILE_TERMS);
+                ahead.lines();
+                if FAR {
+                    self.read_ahead(k);
+                    load_rows::<T, 4>(tiles, w.add(k), w_row, outputs, terms);
+                } else {
+                    tiles.load::<4>(near.add(2 * step).cast(), LINE);
+                }
+                if KEEP {
+                    tiles.store::<4>(&mut *near.add(2 * step));
+                }
+                tiles.load::<6>(x.add(step).cast(), LINE);
+                tiles.dot_pairs::<0, 4, 6>();
+                if two_rows {
+                    tiles.load::<7>(x.add(self.x_tiles + step).cast(), LINE);
+                    tiles.dot_pairs::<1, 4, 7>();
+                }
+                if two_outputs {
+                    if FAR {
+                        load_rows::<T, 5>(tiles, w.add(TILE * w_row + k), w_row, outputs - TILE, terms);
+                    } else {
+                        tiles.load::<5>(near.add(2 * step + 1).cast(), LINE);
+                    }
+                    if KEEP {
+                        tiles.store::<5>(&mut *near.add(2 * step + 1));
+                    }
+                    tiles.dot_pairs::<2, 5, 6>();
+                    if two_rows {
+                        tiles.dot_pairs::<3, 5, 7>();
+                    }
+                }
             }
         }
     }
-}
 
-/// Reads the rows of weights that come next ahead, one after the other: processors foresee the order of memory, but not
-/// that of tiles, a line of each of sixteen rows.
-pub(super) struct Ahead {
-    row: *const u8,
-    row_stride: usize,
-    at: usize,
-    bytes: usize,
-}
-
-impl Ahead {
-    /// Rows of so many bytes each.
-    pub(super) fn of(row: *const u8, row_stride: usize, bytes: usize) -> Ahead {
-        Ahead { row, row_stride, at: 0, bytes }
-    }
-
-    /// So many lines more. After the last rows of a matrix it reads on, where a hint does no harm.
+    /// Adds the sums of the rows from `first` on to what the result begins with.
     #[inline(always)]
-    pub(super) fn lines(&mut self, count: usize) {
-        for _ in 0..count {
-            prefetch(self.row.wrapping_add(self.at));
-            self.at += LINE;
-            if self.at >= self.bytes {
-                (self.at, self.row) = (0, self.row.wrapping_add(self.row_stride));
+    unsafe fn end<T: Tiles>(self, tiles: &mut T, first: usize) {
+        let (rows, outputs) = (self.rows - first, self.outputs);
+        let to = |row: usize, output: usize| self.to.from(first + row, output);
+        let mut sums = [[0; TILE]; TILE];
+        // SAFETY: the caller's.
+        unsafe {
+            tiles.store::<0>(&mut sums);
+            add_turned::<T>(&sums, rows.min(TILE), outputs.min(TILE), to(0, 0));
+            if rows > TILE {
+                tiles.store::<1>(&mut sums);
+                add_turned::<T>(&sums, (rows - TILE).min(TILE), outputs.min(TILE), to(TILE, 0));
+            }
+            if outputs > TILE {
+                tiles.store::<2>(&mut sums);
+                add_turned::<T>(&sums, rows.min(TILE), outputs - TILE, to(0, TILE));
+                if rows > TILE {
+                    tiles.store::<3>(&mut sums);
+                    add_turned::<T>(&sums, (rows - TILE).min(TILE), outputs - TILE, to(TILE, TILE));
+                }
             }
         }
     }
@@ -170,150 +283,5 @@ unsafe fn load_rows<T: Tiles, const A: u8>(
             std::ptr::copy_nonoverlapping(from.add(i * row), to.as_mut_ptr(), terms);
         }
         tiles.load::<A>(block.as_ptr().cast(), 4 * TILE);
-    }
-}
-
-/// `y[i, j] += sums[j][i]`.
-///
-/// # Safety
-/// `y` has these rows and outputs, at most a tile of both, and is nobody else's.
-#[inline(always)]
-pub(super) unsafe fn add_turned<T: Tiles>(
-    sums: &Block,
-    rows: usize,
-    outputs: usize,
-    y: *mut f32,
-    y_row: usize,
-) {
-    let mut turned = [[0; TILE]; TILE];
-    // SAFETY: a block has sixteen rows; the rest is the caller's.
-    unsafe {
-        T::S::transpose(sums.as_ptr().cast(), TILE, &mut turned);
-        add::<T>(&turned, rows, outputs, y, y_row);
-    }
-}
-
-/// `y[i, j] += sums[i][j]`.
-///
-/// # Safety
-/// As [`add_turned`].
-#[inline(always)]
-unsafe fn add<T: Tiles>(sums: &Block, rows: usize, columns: usize, y: *mut f32, y_row: usize) {
-    for (i, sums) in sums.iter().enumerate().take(rows) {
-        // SAFETY: the caller's.
-        unsafe {
-            let (sums, y) = (T::S::load(sums.as_ptr().cast()), y.add(i * y_row));
-            if columns == TILE {
-                T::S::store(y, T::S::add(T::S::load(y), sums));
-            } else {
-                T::S::store_first(y, columns, T::S::add(T::S::load_first(y, columns), sums));
-            }
-        }
-    }
-}
-
-tile_kernel! {
-    /// Rounds up to sixteen rows to bf16 and packs them: a tile for every [`TILE_TERMS`] terms, in which a column is a row
-    /// of `x`. Zeros beyond the terms and the rows.
-    ///
-    /// # Safety
-    /// The rows, `x_row` apart, and the tiles exist; the tiles are nobody else's.
-    pub(super) pack_pairs = pack_rows(x: *const f32, x_row: usize, rows: usize, terms: usize, to: *mut Block)
-}
-
-#[inline(always)]
-unsafe fn pack_rows<T: Tiles>(x: *const f32, x_row: usize, rows: usize, terms: usize, to: *mut Block) {
-    for (step, k) in (0..terms).step_by(TILE_TERMS).enumerate() {
-        let mut pairs = [[0_u32; TILE]; TILE];
-        // SAFETY: the caller's; rows of the block hold a tile's terms.
-        unsafe {
-            for (i, pairs) in pairs.iter_mut().enumerate().take(rows) {
-                let count = (terms - k).min(TILE_TERMS);
-                narrow_to_bf16::<T::S>(x.add(i * x_row + k), pairs.as_mut_ptr().cast(), count);
-            }
-            T::S::transpose(pairs.as_ptr().cast(), TILE, &mut *to.add(step));
-        }
-    }
-}
-
-/// `c[i, j] += sum over k of a[i, k] b[k, j]`.
-#[derive(Clone, Copy)]
-pub(super) struct TileOuter {
-    /// Of pairs; a multiple of [`TILE`].
-    pub k: usize,
-    /// Pairs; rows up to a multiple of [`TILE`] can be read.
-    pub a: *const u32,
-    pub a_row: usize,
-    /// Pairs; columns up to a multiple of [`TILE`] can be read.
-    pub b: *const u32,
-    pub b_row: usize,
-    pub c: *mut f32,
-    pub c_row: usize,
-}
-
-tile_kernel! {
-    /// [`TileOuter`], up to two tiles of columns.
-    ///
-    /// # Safety
-    /// All operands exist, `c` is nobody else's.
-    pub(super) tile_outer = outer_tiles(rows: usize, columns: usize, t: TileOuter)
-}
-
-#[inline(always)]
-unsafe fn outer_tiles<T: Tiles>(rows: usize, columns: usize, t: TileOuter) {
-    // SAFETY: the caller's.
-    unsafe {
-        let mut tiles = T::begin();
-        for here in chunks(0..rows, 2 * TILE) {
-            let (a, c) = (t.a.add(here.start * t.a_row), t.c.add(here.start * t.c_row));
-            outer_block(&mut tiles, here.len(), columns, TileOuter { a, c, ..t });
-        }
-    }
-}
-
-/// Up to two tiles of rows by two of columns; tiles are numbered as in [`dot_block`].
-#[inline(always)]
-unsafe fn outer_block<T: Tiles>(tiles: &mut T, rows: usize, columns: usize, t: TileOuter) {
-    let (two_rows, two_columns) = (rows > TILE, columns > TILE);
-    let (a_stride, b_stride) = (4 * t.a_row, 4 * t.b_row);
-    tiles.zero::<0>();
-    tiles.zero::<1>();
-    tiles.zero::<2>();
-    tiles.zero::<3>();
-    // SAFETY: the caller's.
-    unsafe {
-        for k in (0..t.k).step_by(TILE) {
-            let (a, b) = (t.a.add(k), t.b.add(k * t.b_row));
-            tiles.load::<4>(a.cast(), a_stride);
-            tiles.load::<6>(b.cast(), b_stride);
-            tiles.dot_pairs::<0, 4, 6>();
-            if two_columns {
-                tiles.load::<7>(b.add(TILE).cast(), b_stride);
-                tiles.dot_pairs::<1, 4, 7>();
-            }
-            if two_rows {
-                tiles.load::<5>(a.add(TILE * t.a_row).cast(), a_stride);
-                tiles.dot_pairs::<2, 5, 6>();
-                if two_columns {
-                    tiles.dot_pairs::<3, 5, 7>();
-                }
-            }
-        }
-        let mut sums = [[0; TILE]; TILE];
-        let c = |row: usize, column: usize| t.c.wrapping_add(row * t.c_row + column);
-        tiles.store::<0>(&mut sums);
-        add::<T>(&sums, rows.min(TILE), columns.min(TILE), c(0, 0), t.c_row);
-        if two_columns {
-            tiles.store::<1>(&mut sums);
-            add::<T>(&sums, rows.min(TILE), columns - TILE, c(0, TILE), t.c_row);
-        }
-        if two_rows {
-            tiles.store::<2>(&mut sums);
-            add::<T>(&sums, rows - TILE, columns.min(TILE), c(TILE, 0), t.c_row);
-            if two_columns {
-                tiles.store::<3>(&mut sums);
-                add::<T>(&sums, rows - TILE, columns - TILE, c(TILE, TILE), t.c_row);
-            }
-        }
     }
 }

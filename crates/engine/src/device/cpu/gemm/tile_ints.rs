@@ -6,9 +6,10 @@
 
 use lathe_plan::QUANT_GROUP as GROUP;
 
+use super::ahead::Ahead;
 use super::chunks;
 use super::quantized::{Rows, quantize_groups};
-use super::tile_dots::{Ahead, add_turned};
+use super::tile_sums::{First, Place, add_turned};
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::simd::{Block, Pairs, Simd, TILE, Tiles, tile_kernel};
 
@@ -98,7 +99,7 @@ unsafe fn pack_groups<T: Tiles>(
     }
 }
 
-/// `y[i, j] += sum over k of x[i, k] w[j, k]`.
+/// `y[i, j] = first[i, j] + sum over k of x[i, k] w[j, k]`.
 #[derive(Clone, Copy)]
 pub(super) struct IntTileDots {
     pub groups: usize,
@@ -110,8 +111,7 @@ pub(super) struct IntTileDots {
     pub w_scales: *const f32,
     pub w_scales_row: usize,
     pub x: IntPanel,
-    pub y: *mut f32,
-    pub y_row: usize,
+    pub to: Place,
 }
 
 tile_kernel! {
@@ -149,18 +149,19 @@ unsafe fn int_tiles<T: Tiles, const BITS: usize>(rows: usize, outputs: usize, t:
         let mut tiles = T::begin();
         for some in chunks(0..outputs, TILE) {
             for groups in chunks(0..t.groups, t.block) {
+                let first = if groups.start == 0 { t.to.first } else { First::There };
                 for here in chunks(0..rows, 2 * TILE) {
                     let at = IntTileDots {
                         groups: groups.len(),
                         w: t.w.add(some.start * t.w_row + groups.start * GROUP * BITS / 8),
                         w_scales: t.w_scales.add(some.start * t.w_scales_row + groups.start),
                         x: t.x.from(here.start / TILE * t.groups + groups.start),
-                        y: t.y.add(here.start * t.y_row + some.start),
+                        to: Place { first, ..t.to }.from(here.start, some.start),
                         ..t
                     };
                     // Only the first rows wait for memory.
-                    let ahead = here.start == 0;
-                    int_block::<T, BITS>(&mut tiles, here.len(), some.len(), at, t.groups, ahead);
+                    let next = if here.start == 0 { (outputs - some.end).min(TILE) } else { 0 };
+                    int_block::<T, BITS>(&mut tiles, here.len(), some.len(), at, t.groups, next);
                 }
             }
         }
@@ -175,22 +176,20 @@ unsafe fn int_block<T: Tiles, const BITS: usize>(
     outputs: usize,
     t: IntTileDots,
     x_groups: usize,
-    ahead: bool,
+    next: usize,
 ) {
     let two = rows > TILE;
     let bytes = GROUP * BITS / 8;
     // SAFETY: the caller's.
     unsafe {
-        let next = t.w.wrapping_add(outputs * t.w_row);
-        let mut next = Ahead::of(next, t.w_row, t.groups * bytes);
+        let (row, lines) = (t.w.wrapping_add(outputs * t.w_row), outputs * bytes / TILE_BYTES);
+        let mut ahead = Ahead::of(row, t.w_row, t.groups * bytes, next, lines);
         // A vector has a lane for each row.
         let mut acc = [[T::S::splat(0.0); TILE]; 2];
         for group in 0..t.groups {
             let (x, x_next) = (t.x.from(group), t.x.from(x_groups + group));
             let w = t.w.add(group * bytes);
-            if ahead {
-                next.lines(outputs * bytes / TILE_BYTES);
-            }
+            ahead.lines();
             tiles.load::<0>(x.begins.cast(), 0);
             if two {
                 tiles.load::<1>(x_next.begins.cast(), 0);
@@ -218,8 +217,7 @@ unsafe fn int_block<T: Tiles, const BITS: usize>(
             for (to, acc) in sums.iter_mut().zip(acc) {
                 T::S::store(to.as_mut_ptr().cast(), acc);
             }
-            let y = t.y.add(first * t.y_row);
-            add_turned::<T>(&sums, (rows - first).min(TILE), outputs, y, t.y_row);
+            add_turned::<T>(&sums, (rows - first).min(TILE), outputs, t.to.from(first, 0));
         }
     }
 }
@@ -238,10 +236,9 @@ unsafe fn add_scaled<T: Tiles>(
     unsafe {
         let x_scales = T::S::load(x_scales.as_ptr());
         for (j, (acc, sums)) in acc.iter_mut().zip(sums).enumerate().take(outputs) {
-            let singles = sums.map(|sum| sum as i32 as f32);
             let scale = T::S::mul(T::S::splat(*scales.add(j * scales_row)), x_scales);
             // Not fused, which no emulation without such an instruction would match in bits.
-            *acc = T::S::add(*acc, T::S::mul(T::S::load(singles.as_ptr()), scale));
+            *acc = T::S::add(*acc, T::S::mul(T::S::singles(sums), scale));
         }
     }
 }
@@ -267,7 +264,7 @@ unsafe fn load_codes<T: Tiles, const BITS: usize>(
                 row.add(half * TILE_BYTES).cast::<[u8; TILE_BYTES]>().read()
             } else {
                 // The first half of the terms lies in the lower halves.
-                row.cast::<[u8; TILE_BYTES]>().read().map(|both| both >> (4 * half) & 15)
+                T::S::halves(&*row.cast::<[u8; TILE_BYTES]>(), half == 1)
             };
         }
         tiles.load::<4>(codes.as_ptr().cast(), TILE_BYTES);

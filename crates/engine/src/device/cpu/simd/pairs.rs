@@ -29,6 +29,10 @@ pub(in super::super) trait Pairs: Simd {
     /// # Safety
     /// All are there.
     unsafe fn transpose(from: *const u32, from_row: usize, to: &mut Block);
+    /// Sixteen integers with a sign as singles.
+    fn singles(from: &[u32; 16]) -> Self::V;
+    /// The lower halves of 64 bytes, or the upper ones.
+    fn halves(both: &[u8; 64], upper: bool) -> [u8; 64];
 }
 
 // SAFETY of all intrinsics below: `pair_kernel!` reaches this type only after these features were detected.
@@ -59,6 +63,21 @@ impl Pairs for super::Avx512 {
         }
     }
     /// Halves of vectors change places four times: neighbours, then pairs, fours and eights of them.
+    #[inline(always)]
+    fn singles(from: &[u32; 16]) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn halves(both: &[u8; 64], upper: bool) -> [u8; 64] {
+        let mut codes = [0; 64];
+        unsafe {
+            let both = _mm512_loadu_si512(both.as_ptr().cast());
+            let these = if upper { _mm512_srli_epi16::<4>(both) } else { both };
+            let these = _mm512_and_si512(these, _mm512_set1_epi8(15));
+            _mm512_storeu_si512(codes.as_mut_ptr().cast(), these);
+        }
+        codes
+    }
     #[inline(always)]
     unsafe fn transpose(from: *const u32, from_row: usize, to: &mut Block) {
         unsafe {
@@ -114,7 +133,12 @@ impl Pairs for Lanes<16> {
         let [low, high] = unsafe { [low, high].map(|p| p.cast::<[u16; 16]>().read_unaligned()) };
         std::array::from_fn(|i| f32::from_bits(u32::from(low[i]) | u32::from(high[i]) << 16))
     }
-    #[inline(always)]
+    fn singles(from: &[u32; 16]) -> Self::V {
+        from.map(|x| x as i32 as f32)
+    }
+    fn halves(both: &[u8; 64], upper: bool) -> [u8; 64] {
+        both.map(|both| if upper { both >> 4 } else { both & 15 })
+    }
     unsafe fn transpose(from: *const u32, from_row: usize, to: &mut Block) {
         for (j, row) in to.iter_mut().enumerate() {
             for (i, to) in row.iter_mut().enumerate() {
