@@ -9,6 +9,7 @@ pub mod demo_model;
 pub mod generate;
 pub mod images;
 pub mod paths;
+pub mod simulate;
 pub mod test;
 pub mod toolchain;
 pub mod ui;

@@ -1,9 +1,9 @@
-//! Build tasks of the repository: test, bench, generate, images, cluster, demo-model.
+//! Build tasks of the repository: test, bench, generate, images, cluster, demo-model, simulate.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use xtask::{bench, cluster, demo, demo_model, generate, images, test};
+use xtask::{bench, cluster, demo, demo_model, generate, images, simulate, test};
 
 /// Build tasks of the repository.
 #[derive(Parser)]
@@ -16,6 +16,7 @@ enum Task {
     DemoModel(demo_model::Args),
     Generate(generate::Args),
     Images(images::cli::Args),
+    Simulate(simulate::Args),
     Test(test::Args),
 }
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Task::DemoModel(args) => demo_model::run(&args),
         Task::Generate(args) => generate::run(&args),
         Task::Images(args) => images::cli::run(&args),
+        Task::Simulate(args) => simulate::run(&args),
         Task::Test(args) => test::run(&args),
     };
     match done {

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Crates that decide reasons.
-const CRATES: [&str; 5] = ["cli", "operator", "resolve", "source", "worker"];
+const CRATES: [&str; 6] = ["cli", "operator", "resolve", "scaling", "source", "worker"];
 
 /// Words in CamelCase that are no reasons of ours, by what they are.
 const OTHERS: &[&str] = &[

@@ -6,13 +6,13 @@ mod limits;
 mod machine;
 mod models;
 mod operator;
-mod page;
+pub(crate) mod page;
 mod peers;
 mod process;
 mod profile;
 mod report;
 mod stats;
-mod table;
+pub(crate) mod table;
 mod work;
 mod worker;
 

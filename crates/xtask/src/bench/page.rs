@@ -15,7 +15,7 @@ const PAGE: &str = "docs/benchmarks.md";
 ///
 /// # Errors
 /// The page cannot be read or written, or has no such marks.
-pub fn write(machine: &Machine, quick: bool, found: &Found) -> Result<()> {
+pub(super) fn write(machine: &Machine, quick: bool, found: &Found) -> Result<()> {
     let path = paths::repository().join(PAGE);
     let page = fs::read_to_string(&path).with_context(|| format!("cannot read {PAGE}"))?;
     let mut text = about(machine, quick, found.loads);
@@ -37,7 +37,7 @@ fn about(machine: &Machine, quick: bool, [before, after]: [f64; 2]) -> String {
 }
 
 /// The page with `text` between the marks of `part`.
-fn between(page: &str, part: &str, text: &str) -> Option<String> {
+pub(crate) fn between(page: &str, part: &str, text: &str) -> Option<String> {
     let (open, close) = (format!("<!-- {part} -->\n"), format!("<!-- /{part} -->"));
     let (before, rest) = page.split_once(&open)?;
     let (_, after) = rest.split_once(&close)?;

@@ -1,0 +1,119 @@
+//! Why a number of replicas was decided, for programs and for people.
+use super::{Load, Memory, Policy, Seconds};
+
+/// Why there are to be as many replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// As many as the load needs.
+    OnTarget,
+    /// More tokens than the target.
+    ThroughputAboveTarget,
+    /// Requests wait that the replicas would take too long to catch up with.
+    RequestsWaiting,
+    /// A request is held at zero.
+    RequestHeld,
+    /// What the load needs was asked for and is not ready yet.
+    ReplicasStarting,
+    /// Fewer would do; the quiet window is not over.
+    QuietWindow,
+    /// Fewer would do; those of the last step down still finish their answers.
+    ReplicasDraining,
+    /// Fewer did for a whole quiet window.
+    ThroughputBelowTarget,
+    /// Nothing to do for long enough.
+    ScaledToZero,
+    /// `minReplicas` asks for more.
+    MinReplicas,
+    /// `maxReplicas` allows no more.
+    MaxReplicas,
+    /// Nothing was heard lately.
+    ReportsLate,
+    /// A gateway did not report.
+    ReportsMissing,
+    /// No replica has measured itself yet.
+    CapacityUnknown,
+}
+
+impl Reason {
+    /// CamelCase, as status has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OnTarget => "OnTarget",
+            Self::ThroughputAboveTarget => "ThroughputAboveTarget",
+            Self::RequestsWaiting => "RequestsWaiting",
+            Self::RequestHeld => "RequestHeld",
+            Self::ReplicasStarting => "ReplicasStarting",
+            Self::QuietWindow => "QuietWindow",
+            Self::ReplicasDraining => "ReplicasDraining",
+            Self::ThroughputBelowTarget => "ThroughputBelowTarget",
+            Self::ScaledToZero => "ScaledToZero",
+            Self::MinReplicas => "MinReplicas",
+            Self::MaxReplicas => "MaxReplicas",
+            Self::ReportsLate => "ReportsLate",
+            Self::ReportsMissing => "ReportsMissing",
+            Self::CapacityUnknown => "CapacityUnknown",
+        }
+    }
+
+    /// One sentence with the numbers.
+    pub(super) fn sentence(
+        self,
+        policy: &Policy,
+        memory: &Memory,
+        load: &Load,
+        replicas: u32,
+        now: Seconds,
+    ) -> String {
+        let newest = load.newest.unwrap_or_default();
+        let load_words = format!(
+            "the load is {:.2} replicas' worth ({:.1} requests/s come, {:.0} prompt and {:.0} generated tokens/s flow, {:.0} requests wait)",
+            load.total(),
+            load.arriving,
+            newest.prompt,
+            newest.generation,
+            newest.waiting + newest.held,
+        );
+        let percent = policy.target_throughput_percent;
+        let least = memory.most_wanted();
+        let idle = now.saturating_sub(memory.busy);
+        match self {
+            Self::OnTarget => format!("{load_words}: {replicas} replicas keep it at {percent} % or below"),
+            Self::ThroughputAboveTarget => format!("{load_words}: {replicas} replicas for {percent} %"),
+            Self::RequestsWaiting => format!("{load_words}: {replicas} replicas to catch up with what waits"),
+            Self::RequestHeld => {
+                format!("{:.0} requests are held and no replica runs: {replicas} asked for", load.in_flight())
+            }
+            Self::ReplicasStarting => format!("{load_words}: {replicas} replicas were asked for and start"),
+            Self::QuietWindow => format!(
+                "{load_words}: {replicas} replicas until fewer have done for {} s",
+                policy.scale_down_after
+            ),
+            Self::ReplicasDraining => {
+                format!("{load_words}: {replicas} replicas until those that were given back have drained")
+            }
+            Self::ThroughputBelowTarget => format!(
+                "{load_words}: no second of the last {} s needed more than {least} replicas",
+                policy.scale_down_after
+            ),
+            Self::ScaledToZero => format!("nothing to do for {idle} s: the next request wakes a replica"),
+            Self::MinReplicas => format!("`minReplicas` asks for {replicas}"),
+            Self::MaxReplicas => format!("{load_words}: `maxReplicas` allows no more than {replicas}"),
+            Self::ReportsLate => match load.newest {
+                Some(newest) => format!(
+                    "no gateway has reported for {} s: the replicas stay as they are. Next: look at the gateways' pods",
+                    now.saturating_sub(newest.at)
+                ),
+                None => "no gateway has reported yet: the replicas stay as they are. Next: look at the gateways' pods"
+                    .to_owned(),
+            },
+            Self::ReportsMissing => format!(
+                "{} gateways did not report: no replica is given back. Next: look at the gateways' pods",
+                newest.missing
+            ),
+            Self::CapacityUnknown => {
+                "no replica has measured its throughput yet: the replicas stay as they are".to_owned()
+            }
+        }
+    }
+}
