@@ -44,16 +44,14 @@ pub fn overlay(_: &Helm) -> Result<()> {
         ensure!(!text.contains("lathe-system"), "{} is still of lathe-system", key(object));
         ensure!(crd || !text.contains("ghcr.io"), "{} still has our registry: {text}", key(object));
     }
-    let container = |program: &str| {
+    for program in ["lathe-operator", "lathe-gateway"] {
         let deployment =
             named(&all, "Deployment", program).with_context(|| format!("no Deployment {program}"))?;
-        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
-        let image = format!("registry.example/{program}:2");
-        ensure!(container["image"] == *image, "image of {program}: {}", container["image"]);
-        Ok(container)
-    };
-    container("lathe-gateway")?;
-    let container = container("lathe-operator")?;
+        let image = &deployment["spec"]["template"]["spec"]["containers"][0]["image"];
+        ensure!(*image == *format!("registry.example/{program}:2"), "image of {program}: {image}");
+    }
+    let operator = named(&all, "Deployment", "lathe-operator").context("no Deployment")?;
+    let container = &operator["spec"]["template"]["spec"]["containers"][0];
     let worker =
         container["env"].as_array().into_iter().flatten().find(|e| e["name"] == "LATHE_WORKER_IMAGE");
     ensure!(
