@@ -42,7 +42,8 @@ pub struct InferenceServiceSpec {
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 10000))]
     pub replicas: i32,
-    /// Who may ask. Changing it is a roll-out.
+    /// Who may ask. GatewayOnly: whoever has a key of the gateway, through it alone, so that the installation needs one
+    /// (`gateway.enabled` of the chart). Direct: every pod of the cluster, without a key. Changing it is a roll-out.
     #[serde(default)]
     pub access: Access,
     /// What a user may say about the pods.
@@ -114,8 +115,8 @@ pub struct ServeAccelerator {
 /// Who may ask a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Access {
-    /// Whoever has a key of the gateway, through the gateway: the workers refuse everybody else. Needs the chart's gateway
-    /// (`gateway.enabled`).
+    /// Whoever has a key of the gateway, through the gateway: the workers refuse everybody else. Without the chart's gateway
+    /// (`gateway.enabled`) the service is not served.
     #[default]
     GatewayOnly,
     /// Every pod of the cluster may ask the workers themselves, without a key; the gateway reaches them as well, where there is
