@@ -3,7 +3,9 @@ use std::io::IsTerminal as _;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
+use lathe_api::Access;
 use lathe_contract::SERVE_PORT;
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
@@ -125,7 +127,7 @@ async fn way(args: &Args, service: &str, key: Option<String>) -> Done<Way> {
     let connection = connect(&args.target).await?;
     let (client, service) = (&connection.client, bare(service));
     let object = status::get(&connection, Kind::InferenceService, service).await?;
-    if object["spec"]["access"] == "Direct" {
+    if Access::deserialize(&object["spec"]["access"]).ok() == Some(Access::Direct) {
         let pod = ready_pod(&connection, &object, service).await?;
         let api: Api<Pod> = Api::namespaced(client.clone(), &connection.namespace);
         let (port, guard) = forward::open(api, pod, SERVE_PORT).await?;
