@@ -46,9 +46,26 @@ pub async fn ask(session: &Session, service: &str, model: &str, question: &str) 
 /// # Errors
 /// There is no answer.
 pub async fn post(session: &Session, service: &str, body: &Value) -> Result<(u16, String)> {
+    post_as(session, service, body, None).await
+}
+
+/// As [`post`], with this bearer token.
+///
+/// # Errors
+/// There is no answer.
+pub async fn post_as(
+    session: &Session,
+    service: &str,
+    body: &Value,
+    token: Option<&str>,
+) -> Result<(u16, String)> {
     let services: Api<Service> = Api::namespaced(session.client.clone(), &session.namespace);
     let address = services.get(service).await?.spec.and_then(|s| s.cluster_ip).context("no address")?;
     let url = format!("http://{address}:8080/v1/chat/completions");
-    let response = reqwest::Client::new().post(url).json(body).send().await?;
+    let mut request = reqwest::Client::new().post(url).json(body);
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    let response = request.send().await?;
     Ok((response.status().as_u16(), response.text().await?))
 }

@@ -1,4 +1,4 @@
-//! The gateway on a real node: installed by the chart, keys of two tenants, every service behind one address.
+//! The gateway on a real node: installed by the chart, keys of two tenants, every service behind one address and none beside it.
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +10,7 @@ use kube::{
 use lathe_e2e::{
     RELEASE_NAMESPACE, Session, install, poll,
     programs::program,
-    serve::{post, service},
+    serve::{post_as, service},
     tune::prepare,
 };
 use serde_json::{Value, json};
@@ -30,11 +30,17 @@ async fn a_key_reaches_the_services_of_its_own_namespace_and_no_others() -> Resu
 
 async fn two_tenants(session: &Session) -> Result<()> {
     prepare(session).await?;
-    session.apply(&service("shop", &[])?).await?;
+    let mut shop = service("shop", &[])?;
+    shop["spec"]["access"] = "GatewayOnly".into();
+    session.apply(&shop).await?;
+    // Nobody could ask it yet: it waits, and says for what.
+    session.reason("InferenceService", "shop", "Ready", "False", "GatewayDisabled").await?;
     let ours = key(&session.client, "ours", &session.namespace).await?;
     let theirs = key(&session.client, "theirs", "lathe-gateway-b").await?;
     install(&["--set", "gateway.enabled=true", "--set", "gateway.usageLog=true"])?;
-    session.wait("InferenceService", "shop", "Ready", "True").await?;
+    let ready = session.wait("InferenceService", "shop", "Ready", "True").await?;
+    let url = &ready["status"]["url"];
+    ensure!(*url == format!("http://lathe-gateway.{RELEASE_NAMESPACE}.svc/v1"), "{url}");
 
     let services: Api<Service> = Api::namespaced(session.client.clone(), RELEASE_NAMESPACE);
     let spec = services.get("lathe-gateway").await?.spec;
@@ -48,19 +54,27 @@ async fn two_tenants(session: &Session) -> Result<()> {
     };
     poll("the gateway lists the service", listed).await?;
 
-    // The answer is the worker's own, by either name, streamed or not.
-    let (status, direct) = post(session, "shop", &question("shop", false)).await?;
-    ensure!(status == 200, "{status}: {direct}");
-    let direct: Value = serde_json::from_str(&direct)?;
-    let text = direct["choices"][0]["message"]["content"].as_str().context("no answer")?;
+    // The worker answers by either name, streamed or not.
+    let mut said = Vec::new();
     for model in ["shop", full.as_str()] {
         let (status, answer) = gateway.ask(&question(model, false), Some(&ours)).await?;
         ensure!(status == 200, "{status}: {answer}");
         let answer: Value = serde_json::from_str(&answer)?;
-        ensure!(answer["choices"][0]["message"]["content"] == text, "{answer} is not {text:?}");
+        let text = answer["choices"][0]["message"]["content"].as_str().context("no answer")?;
+        said.push(text.to_owned());
         let (status, stream) = gateway.ask(&question(model, true), Some(&ours)).await?;
         ensure!(status == 200 && stream.trim_end().ends_with("data: [DONE]"), "{status}: {stream}");
     }
+
+    ensure!(!said[0].is_empty() && said[0] == said[1], "{said:?}");
+
+    // Past the gateway nobody is served: not without a key, and not with one, which is nothing to a worker. Nothing in this
+    // cluster enforces the NetworkPolicy, so it is the worker that refuses.
+    for key in [None, Some(ours.as_str())] {
+        let (status, answer) = post_as(session, "shop", &question("shop", false), key).await?;
+        ensure!(status == 401, "{status}: {answer}");
+    }
+    chat(session, &ours).await?;
 
     // Whoever has another namespace's key, or none, gets nothing by any name.
     for model in ["shop", full.as_str()] {
@@ -74,6 +88,23 @@ async fn two_tenants(session: &Session) -> Result<()> {
         let (status, answer) = gateway.ask(&question(&full, false), key).await?;
         ensure!(status == 401 && answer.contains("invalid_api_key"), "{status}: {answer}");
     }
+    Ok(())
+}
+
+/// The command asks through the gateway, where the user has a key.
+async fn chat(session: &Session, key: &str) -> Result<()> {
+    let lathe = |key: &str| {
+        let mut command = Command::new(program("lathe")?);
+        command.args(["chat", "shop", "How much is the red lamp?", "--temperature", "0"]);
+        command.args(["--namespace", &session.namespace]).env("LATHE_API_KEY", key);
+        Ok::<_, anyhow::Error>(command.output()?)
+    };
+    let answer = lathe(key)?;
+    let (out, err) = (String::from_utf8_lossy(&answer.stdout), String::from_utf8_lossy(&answer.stderr));
+    ensure!(answer.status.success() && out.contains("euros"), "{out} {err}");
+    let keyless = lathe("")?;
+    let err = String::from_utf8_lossy(&keyless.stderr);
+    ensure!(keyless.status.code() == Some(64) && err.contains("lathe keys create"), "{err}");
     Ok(())
 }
 

@@ -42,7 +42,9 @@ pub struct InferenceServiceSpec {
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 10000))]
     pub replicas: i32,
-    /// Who may ask.
+    /// Who may ask. GatewayOnly: whoever has a key of the gateway, through it alone, so that the installation needs one
+    /// (`gateway.enabled` of the chart). Direct: every pod of the cluster, without a key. Changing it is a roll-out.
+    #[serde(default)]
     pub access: Access,
     /// What a user may say about the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -111,9 +113,14 @@ pub struct ServeAccelerator {
 }
 
 /// Who may ask a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Access {
-    /// Every pod of the cluster may ask the worker itself, without a key.
+    /// Whoever has a key of the gateway, through the gateway: the workers refuse everybody else. Without the chart's gateway
+    /// (`gateway.enabled`) the service is not served.
+    #[default]
+    GatewayOnly,
+    /// Every pod of the cluster may ask the workers themselves, without a key; the gateway reaches them as well, where there is
+    /// one.
     Direct,
 }
 
@@ -129,7 +136,9 @@ pub struct InferenceServiceStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions::schema")]
     pub conditions: Vec<Condition>,
-    /// Address of the endpoint inside the cluster; `/v1/chat/completions` and the like are below it.
+    /// Address inside the cluster. With `access: GatewayOnly` the gateway's, as OpenAI's clients take it
+    /// (`http://lathe-gateway.<namespace>.svc/v1`), where models are named `<namespace>/<id>`; with `Direct` that of the service's
+    /// own Service, below which `/v1/chat/completions` and the like are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub url: Option<String>,

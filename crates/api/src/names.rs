@@ -4,6 +4,8 @@
 pub const FIELD_MANAGER: &str = "lathe-operator";
 /// Field manager of the embedded profile catalogue.
 pub const CATALOGUE_MANAGER: &str = "lathe-catalogue";
+/// Name of the gateway's Deployment and Service in the release's namespace, and its pods' `app.kubernetes.io/name`.
+pub const GATEWAY: &str = "lathe-gateway";
 /// Label: kind of the owner (`finetunejob`, `inferenceservice`, `model`).
 pub const LABEL_KIND: &str = "lathe.dev/kind";
 /// Label: name of the owner.

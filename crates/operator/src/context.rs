@@ -45,6 +45,8 @@ pub struct Config {
     pub scraper: Option<NetworkPolicyPeer>,
     /// Namespaces to look after; empty: all.
     pub namespaces: Vec<String>,
+    /// Whether this installation has a gateway.
+    pub gateway: bool,
     /// Worker images.
     pub images: Images,
     /// `imagePullPolicy` of workers.
@@ -76,12 +78,26 @@ pub enum Scope {
 impl Config {
     /// Whose pods may reach the control port of workers.
     pub fn control_peers(&self) -> Vec<NetworkPolicyPeer> {
+        std::iter::once(self.program(names::FIELD_MANAGER)).chain(self.scraper.clone()).collect()
+    }
+
+    /// The gateway's pods.
+    pub fn gateway_peer(&self) -> NetworkPolicyPeer {
+        self.program(names::GATEWAY)
+    }
+
+    /// Address of the gateway, as OpenAI's clients take it; `None`: there is none.
+    pub fn gateway_url(&self) -> Option<String> {
+        self.gateway.then(|| format!("http://{}.{}.svc/v1", names::GATEWAY, self.release_namespace))
+    }
+
+    /// Pods of a program of this installation.
+    fn program(&self, name: &str) -> NetworkPolicyPeer {
         let label = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
-        let operator = peer(
+        peer(
             label("kubernetes.io/metadata.name", &self.release_namespace),
-            label("app.kubernetes.io/name", names::FIELD_MANAGER),
-        );
-        std::iter::once(operator).chain(self.scraper.clone()).collect()
+            label("app.kubernetes.io/name", name),
+        )
     }
 
     /// Each scope has its own watches.

@@ -17,6 +17,9 @@ pub struct Options {
     /// Namespaces to look after; none: all of them.
     #[arg(long, env = "LATHE_NAMESPACES", value_delimiter = ',')]
     pub namespaces: Vec<String>,
+    /// This installation has a gateway, in its namespace; without one no service with `access: GatewayOnly` is served.
+    #[arg(long, env = "LATHE_GATEWAY")]
+    pub gateway: bool,
     /// Image of the worker for processors.
     #[arg(long, env = "LATHE_WORKER_IMAGE")]
     pub worker_image: String,
@@ -75,6 +78,7 @@ impl Options {
         Config {
             release_namespace: self.release_namespace.clone(),
             namespaces: self.namespaces.iter().filter(|n| !n.is_empty()).cloned().collect(),
+            gateway: self.gateway,
             images: Images { cpu: self.worker_image.clone(), cuda: given(&self.worker_image_cuda) },
             scraper: self.scraper(),
             pull_policy: given(&self.image_pull_policy),
@@ -136,6 +140,18 @@ mod tests {
         assert_eq!(peers(&["--metrics-from-namespaces", labels]), json!([operator, scraper]));
         let scraper = json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "prometheus"}}});
         assert_eq!(peers(&["--metrics-from-pods", "app=prometheus"]), json!([operator, scraper]));
+    }
+
+    #[test]
+    fn the_gateway_is_beside_the_operator_or_nowhere() {
+        let config = |args: &[&str]| {
+            let given =
+                [&["lathe-operator", "--worker-image", "w:1", "--release-namespace", "ml"], args].concat();
+            Options::try_parse_from(given).unwrap().config()
+        };
+        assert_eq!(config(&[]).gateway_url(), None);
+        let url = config(&["--gateway"]).gateway_url();
+        assert_eq!(url.as_deref(), Some("http://lathe-gateway.ml.svc/v1"));
     }
 
     #[test]

@@ -106,6 +106,7 @@ pub fn config() -> Config {
         release_namespace: "lathe-system".to_owned(),
         scraper: None,
         namespaces: Vec::new(),
+        gateway: true,
         images: images(),
         pull_policy: None,
         artifacts: ArtifactVolume {

@@ -2,7 +2,8 @@
 mod choose;
 
 use lathe_api::{
-    AcceleratorProfile, InferenceServiceSpec, Model, PlanStatus, PodOverrides, ServingSpec, WeightPrecision,
+    AcceleratorProfile, Access, InferenceServiceSpec, Model, PlanStatus, PodOverrides, ServingSpec,
+    WeightPrecision,
 };
 use lathe_contract::{
     AdapterRoom, CONTRACT_VERSION, Contract, ModelInput, ObjectRef, Precision, ServeTask, ServedAdapter,
@@ -123,7 +124,7 @@ pub fn serving(spec: &InferenceServiceSpec, facts: &ServeFacts<'_>) -> Result<Se
         // A few rounds of answers: who would wait longer is told so at once.
         max_waiting: spec.serving.max_sequences.saturating_mul(4),
         cache_tokens: (plan.cache_blocks * lathe_plan::BLOCK) as i64,
-        direct: true,
+        direct: spec.access == Access::Direct,
         drain_seconds: DRAIN_SECONDS,
     };
     let cache = downloads(facts);
@@ -138,6 +139,7 @@ pub fn serving(spec: &InferenceServiceSpec, facts: &ServeFacts<'_>) -> Result<Se
         profile: profile.metadata.name.as_deref(),
         image: profile.spec.image.as_deref(),
         count: spec.accelerator.count,
+        access: Some(spec.access).filter(|access| *access != Access::Direct),
         pod: spec.pod.as_ref(),
     });
     let contract = Contract {
@@ -281,6 +283,9 @@ struct Revision<'a> {
     /// The profile's own.
     image: Option<&'a str>,
     count: Option<i32>,
+    /// `None` for Direct, which every service was before there was a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access: Option<Access>,
     pod: Option<&'a PodOverrides>,
 }
 

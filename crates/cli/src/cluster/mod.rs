@@ -1,6 +1,7 @@
 //! Commands that look into a cluster, with the user's own rights and nothing more.
 pub mod chat;
 mod forward;
+mod gateway;
 pub mod logs;
 pub mod status;
 mod stream;
@@ -166,6 +167,14 @@ pub async fn pods(connection: &Connection, kind: Kind, name: &str) -> Done<Vec<P
     let mut pods = list.map_err(|error| refused("list pods", &error))?.items;
     pods.sort_by_key(|pod| std::cmp::Reverse(pod.creation_timestamp().map(|time| time.0)));
     Ok(pods)
+}
+
+/// True where a pod takes requests.
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready =
+        conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True");
+    ready && pod.metadata.deletion_timestamp.is_none()
 }
 
 /// `4m`, `3h12m`, `5d`: as kubectl tells an age.

@@ -24,15 +24,15 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// `url` as an OpenAI client takes it, with or without `/v1`.
+    /// `url`, which the user gave as `option`, as an OpenAI client takes it, with or without `/v1`.
     ///
     /// # Errors
     /// It is no address, or no client can be made.
-    pub fn new(url: &str, key: Option<String>) -> Done<Self> {
+    pub fn new(option: &str, url: &str, key: Option<String>) -> Done<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         if !url.starts_with("http://") && !url.starts_with("https://") {
-            let message = format!("`--url` must begin with http:// or https:// (found {url})");
+            let message = format!("`{option}` must begin with http:// or https:// (found {url})");
             return Err(Problem::user("InvalidArgument", message));
         }
         let http = reqwest::Client::builder().connect_timeout(std::time::Duration::from_secs(10)).build();
@@ -216,6 +216,6 @@ mod tests {
     #[case("http://localhost:8080", "http://localhost:8080")]
     #[case("http://localhost:8080/v1/", "http://localhost:8080")]
     fn addresses_are_those_of_openai_clients(#[case] given: &str, #[case] expected: &str) {
-        assert_eq!(Endpoint::new(given, None).unwrap().url, expected);
+        assert_eq!(Endpoint::new("--url", given, None).unwrap().url, expected);
     }
 }

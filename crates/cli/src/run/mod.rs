@@ -30,7 +30,7 @@ use worker::Workers;
 ///
 /// Reads the same manifests as `kubectl apply -f`, checks them as the API server would, and does with processes what the
 /// operator does with pods: inspects each Model, checks each dataset, tunes, measures before and after, obeys gates, and
-/// serves on localhost. Objects of other kinds (PersistentVolumeClaims, Jobs ...) are skipped.
+/// serves on localhost, without a key, whatever `spec.access` says. Objects of other kinds (PersistentVolumeClaims, Jobs ...) are skipped.
 ///
 /// `pvc://CLAIM/PATH` is the file PATH below `volumes/CLAIM/` beside the manifest, or below the folder of
 /// `--volume CLAIM=DIR`. Results and checkpoints go where the manifest says; without a destination to the claim

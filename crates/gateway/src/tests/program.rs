@@ -128,3 +128,23 @@ async fn a_gateway_without_its_own_key_says_where_it_comes_from() {
     let failed = crate::run(&options, &client, CancellationToken::new()).await.unwrap_err();
     assert!(failed.to_string().contains("`gateway.key` of the Secret `lathe-keys`"), "{failed}");
 }
+
+/// A Secret that is optional and not there is an empty folder.
+#[tokio::test]
+async fn without_any_key_it_is_ready_and_answers_nobody() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let replica = Replica::start(Act::Says(completion("hi"))).await;
+    let (listen, admin) = (Replica::nobody().await, Replica::nobody().await);
+    let folder = tempfile::tempdir().unwrap();
+    let (options, client) = (options(folder.path(), listen, admin, &[]), cluster(&replica));
+    std::fs::remove_file(folder.path().join("keys/alice")).unwrap();
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    let ended = tokio::spawn(async move { crate::run(&options, &client, stopping).await });
+    until_ready(admin).await;
+    let (status, body) = get(&format!("http://{listen}/v1/models")).await;
+    assert_eq!(status, 401, "{body}");
+    assert!(body.contains("This gateway has no keys"), "{body}");
+    stop.cancel();
+    soon(ended).await.unwrap().unwrap();
+}

@@ -18,7 +18,7 @@ use k8s_openapi::{
     },
 };
 use kube::ResourceExt as _;
-use lathe_api::{CapacityType, InferenceService};
+use lathe_api::{Access, CapacityType, InferenceService};
 use lathe_contract::{CONTROL_PORT, SERVE_PORT, Task};
 use lathe_resolve::{
     inference::Serving,
@@ -49,6 +49,8 @@ pub struct Wanted {
 pub struct Installation<'a> {
     /// Whose pods may reach the control port.
     pub control_peers: &'a [NetworkPolicyPeer],
+    /// The gateway's pods.
+    pub gateway: &'a NetworkPolicyPeer,
     /// `imagePullPolicy` of workers.
     pub pull_policy: Option<&'a str>,
     /// Claims that only one node can mount at a time.
@@ -91,7 +93,7 @@ pub fn build(
     };
     Ok(Wanted {
         contract: stamp(contract)?,
-        policy: stamp(policy(service, &names, installation.control_peers))?,
+        policy: stamp(policy(service, &names, installation))?,
         endpoint: stamp(endpoint(service, &names))?,
         budget: stamp(budget(service, &names))?,
         deployment: stamp(deployment(service, serving, &names, live.deployment, template))?,
@@ -137,8 +139,12 @@ fn label_selector(service: &InferenceService) -> LabelSelector {
     LabelSelector { match_labels: Some(selector(service)), match_expressions: None }
 }
 
-/// Everyone reaches the endpoint; the operator, and who reads metrics, the control port.
-fn policy(service: &InferenceService, names: &Names, control_peers: &[NetworkPolicyPeer]) -> NetworkPolicy {
+/// The gateway reaches the endpoint, with `access: Direct` everyone; the operator, and who reads metrics, the control port.
+fn policy(service: &InferenceService, names: &Names, installation: Installation<'_>) -> NetworkPolicy {
+    let clients = match service.spec.access {
+        Access::GatewayOnly => Some(vec![installation.gateway.clone()]),
+        Access::Direct => None,
+    };
     let port = |number: u16| {
         vec![NetworkPolicyPort {
             port: Some(IntOrString::Int(number.into())),
@@ -152,10 +158,10 @@ fn policy(service: &InferenceService, names: &Names, control_peers: &[NetworkPol
             pod_selector: Some(label_selector(service)),
             policy_types: Some(vec!["Ingress".to_owned()]),
             ingress: Some(vec![
-                NetworkPolicyIngressRule { ports: Some(port(SERVE_PORT)), from: None },
+                NetworkPolicyIngressRule { ports: Some(port(SERVE_PORT)), from: clients },
                 NetworkPolicyIngressRule {
                     ports: Some(port(CONTROL_PORT)),
-                    from: Some(control_peers.to_vec()),
+                    from: Some(installation.control_peers.to_vec()),
                 },
             ]),
             egress: None,

@@ -4,7 +4,7 @@ use lathe_api::{AcceleratorProfile, InferenceService, Model};
 use lathe_resolve::inference::Serving;
 use serde_json::{Value, json};
 
-pub use crate::testing::{images, object as read, trust};
+pub use crate::testing::{config, object as read, trust};
 
 use super::{observe::Observed, plan::plan};
 
@@ -80,7 +80,7 @@ pub fn seen(service: &InferenceService) -> Observed {
 }
 
 pub fn serving(service: &InferenceService, seen: &Observed) -> Serving {
-    plan(service, seen, &trust(), &images()).unwrap()
+    plan(service, seen, &trust(), &config()).unwrap()
 }
 
 /// A Deployment that its controller has seen, for pods of `checksum`.

@@ -178,7 +178,7 @@ impl Reconcile for Services {
         let now = Timestamp::now();
         let mut seen =
             observe::observe(service, &self.stores, &context.client, &context.channel, now).await?;
-        let plan = plan::plan(service, &seen, &context.trust, &context.config.images);
+        let plan = plan::plan(service, &seen, &context.trust, &context.config);
         if let Ok(serving) = &plan
             && serving.profile.spec.resource != "cpu"
             && seen.is_homeless()
@@ -195,9 +195,11 @@ impl Reconcile for Services {
         };
         let (refused, done) = told(written)?;
         let adapters = self.told.tell(service, plan.as_ref().ok(), &seen, &context.channel).await;
+        let gateway_url = context.config.gateway_url();
         let facts = Facts {
             service,
             plan: plan.as_ref(),
+            gateway_url: gateway_url.as_deref(),
             deployment: deployment.as_ref(),
             pods: &seen.pods,
             reports: &seen.reports,
@@ -233,6 +235,7 @@ impl Services {
             let config = &self.context.config;
             let installation = Installation {
                 control_peers: &config.control_peers(),
+                gateway: &config.gateway_peer(),
                 pull_policy: config.pull_policy.as_deref(),
                 one_node: &claims::one_node(
                     &self.stores.claims,

@@ -4,16 +4,19 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Pod},
 };
 use kube::ResourceExt as _;
-use lathe_api::{InferenceService, conditions};
+use lathe_api::{Access, InferenceService, conditions};
 use lathe_contract::{AdapterRoom, ObjectRef, Trust};
 use lathe_resolve::{
     Rejection,
-    inference::{Images, ServeFacts, Serving, model_ids, serving},
+    inference::{ServeFacts, Serving, model_ids, serving},
     model::is_ready,
 };
 
 use super::{PROFILE, RANK, SLOTS, build, observe::Observed};
-use crate::pods;
+use crate::{context::Config, pods};
+
+/// Reason of a service that only a gateway may ask where there is none.
+pub const GATEWAY_DISABLED: &str = "GatewayDisabled";
 
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +27,7 @@ pub struct Blocked {
     pub stalled: bool,
 }
 
-/// Checks before anything is computed, in this order; the first that holds is the cause.
+/// Checks of what was seen before anything is computed, in this order; the first that holds is the cause.
 const CHECKS: [fn(&InferenceService, &Observed) -> Option<Blocked>; 3] =
     [id_taken, model_missing, model_not_ready];
 
@@ -36,9 +39,10 @@ pub fn plan(
     service: &InferenceService,
     seen: &Observed,
     trust: &Trust,
-    images: &Images,
+    config: &Config,
 ) -> Result<Serving, Blocked> {
-    if let Some(blocked) = CHECKS.iter().find_map(|check| check(service, seen)) {
+    let blocked = no_gateway(service, config);
+    if let Some(blocked) = blocked.or_else(|| CHECKS.iter().find_map(|check| check(service, seen))) {
         return Err(blocked);
     }
     let (Some(base), Some(adapters)) =
@@ -57,7 +61,7 @@ pub fn plan(
         base,
         adapters: &adapters,
         profiles: &seen.profiles,
-        images,
+        images: &config.images,
         room: running_room(seen),
         profile: at_work(seen).then(|| running(seen, PROFILE)).flatten(),
     };
@@ -98,6 +102,18 @@ pub fn unused<'a>(seen: &'a Observed, deployment: Option<&Deployment>, current: 
     let mut contracts: Vec<_> = seen.children.contracts.iter().collect();
     contracts.retain(|contract| settled && contract.name_any() != current);
     contracts
+}
+
+/// Nobody could ask it: no pod is made that would only cost.
+fn no_gateway(service: &InferenceService, config: &Config) -> Option<Blocked> {
+    if config.gateway || service.spec.access == Access::Direct {
+        return None;
+    }
+    let next = "Next: set `gateway.enabled: true` in the values of Lathe's chart, or `spec.access: Direct` here, with which every pod of the cluster may ask it.";
+    let message = format!(
+        "`spec.access` is GatewayOnly, and this installation has no gateway to ask it through. {next}"
+    );
+    Some(stalls(GATEWAY_DISABLED, message))
 }
 
 /// The older service keeps an id; of two that are equally old, the first by name.
@@ -152,7 +168,7 @@ mod tests {
 
     use super::*;
     use crate::inference::{
-        fixtures::{condition, deployment, images, pod, read, ready, seen, service, trust},
+        fixtures::{condition, config, deployment, pod, read, ready, seen, service, trust},
         observe::Rival,
     };
 
@@ -160,7 +176,7 @@ mod tests {
         let service = service(spec);
         let mut seen = seen(&service);
         change(&mut seen);
-        plan(&service, &seen, &trust(), &images()).unwrap_err()
+        plan(&service, &seen, &trust(), &config()).unwrap_err()
     }
 
     #[rstest]
@@ -173,7 +189,7 @@ mod tests {
         let mut seen = seen(&service);
         let model_ids = vec![name.to_owned(), "tone".to_owned()];
         seen.rivals = vec![Rival { name: name.into(), created: Some(created.parse().unwrap()), model_ids }];
-        match plan(&service, &seen, &trust(), &images()) {
+        match plan(&service, &seen, &trust(), &config()) {
             Ok(_) => assert!(!conflict),
             Err(blocked) => {
                 assert!(conflict && blocked.stalled, "{blocked:?}");
@@ -181,6 +197,21 @@ mod tests {
                 assert!(blocked.why.message.contains(&format!("InferenceService {name} is older")));
             }
         }
+    }
+
+    #[rstest]
+    #[case::by_default(json!({"access": "GatewayOnly"}), false, true)]
+    #[case::through_the_gateway(json!({"access": "GatewayOnly"}), true, false)]
+    #[case::by_everybody(json!({"access": "Direct"}), false, false)]
+    fn what_nobody_could_ask_is_not_made(#[case] own: Value, #[case] gateway: bool, #[case] blocked: bool) {
+        let service = service(own);
+        let config = Config { gateway, ..config() };
+        let found = plan(&service, &seen(&service), &trust(), &config).err();
+        assert_eq!(
+            found.as_ref().map(|b| (b.why.reason, b.stalled)),
+            blocked.then_some((GATEWAY_DISABLED, true))
+        );
+        assert!(found.is_none_or(|b| b.why.message.contains("`gateway.enabled: true`")));
     }
 
     #[rstest]

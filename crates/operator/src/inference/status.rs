@@ -10,7 +10,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use lathe_api::{
-    InferenceService, InferenceServiceStatus,
+    Access, InferenceService, InferenceServiceStatus,
     conditions::{READY, RECONCILING, STALLED, State, set},
 };
 use lathe_contract::{AdapterState, AdapterStatus, Report, SERVE_PORT, Task};
@@ -19,7 +19,7 @@ use lathe_resolve::inference::Serving;
 use super::{
     CHANGE_CAUSE,
     build::{revision, selector},
-    plan::Blocked,
+    plan::{Blocked, GATEWAY_DISABLED},
 };
 use crate::{
     claims,
@@ -39,6 +39,8 @@ const SCALING_ACTIVE: &str = "ScalingActive";
 pub struct Facts<'a> {
     pub service: &'a InferenceService,
     pub plan: Result<&'a Serving, &'a Blocked>,
+    /// Address of the gateway; `None`: there is none.
+    pub gateway_url: Option<&'a str>,
     /// As it is after this round's writes.
     pub deployment: Option<&'a Deployment>,
     /// Pods that are not going away.
@@ -118,7 +120,7 @@ pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
     InferenceServiceStatus {
         observed_generation: generation,
         conditions,
-        url: facts.deployment.map(|_| url(service)),
+        url: facts.deployment.and_then(|_| url(facts)),
         model_ids: model_ids(facts, &counts),
         replicas: counts.all,
         ready_replicas: counts.ready,
@@ -201,6 +203,12 @@ fn planned(facts: &Facts<'_>) -> Said {
 
 fn available(facts: &Facts<'_>, counts: &Counts, trouble: Option<&Trouble>) -> Said {
     let Counts { wanted, ready, .. } = *counts;
+    // Replicas that are ready are no help where nobody reaches them.
+    if let Err(blocked) = facts.plan
+        && blocked.why.reason == GATEWAY_DISABLED
+    {
+        return Said::new(false, blocked.why.reason, &*blocked.why.message);
+    }
     if ready > 0 {
         return Said::new(true, "Answering", format!("{ready} of {wanted} replicas answer."));
     }
@@ -388,10 +396,14 @@ fn model_ids(facts: &Facts<'_>, counts: &Counts) -> Vec<String> {
     std::iter::once(facts.service.name_any()).chain(answering).collect()
 }
 
-/// Address of the endpoint inside the cluster.
-fn url(service: &InferenceService) -> String {
+/// Where the service is asked, inside the cluster.
+fn url(facts: &Facts<'_>) -> Option<String> {
+    let service = facts.service;
     let namespace = service.namespace().unwrap_or_default();
-    format!("http://{}.{namespace}.svc:{SERVE_PORT}", service.name_any())
+    match service.spec.access {
+        Access::GatewayOnly => facts.gateway_url.map(str::to_owned),
+        Access::Direct => Some(format!("http://{}.{namespace}.svc:{SERVE_PORT}", service.name_any())),
+    }
 }
 
 fn selector_text(service: &InferenceService) -> String {

@@ -125,6 +125,17 @@ fn the_whole_contract_and_what_a_pod_needs() {
     assert!(found.memory > 192 << 20 && found.memory < 400 << 20, "{}", found.memory);
 }
 
+#[rstest]
+#[case::by_default(json!({"modelRef": {"name": "base"}}), false)]
+#[case::as_the_spec_says(json!({"modelRef": {"name": "base"}, "access": "GatewayOnly"}), false)]
+#[case::or_everybody(json!({"modelRef": {"name": "base"}, "access": "Direct"}), true)]
+fn workers_answer_the_gateway_alone_unless_the_spec_says_otherwise(#[case] own: Value, #[case] direct: bool) {
+    let spec: InferenceServiceSpec = serde_json::from_value(own).expect("a spec");
+    let found = World::new(Vec::new()).plan(&spec).expect("a plan");
+    let Task::Serve(task) = &found.contract.task else { panic!("serve") };
+    assert_eq!(task.direct, direct);
+}
+
 #[test]
 fn only_what_needs_another_pod_changes_the_checksum() {
     let one = model("tone", "pvc://models/tone", Some("base"));
@@ -195,6 +206,7 @@ fn what_lathe_computes_and_what_it_brings_along_changes_no_checksum() {
 #[case::cores(json!({"accelerator": {"count": 3}}))]
 #[case::sequences(json!({"serving": {"maxSequences": 8}}))]
 #[case::weights(json!({"serving": {"weights": "Float32"}}))]
+#[case::who_may_ask(json!({"access": "GatewayOnly"}))]
 fn what_the_user_writes_of_the_pods_is_a_roll_out(#[case] own: Value) {
     let checksum = |own: Value| World::new(Vec::new()).plan(&spec(own)).expect("a plan").checksum;
     assert_ne!(checksum(own), checksum(json!({})));

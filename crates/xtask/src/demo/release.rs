@@ -42,8 +42,10 @@ pub fn install(target: &Target, registry: &str) -> Result<()> {
     target.helm(&helm, &[&upgrade[..], &settings].concat())?;
     // An image of the same tag may have been built anew.
     let rollout = ["--namespace", NAMESPACE, "rollout"];
-    target.kubectl(&[&rollout[..], &["restart", "deployment/lathe-operator"]].concat())?;
-    target.kubectl(&[&rollout[..], &["status", "deployment/lathe-operator", "--timeout=120s"]].concat())?;
+    for deployment in ["deployment/lathe-operator", "deployment/lathe-gateway"] {
+        target.kubectl(&[&rollout[..], &["restart", deployment]].concat())?;
+        target.kubectl(&[&rollout[..], &["status", deployment, "--timeout=180s"]].concat())?;
+    }
     step.done("");
     Ok(())
 }

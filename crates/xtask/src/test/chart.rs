@@ -36,13 +36,14 @@ const REFUSED: [(&str, &str); 15] = [
 
 type Check = fn(&Helm) -> Result<()>;
 
-const CHECKS: [(&str, Check); 8] = [
+const CHECKS: [(&str, Check); 9] = [
     ("helm lint --strict", Helm::lint),
     ("Chart.yaml tells this version, its images and its kinds", metadata),
     ("values that cannot be meant are refused, and the field is named", refusals),
     ("two renders are equal: nothing comes from chance or from time", repeated),
     ("every combination of values makes objects that belong together", combinations),
     ("who reads the metrics of workers is told to the operator", metrics_from),
+    ("there is a gateway unless values say otherwise, and the operator knows", gateway),
     ("deploy/ has the chart's objects, for kubectl and for Kustomize", plain::same_objects),
     ("a Kustomize overlay changes namespace and images", plain::overlay),
 ];
@@ -78,7 +79,7 @@ fn metadata(helm: &Helm) -> Result<()> {
         let list = chart["annotations"][format!("artifacthub.io/{what}")].as_str().unwrap_or_default();
         anyhow::Ok(objects::parse(list)?.into_iter().next().unwrap_or_default())
     };
-    let all = objects::parse(&helm.template(&["gateway.enabled=true"])?)?;
+    let all = objects::parse(&helm.template(&[])?)?;
     for image in told("images")?.as_array().into_iter().flatten() {
         let image = image["image"].as_str().unwrap_or_default();
         let used = kinds(&all, "Deployment").any(|it| it.to_string().contains(&format!("\"{image}\"")));
@@ -105,14 +106,29 @@ fn refusals(helm: &Helm) -> Result<()> {
     Ok(())
 }
 
+/// A variable of the operator's environment.
+fn told(all: &[Value], variable: &str) -> Option<String> {
+    let deployment = named(all, "Deployment", "lathe-operator")?;
+    let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array()?;
+    env.iter().find(|env| env["name"] == variable)?["value"].as_str().map(str::to_owned)
+}
+
+fn gateway(helm: &Helm) -> Result<()> {
+    for (values, there) in [(&[][..], true), (&["gateway.enabled=false"][..], false)] {
+        let all = objects::parse(&helm.template(values)?)?;
+        let found = named(&all, "Deployment", "lathe-gateway").is_some();
+        let said = told(&all, "LATHE_GATEWAY");
+        let agree = found == there && said.as_deref() == Some(if there { "true" } else { "false" });
+        ensure!(agree, "with {values:?}: a gateway is there: {found}, the operator is told {said:?}");
+    }
+    Ok(())
+}
+
 fn metrics_from(helm: &Helm) -> Result<()> {
     let told = |values: &[&str]| {
         let all = objects::parse(&helm.template(values)?)?;
-        let deployment = named(&all, "Deployment", "lathe-operator").context("no Deployment")?;
-        let env = &deployment["spec"]["template"]["spec"]["containers"][0]["env"];
-        let named = |name: &str| env.as_array()?.iter().find(|env| env["name"] == name)?["value"].as_str();
-        let told = ["LATHE_METRICS_FROM_NAMESPACES", "LATHE_METRICS_FROM_PODS"].map(named);
-        anyhow::Ok(told.map(|value| value.map(str::to_owned)))
+        let variables = ["LATHE_METRICS_FROM_NAMESPACES", "LATHE_METRICS_FROM_PODS"];
+        anyhow::Ok(variables.map(|variable| told(&all, variable)))
     };
     ensure!(told(&[])? == [None, None], "without values somebody is let in");
     let values = [

@@ -17,8 +17,15 @@ static PEERS: LazyLock<Vec<NetworkPolicyPeer>> = LazyLock::new(|| {
     Config { scraper: Some(scraper), ..config() }.control_peers()
 });
 
+static GATEWAY: LazyLock<NetworkPolicyPeer> = LazyLock::new(|| config().gateway_peer());
+
 fn installation() -> Installation<'static> {
-    Installation { control_peers: &PEERS, pull_policy: Some("IfNotPresent"), one_node: &NONE }
+    Installation {
+        control_peers: &PEERS,
+        gateway: &GATEWAY,
+        pull_policy: Some("IfNotPresent"),
+        one_node: &NONE,
+    }
 }
 
 /// Without the hashes, which are the same wherever the rest is.
@@ -109,6 +116,41 @@ fn the_objects_around_the_pods() {
 }
 
 #[test]
+fn who_may_ask_decides_policy_and_workers_together() {
+    let made = |access: &str, live: Option<&Wanted>| {
+        built(&service(json!({"access": access})), live.map(|live| &live.deployment))
+    };
+    let direct = made("Direct", None);
+    let closed = made("GatewayOnly", Some(&direct));
+    let opened = made("Direct", Some(&closed));
+    let contract = |wanted: &Wanted| -> Value {
+        serde_json::from_str(&wanted.contract.data.as_ref().unwrap()["contract.json"]).unwrap()
+    };
+    let clients = |wanted: &Wanted| json_of(&wanted.policy)["spec"]["ingress"][0].clone();
+    assert_eq!(
+        clients(&closed),
+        json!({
+            "ports": [{"port": 8080, "protocol": "TCP"}],
+            "from": [{
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "lathe-system"}},
+                "podSelector": {"matchLabels": {"app.kubernetes.io/name": "lathe-gateway"}},
+            }],
+        })
+    );
+    assert_eq!(contract(&closed)["task"]["serve"]["direct"], false);
+    // Pods that answered everybody are replaced, and say why; nothing else is another object.
+    assert_ne!(closed.contract.metadata.name, direct.contract.metadata.name);
+    assert_ne!(revision(&closed.deployment), revision(&direct.deployment));
+    let cause = closed.deployment.annotations().get(CHANGE_CAUSE).map(String::as_str);
+    assert_eq!(cause, Some("the spec changed"));
+    assert_eq!(json_of(&closed.endpoint), json_of(&direct.endpoint));
+    // And back again.
+    assert_eq!(clients(&opened), clients(&direct));
+    assert_eq!(contract(&opened)["task"]["serve"]["direct"], true);
+    assert_eq!(revision(&opened.deployment), revision(&direct.deployment));
+}
+
+#[test]
 fn the_deployment() {
     let wanted = built(&service(json!({"replicas": 2})), None);
     let mut found = json_of(&wanted.deployment);
@@ -186,7 +228,7 @@ fn a_new_release_changes_no_running_pod_and_comes_with_the_next_roll_out() {
     let service = service(json!({}));
     let (serving, old) = (serving(&service, &seen(&service)), of_an_earlier_version(&service));
     let here = BTreeSet::from(["models".to_owned()]);
-    let installation = Installation { control_peers: &PEERS, pull_policy: Some("Always"), one_node: &here };
+    let installation = Installation { pull_policy: Some("Always"), one_node: &here, ..installation() };
     let made = |kept| {
         let wanted = build(&service, &serving, Live { deployment: None, kept }, installation).unwrap();
         (wanted.contract.data.unwrap(), wanted.deployment.spec.unwrap().template)

@@ -8,8 +8,9 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::context::Config;
 use crate::inference::{
-    fixtures::{deployment, images, pod, read, ready, seen, service, trust},
+    fixtures::{config, deployment, pod, read, ready, seen, service, trust},
     observe::Observed,
     plan::plan,
 };
@@ -19,6 +20,7 @@ struct World {
     service: InferenceService,
     seen: Observed,
     deployment: bool,
+    gateway: bool,
     /// Conditions of the Deployment.
     made: Option<Vec<DeploymentCondition>>,
     checksum: Option<&'static str>,
@@ -37,6 +39,7 @@ impl World {
             seen: seen(&service),
             service,
             deployment: true,
+            gateway: true,
             made: None,
             checksum: None,
             pods: Vec::new(),
@@ -65,12 +68,13 @@ impl World {
     }
 
     fn checksum(&self) -> String {
-        plan(&self.service, &self.seen, &trust(), &images())
+        plan(&self.service, &self.seen, &trust(), &config())
             .map_or("none".to_owned(), |serving| serving.checksum)
     }
 
     fn status(&self) -> InferenceServiceStatus {
-        let plan = plan(&self.service, &self.seen, &trust(), &images());
+        let config = Config { gateway: self.gateway, ..config() };
+        let plan = plan(&self.service, &self.seen, &trust(), &config);
         let checksum = self.checksum.map_or_else(|| self.checksum(), str::to_owned);
         let mut deployment =
             self.deployment.then(|| deployment(&checksum, json!({"kubernetes.io/change-cause": "a volume"})));
@@ -80,6 +84,7 @@ impl World {
         status(&Facts {
             service: &self.service,
             plan: plan.as_ref(),
+            gateway_url: config.gateway_url().as_deref(),
             deployment: deployment.as_ref(),
             pods: &self.pods,
             reports: &self.reports,
@@ -113,6 +118,15 @@ fn evicted(world: World) -> World {
     let message = "its node ended the pod: low on memory. Next: nothing.".to_owned();
     let ended = Some(Trouble { reason: "Evicted".to_owned(), message, stalled: false });
     World { seen: Observed { ended, ..world.seen }, ..world }
+}
+
+fn no_gateway(mut world: World) -> World {
+    world.gateway = false;
+    world
+}
+
+fn gateway_only() -> World {
+    World::new(json!({"access": "GatewayOnly"}))
 }
 
 fn nothing_made(mut world: World) -> World {
@@ -235,6 +249,21 @@ fn with_tone() -> World {
     "What ran before goes on answering",
     Kstatus::InProgress
 )]
+#[case::no_gateway(
+    no_gateway(nothing_made(gateway_only())),
+    "FFFFT",
+    "GatewayDisabled",
+    "or `spec.access: Direct`",
+    Kstatus::Failed
+)]
+#[case::no_gateway_any_more(
+    no_gateway(gateway_only().pods(&[ready()])),
+    "FFFFT",
+    "GatewayDisabled",
+    "`gateway.enabled: true`",
+    Kstatus::Failed
+)]
+#[case::no_gateway_needed(no_gateway(World::new(json!({})).pods(&[ready()])), "TTTFF", "Answering", "1 of 1", Kstatus::Current)]
 #[case::refused(refuse(nothing_made(World::new(json!({})))), "FFFFT", "WriteRefused", "exceeded quota", Kstatus::Failed)]
 #[case::adapter_on_its_way(with_tone().adapter("Loading", None), "TTFTF", "Answering", "1 of 1", Kstatus::InProgress)]
 #[case::adapter_unknown(with_tone().pods(&[ready()]), "TTFTF", "Answering", "1 of 1", Kstatus::InProgress)]
@@ -322,6 +351,15 @@ fn ids_are_those_that_answer() {
     assert_eq!(status.selector.as_deref(), Some("lathe.dev/kind=inferenceservice,lathe.dev/name=svc"));
     assert_eq!((status.replicas, status.ready_replicas), (1, 1));
     assert_eq!(status.plan.unwrap().profile.as_deref(), Some("cpu"));
+}
+
+#[rstest]
+#[case::through_the_gateway(gateway_only(), Some("http://lathe-gateway.lathe-system.svc/v1"))]
+#[case::by_no_way(no_gateway(gateway_only()), None)]
+#[case::by_its_own_service(World::new(json!({})), Some("http://svc.n.svc:8080"))]
+fn the_address_is_where_clients_are_let_in(#[case] world: World, #[case] url: Option<&str>) {
+    assert_eq!(world.status().url.as_deref(), url);
+    assert_eq!(nothing_made(world).status().url, None);
 }
 
 #[rstest]

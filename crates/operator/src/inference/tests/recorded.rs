@@ -65,6 +65,7 @@ async fn a_service_is_current_only_where_it_is_ready() {
     let plain = json!({});
     let two = json!({"replicas": 2});
     let stopped = json!({"replicas": 0});
+    let through = json!({"access": "GatewayOnly"});
     let adapter = |of: &str| vec![base().remove(0), model("tone", "pvc://models/tone", Some(of))];
     let with_tone = json!({"adapterRefs": [{"name": "tone"}]});
     let only = |models: Vec<Model>| World { models, ..World::default() };
@@ -157,6 +158,7 @@ async fn a_service_is_current_only_where_it_is_ready() {
         ("the earlier revision answers", plain.clone(), beside(made(&plain, &[json!({})]).await), InProgress),
         ("the new revision fails", plain.clone(), beside(made(&plain, &[oom()]).await), Failed),
         ("its model is gone", plain.clone(), gone(made(&plain, &[ready()]).await), InProgress),
+        ("only the gateway reaches it", through.clone(), made(&through, &[ready()]).await, Current),
         ("it is being stopped", stopped.clone(), made(&stopped, &[ready()]).await, InProgress),
         ("it is stopped", stopped.clone(), made(&stopped, &[]).await, Current),
     ];

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::objects::{Helm, key, kinds, parse};
+use super::objects::{Helm, key, kinds, named, parse};
 use crate::{command, paths, toolchain};
 
 /// Labels and annotations that only Helm's own objects carry.
@@ -44,9 +44,14 @@ pub fn overlay(_: &Helm) -> Result<()> {
         ensure!(!text.contains("lathe-system"), "{} is still of lathe-system", key(object));
         ensure!(crd || !text.contains("ghcr.io"), "{} still has our registry: {text}", key(object));
     }
-    let operator = kinds(&all, "Deployment").next().context("no Deployment")?;
+    for program in ["lathe-operator", "lathe-gateway"] {
+        let deployment =
+            named(&all, "Deployment", program).with_context(|| format!("no Deployment {program}"))?;
+        let image = &deployment["spec"]["template"]["spec"]["containers"][0]["image"];
+        ensure!(*image == *format!("registry.example/{program}:2"), "image of {program}: {image}");
+    }
+    let operator = named(&all, "Deployment", "lathe-operator").context("no Deployment")?;
     let container = &operator["spec"]["template"]["spec"]["containers"][0];
-    ensure!(container["image"] == "registry.example/lathe-operator:2", "image: {}", container["image"]);
     let worker =
         container["env"].as_array().into_iter().flatten().find(|e| e["name"] == "LATHE_WORKER_IMAGE");
     ensure!(
@@ -71,7 +76,7 @@ fn rendered_overlay(folder: &Path) -> Result<String> {
     let image = |name: &str| {
         format!("  - {{name: ghcr.io/lathe-dev/{name}, newName: registry.example/{name}, newTag: \"2\"}}\n")
     };
-    let images = image("lathe-operator") + &image("lathe-worker");
+    let images = ["lathe-operator", "lathe-gateway", "lathe-worker"].map(image).concat();
     let text = format!("resources: [../deploy]\nnamespace: ml-platform\nimages:\n{images}");
     fs::write(overlay.join("kustomization.yaml"), text)?;
     kustomize(&overlay)
