@@ -1,11 +1,8 @@
-//! A request's body: read with bounds, and its `model` exchanged without touching anything else.
+//! What is known of a request by its body, and its `model` exchanged without touching anything else.
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
-use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::{HeaderMap, header};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
@@ -13,10 +10,6 @@ use serde_json::value::RawValue;
 
 use crate::error::ApiError;
 
-/// Longest body, as a worker's own.
-pub const MAX_BODY: usize = 16 << 20;
-/// A body must be here by then.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// As much of a prompt's beginning says which replica has read it before.
 const BEGINNING: usize = 4096;
 /// Messages that are looked at for the first of a user.
@@ -148,31 +141,8 @@ impl<'de> Deserialize<'de> for Opening<'de> {
     }
 }
 
-/// Reads a whole body.
-///
-/// # Errors
-/// It is too long, too slow, or breaks off.
-pub async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
-    let told = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if told.is_some_and(|bytes| bytes > MAX_BODY as u64) {
-        return Err(ApiError::body_too_large(MAX_BODY));
-    }
-    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY)).await {
-        Err(_) => Err(ApiError::body_timeout()),
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) => {
-            let source = std::error::Error::source(&error);
-            if source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
-                return Err(ApiError::body_too_large(MAX_BODY));
-            }
-            Err(ApiError::invalid("invalid_body", "The request body did not arrive whole."))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use futures::StreamExt as _;
     use rstest::rstest;
 
     use super::*;
@@ -210,25 +180,6 @@ mod tests {
     fn what_cannot_be_passed_on_is_refused(#[case] body: &str, #[case] code: &str) {
         let error = parse(body).unwrap_err();
         assert_eq!((error.status.as_u16(), error.code), (400, code));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_body_that_comes_too_slowly_or_breaks_off_is_refused() {
-        let read_all = async |pieces: Vec<Result<Bytes, &'static str>>, ends: bool| {
-            let pieces = futures::stream::iter(pieces);
-            let rest = futures::stream::pending().take_until(async move {
-                if !ends {
-                    std::future::pending::<()>().await;
-                }
-            });
-            read(&HeaderMap::new(), Body::from_stream(pieces.chain(rest))).await
-        };
-        let piece = || Ok(Bytes::from_static(b"{}"));
-        assert_eq!(read_all(vec![piece(), piece()], true).await.unwrap(), "{}{}");
-        assert_eq!(read_all(vec![piece()], false).await.unwrap_err().code, "request_timeout");
-        assert_eq!(read_all(vec![piece(), Err("gone")], true).await.unwrap_err().code, "invalid_body");
-        let long = Ok(Bytes::from(vec![b' '; MAX_BODY]));
-        assert_eq!(read_all(vec![long, piece()], true).await.unwrap_err().code, "request_too_large");
     }
 
     #[test]

@@ -4,17 +4,18 @@ use std::time::Instant;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, Method, Uri, header};
+use axum::http::{HeaderMap, Method, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
+use lathe_http::{MAX_BODY, read_body, told_length};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::account::{Account, Books};
 use crate::balance;
-use crate::body::{self, MAX_BODY, Question};
+use crate::body::Question;
 use crate::error::{ApiError, Headers};
 use crate::forward::{Forwarder, Outgoing};
 use crate::keys::{Auth, Caller};
@@ -60,7 +61,7 @@ impl Gateway {
         let place = Arc::clone(&self.places)
             .try_acquire_owned()
             .map_err(|_| ApiError::overloaded(&format!("{} requests at a time", self.max_in_flight)))?;
-        let told = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+        let told = told_length(headers);
         // A body of unknown length may be as long as any.
         let kib = told.unwrap_or(MAX_BODY).min(MAX_BODY).div_ceil(1 << 10) as u32;
         let room = Arc::clone(&self.bodies).try_acquire_many_owned(kib);
@@ -156,7 +157,7 @@ async fn prepare(
 ) -> Result<Prepared, ApiError> {
     let (parts, body) = request.into_parts();
     let (place, room) = gateway.enter(&parts.headers)?;
-    let question = Question::parse(body::read(&parts.headers, body).await?)?;
+    let question = Question::parse(read_body::<ApiError>(&parts.headers, body, MAX_BODY, |_| Ok(())).await?)?;
     let table = gateway.table()?;
     let model = answering(&caller, &table, &question.model)?;
     let ready: Vec<_> = model.service.ready().collect();

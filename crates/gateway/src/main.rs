@@ -1,6 +1,6 @@
 //! The Lathe gateway: the one front door for everything that a cluster serves.
 //!
-//! **The story of a request.** [`listen`] takes its connection and [`http`] its head. A key says who asks ([`keys`]), and with that
+//! **The story of a request.** [`lathe_http`] takes its connection and [`http`] its head. A key says who asks ([`keys`]), and with that
 //! the one namespace whose models can be meant; without a known key the story ends here. The body is read with bounds ([`body`]) and
 //! looked at for four things: the model's name, the prompt's beginning, the prompt's length and the answer's limit. [`table`], which
 //! [`discovery`] makes of what the cluster says, turns the name into a service and its ready pods. [`limits`] takes the request and
@@ -23,7 +23,6 @@ mod health;
 mod http;
 mod keys;
 mod limits;
-mod listen;
 mod metrics;
 mod options;
 mod relay;
@@ -42,6 +41,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use kube::Client;
 use lathe_contract::Signer;
+use lathe_http::{Bounds, serve};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -59,6 +59,10 @@ use tokens::Tokens;
 
 /// How long connections are still taken after SIGTERM, while other nodes learn that this replica is not ready.
 const SETTLE: Duration = Duration::from_secs(5);
+/// Connections beside those whose requests are answered: idle ones, and those that are told why they are not.
+const MORE_CONNECTIONS: usize = 1024;
+/// Probes and scrapes.
+const ADMIN: Bounds = Bounds { connections: 256, idle: Duration::from_secs(15) };
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -89,9 +93,13 @@ async fn run(options: &Options, client: &Client, stop: CancellationToken) -> any
     let clients = bind(options.listen).await?;
     tracing::info!(listen = %options.listen, admin = %options.admin_listen, "started");
     // Open to the end: the last thing to be seen is what is being drained.
-    tokio::spawn(listen::serve(admin, health::router(health.clone()), CancellationToken::new()));
+    tokio::spawn(serve(admin, health::router(health.clone()), ADMIN, CancellationToken::new()));
     let closing = CancellationToken::new();
-    let serving = tokio::spawn(listen::serve(clients, http::router(gateway), closing.clone()));
+    let bounds = Bounds {
+        connections: options.max_in_flight as usize + MORE_CONNECTIONS,
+        idle: Duration::from_secs(options.idle_seconds.into()),
+    };
+    let serving = tokio::spawn(serve(clients, http::router(gateway), bounds, closing.clone()));
 
     stop.cancelled().await;
     health.lacks("stopping", "answering what is open");
@@ -132,7 +140,7 @@ fn auth(options: &Options, metrics: &Arc<Metrics>, quotas: &Arc<Quotas>) -> Auth
 }
 
 async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}; free the port"))
+    lathe_http::bind(address).await.with_context(|| format!("cannot listen on {address}; free the port"))
 }
 
 /// Cancelled by SIGTERM or Ctrl-C.

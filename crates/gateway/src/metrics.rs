@@ -162,7 +162,12 @@ impl Metrics {
         self.duration.get_or_create(&named).observe(times.total.as_secs_f64());
     }
 
-    /// In the OpenMetrics text format.
+    /// All of them.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    #[cfg(test)]
     pub fn text(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;

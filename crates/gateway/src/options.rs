@@ -8,11 +8,11 @@ use clap::{Parser, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "lathe-gateway", version)]
 pub struct Options {
-    /// Address for clients.
-    #[arg(long, env = "LATHE_LISTEN", default_value = "0.0.0.0:8080")]
+    /// Address for clients; `[::]` is every address, of IPv4 too.
+    #[arg(long, env = "LATHE_LISTEN", default_value = "[::]:8080")]
     pub listen: SocketAddr,
     /// Address of /healthz, /readyz and /metrics.
-    #[arg(long, env = "LATHE_ADMIN_LISTEN", default_value = "0.0.0.0:8081")]
+    #[arg(long, env = "LATHE_ADMIN_LISTEN", default_value = "[::]:8081")]
     pub admin_listen: SocketAddr,
     /// Namespaces whose services are reached; none: all of them.
     #[arg(long, env = "LATHE_NAMESPACES", value_delimiter = ',')]
@@ -29,6 +29,10 @@ pub struct Options {
     /// Requests that are answered at a time; one more gets 429.
     #[arg(long, env = "LATHE_MAX_IN_FLIGHT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_in_flight: u32,
+    /// Seconds that a client's connection may be idle; more than a proxy before the gateway keeps its own, so that it writes no
+    /// request into a closing one.
+    #[arg(long, env = "LATHE_IDLE_SECONDS", default_value_t = 75, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub idle_seconds: u32,
     /// Write a line of JSON for every request to standard output.
     #[arg(long, env = "LATHE_USAGE_LOG")]
     pub usage_log: bool,

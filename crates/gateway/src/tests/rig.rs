@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lathe_contract::{Signer, Verifier, new_key};
+use lathe_http::{Bounds, serve};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -17,7 +18,6 @@ use crate::forward::Forwarder;
 use crate::http::{Gateway, router};
 use crate::keys::{Auth, Keyring};
 use crate::limits::Quotas;
-use crate::listen;
 use crate::metrics::Metrics;
 use crate::table::Table;
 use crate::testing::{object, service, slice_at};
@@ -95,7 +95,8 @@ pub async fn start_with(replicas: &[SocketAddr], setup: Setup) -> Rig {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let stop = CancellationToken::new();
-    let ended = tokio::spawn(listen::serve(listener, router(gateway), stop.clone()));
+    let bounds = Bounds { connections: 1024, idle: PATIENCE };
+    let ended = tokio::spawn(serve(listener, router(gateway), bounds, stop.clone()));
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     Rig { url, client, metrics, books, stop, ended }
 }
