@@ -104,6 +104,17 @@ impl ApiError {
         }
     }
 
+    /// The key is at its share of the gateway: `what`.
+    pub fn share_used(what: &str) -> Self {
+        let message = format!(
+            "This key is at its share: {what}. Try again in 1 s, or when one of its requests has ended."
+        );
+        Self {
+            retry_after: Some(1),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", "rate_limit_exceeded", message)
+        }
+    }
+
     /// Not now.
     pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         Self {
@@ -127,6 +138,19 @@ impl ApiError {
             retry_after: Some(1),
             ..Self::new(StatusCode::BAD_GATEWAY, "server_error", "upstream_failed", message)
         }
+    }
+
+    /// Our fault; what went wrong stands in the log alone.
+    pub fn internal() -> Self {
+        let message = "The gateway failed to answer this request; its log says why.";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error", message)
+    }
+
+    /// A replica refuses the gateway's own token.
+    pub fn not_believed() -> Self {
+        let message =
+            "The replica does not believe this gateway; your key is good. Tell the gateway's administrator.";
+        Self::new(StatusCode::BAD_GATEWAY, "server_error", "upstream_failed", message)
     }
 
     /// A replica says nothing at all.

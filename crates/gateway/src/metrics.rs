@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::account::By;
 use crate::table::Model;
 
 /// What the gateway counts.
@@ -21,10 +22,13 @@ pub struct Metrics {
     prompt_tokens: Family<Asked, Counter>,
     generation_tokens: Family<Asked, Counter>,
     repeats: Family<Repeated, Counter>,
+    broken: Family<Broken, Counter>,
     first_byte: Family<Named, Histogram>,
     duration: Family<Named, Histogram>,
     /// Requests that are being answered.
     pub in_flight: Gauge<i64, AtomicI64>,
+    /// Requests whose replica did not believe the gateway's token.
+    pub tokens_refused: Counter,
     /// Keys that are in force.
     pub keys: Gauge<i64, AtomicI64>,
     /// Entries of the Secret that are no keys.
@@ -48,6 +52,7 @@ struct Answered {
     model: String,
     adapter: String,
     code: u16,
+    by: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -58,6 +63,11 @@ struct Refused {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Repeated {
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Broken {
+    by: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -83,9 +93,11 @@ impl Default for Metrics {
             prompt_tokens: Family::default(),
             generation_tokens: Family::default(),
             repeats: Family::default(),
+            broken: Family::default(),
             first_byte: Family::new_with_constructor(first_byte),
             duration: Family::new_with_constructor(duration),
             in_flight: Gauge::default(),
+            tokens_refused: Counter::default(),
             keys: Gauge::default(),
             keys_broken: Gauge::default(),
             keys_readable: Gauge::default(),
@@ -98,7 +110,11 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         let registry = &mut self.registry;
-        registry.register("requests", "Requests that a replica answered, by status", self.requests.clone());
+        registry.register(
+            "requests",
+            "Requests that were sent to replicas, by status and by who gave it: the replica, the gateway, or the client by leaving",
+            self.requests.clone(),
+        );
         registry.register(
             "requests_refused",
             "Requests that the gateway refused itself",
@@ -112,6 +128,11 @@ impl Metrics {
             self.repeats.clone(),
         );
         registry.register(
+            "streams_broken",
+            "Streams that ended before their end, by who was lost: the replica or the client",
+            self.broken.clone(),
+        );
+        registry.register(
             "time_to_first_byte_seconds",
             "From arrival to the first byte of an answer's body",
             self.first_byte.clone(),
@@ -122,6 +143,11 @@ impl Metrics {
             self.duration.clone(),
         );
         registry.register("requests_in_flight", "Requests that are being answered", self.in_flight.clone());
+        registry.register(
+            "tokens_refused",
+            "Requests whose replica did not believe the gateway's own token",
+            self.tokens_refused.clone(),
+        );
         registry.register("keys", "Keys that are in force", self.keys.clone());
         registry.register("keys_broken", "Entries of the Secret that are no keys", self.keys_broken.clone());
         registry.register(
@@ -141,8 +167,20 @@ impl Metrics {
         self.repeats.get_or_create(&Repeated { reason }).inc();
     }
 
-    /// A replica's answer is over.
-    pub fn answered(&self, key: &str, model: &Model, code: u16, usage: Option<Usage>, times: Times) {
+    /// A stream ends before its end, since the `replica` or the `client` was lost.
+    pub fn broken(&self, by: &'static str) {
+        self.broken.get_or_create(&Broken { by }).inc();
+    }
+
+    /// An answer is over.
+    pub fn answered(
+        &self,
+        key: &str,
+        model: &Model,
+        (code, by): (u16, By),
+        usage: Option<Usage>,
+        times: Times,
+    ) {
         let Asked { key, namespace, model, adapter } = Asked::of(key, model);
         let named = Named { namespace: namespace.clone(), model: model.clone() };
         let asked = Asked {
@@ -151,7 +189,7 @@ impl Metrics {
             model: model.clone(),
             adapter: adapter.clone(),
         };
-        self.requests.get_or_create(&Answered { key, namespace, model, adapter, code }).inc();
+        self.requests.get_or_create(&Answered { key, namespace, model, adapter, code, by: by.label() }).inc();
         if let Some(usage) = usage {
             self.prompt_tokens.get_or_create(&asked).inc_by(usage.prompt);
             self.generation_tokens.get_or_create(&asked).inc_by(usage.completion);
@@ -206,19 +244,26 @@ mod tests {
     #[test]
     fn tokens_are_counted_by_key_model_and_adapter() {
         let table = Table::build(
+            8080,
             &[service("a", "s", &["tone"], &["s", "tone"])],
             &[slice("a", "s", &[("10.0.0.1", json!({}))])],
         );
         let metrics = Metrics::default();
         let times = Times { first_byte: Some(Duration::from_millis(3)), total: Duration::from_millis(400) };
         let usage = Some(Usage { prompt: 7, completion: 3 });
-        metrics.answered("k", table.get("a", "tone").unwrap(), 200, usage, times);
-        metrics.answered("k", table.get("a", "s").unwrap(), 429, None, Times { first_byte: None, ..times });
+        metrics.answered("k", table.get("a", "tone").unwrap(), (200, By::Replica), usage, times);
+        metrics.answered(
+            "k",
+            table.get("a", "s").unwrap(),
+            (502, By::Gateway),
+            None,
+            Times { first_byte: None, ..times },
+        );
         metrics.refused("invalid_api_key");
         let text = metrics.text().unwrap();
         for line in [
-            r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="tone",code="200"} 1"#,
-            r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="",code="429"} 1"#,
+            r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="tone",code="200",by="replica"} 1"#,
+            r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="",code="502",by="gateway"} 1"#,
             r#"lathe_gateway_prompt_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 7"#,
             r#"lathe_gateway_generation_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 3"#,
             r#"lathe_gateway_requests_refused_total{reason="invalid_api_key"} 1"#,

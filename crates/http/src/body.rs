@@ -25,8 +25,7 @@ pub enum BodyError {
 }
 
 /// What `Content-Length` says, in bytes.
-#[must_use]
-pub fn told_length(headers: &HeaderMap) -> Option<usize> {
+fn told_length(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 

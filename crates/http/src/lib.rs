@@ -9,7 +9,7 @@ mod error;
 mod listen;
 mod metrics;
 
-pub use body::{BodyError, MAX_BODY, read_body, told_length};
+pub use body::{BodyError, MAX_BODY, read_body};
 pub use error::ErrorBody;
 pub use listen::{Bounds, bind, serve};
 pub use metrics::openmetrics;
