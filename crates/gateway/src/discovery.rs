@@ -25,10 +25,11 @@ const BATCH: usize = 1024;
 
 type Change = Result<(), watcher::Error>;
 
-/// Follows the services of `namespaces` (none: all) until nobody listens. The table is `None` until all of them were seen.
+/// Follows the services of `namespaces` (none: all), whose workers listen at `port`, until nobody listens. The table is `None` until all of them were seen.
 pub fn follow(
     client: &Client,
     namespaces: &[String],
+    port: u16,
     health: Health,
     books: Arc<Books>,
 ) -> watch::Receiver<Option<Arc<Table>>> {
@@ -63,8 +64,8 @@ pub fn follow(
             if !filled(&services) || !filled(&slices) {
                 continue;
             }
-            let table = build(&services, &slices);
-            books.balance(|balance| balance.keep(&table.addresses()));
+            let table = build(port, &services, &slices);
+            books.balances.keep(&table.replicas());
             sender.send_replace(Some(Arc::new(table)));
             health.has(PART);
             if sender.is_closed() {
@@ -110,11 +111,15 @@ where
 }
 
 /// A stored object that cannot be read is passed over; it is one service less, and no reason to stop.
-fn build(services: &[Store<DeserializeGuard<InferenceService>>], slices: &[Store<EndpointSlice>]) -> Table {
+fn build(
+    port: u16,
+    services: &[Store<DeserializeGuard<InferenceService>>],
+    slices: &[Store<EndpointSlice>],
+) -> Table {
     let services: Vec<_> = services.iter().flat_map(Store::state).collect();
     let slices: Vec<_> = slices.iter().flat_map(Store::state).collect();
     let readable = services.iter().filter_map(|object| object.0.as_ref().ok());
-    Table::build(readable, slices.iter().map(Arc::as_ref))
+    Table::build(port, readable, slices.iter().map(Arc::as_ref))
 }
 
 #[cfg(test)]

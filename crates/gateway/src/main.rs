@@ -25,6 +25,7 @@ mod keys;
 mod limits;
 mod metrics;
 mod options;
+mod places;
 mod relay;
 mod table;
 mod telemetry;
@@ -34,20 +35,20 @@ mod testing;
 mod tests;
 mod tokens;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use kube::Client;
-use lathe_contract::Signer;
+use lathe_contract::SERVE_PORT;
 use lathe_http::{Bounds, serve};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use account::Books;
-use balance::Balance;
+use balance::Balances;
 use forward::Forwarder;
 use health::Health;
 use http::Gateway;
@@ -55,7 +56,6 @@ use keys::Auth;
 use limits::Quotas;
 use metrics::Metrics;
 use options::{AuthMode, Options};
-use tokens::Tokens;
 
 /// How long connections are still taken after SIGTERM, while other nodes learn that this replica is not ready.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -73,21 +73,21 @@ async fn main() -> anyhow::Result<()> {
     let stop = stop_signal()?;
     let client =
         Client::try_default().await.context("no Kubernetes API: run inside a cluster, or set KUBECONFIG")?;
-    run(&options, &client, stop).await
+    run(&options, &client, SERVE_PORT, stop).await
 }
 
-/// Serves until `stop`, then answers what is open.
-async fn run(options: &Options, client: &Client, stop: CancellationToken) -> anyhow::Result<()> {
+/// Serves what is asked of workers, which listen at `port`, until `stop`, then answers what is open.
+async fn run(options: &Options, client: &Client, port: u16, stop: CancellationToken) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let health = Health::new(Arc::clone(&metrics));
     let quotas = Arc::new(Quotas::default());
-    let balance = Mutex::new(Balance::default());
-    let tokens = Tokens::new(signer(options)?);
+    let tokens = tokens::follow(options.signing_key.clone())?;
     let auth = auth(options, &metrics, &quotas);
-    let books = Arc::new(Books { balance, quotas, metrics, usage_log: options.usage_log });
+    let books =
+        Arc::new(Books { balances: Balances::default(), quotas, metrics, usage_log: options.usage_log });
     let namespaces: Vec<String> = options.namespaces.iter().filter(|n| !n.is_empty()).cloned().collect();
-    let table = discovery::follow(client, &namespaces, health.clone(), Arc::clone(&books));
-    let gateway = Gateway::new(auth, table, Forwarder::new(tokens), books, options.max_in_flight as usize);
+    let table = discovery::follow(client, &namespaces, port, health.clone(), Arc::clone(&books));
+    let gateway = Gateway::new(auth, table, Forwarder::new(tokens), books, options.places());
 
     let admin = bind(options.admin_listen).await?;
     let clients = bind(options.listen).await?;
@@ -115,14 +115,6 @@ async fn run(options: &Options, client: &Client, stop: CancellationToken) -> any
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-fn signer(options: &Options) -> anyhow::Result<Signer> {
-    let path = options.signing_key.display();
-    let next = "mount `gateway.key` of the Secret `lathe-keys`, which the operator makes, or name it with --signing-key";
-    let pem = std::fs::read_to_string(&options.signing_key)
-        .with_context(|| format!("the gateway's key {path} cannot be read; {next}"))?;
-    Signer::from_pem(&pem).with_context(|| format!("{path} is no key; {next}"))
 }
 
 fn auth(options: &Options, metrics: &Arc<Metrics>, quotas: &Arc<Quotas>) -> Auth {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::balance::Balance;
+use crate::balance::Balances;
 use crate::limits::Quotas;
 use crate::metrics::Metrics;
 use crate::testing::{service, slice};
@@ -65,7 +65,7 @@ impl Server {
 fn books() -> Arc<Books> {
     let metrics = Arc::new(Metrics::default());
     Arc::new(Books {
-        balance: Mutex::new(Balance::default()),
+        balances: Balances::default(),
         quotas: Arc::new(Quotas::default()),
         metrics,
         usage_log: false,
@@ -92,7 +92,7 @@ async fn the_table_follows_what_the_api_server_says() {
     );
     let books = books();
     let health = Health::new(Arc::clone(&books.metrics));
-    let mut table = follow(&server.client, &[], health.clone(), books);
+    let mut table = follow(&server.client, &[], 8080, health.clone(), books);
     assert!(health.missing().unwrap().starts_with("watches: "));
     assert!(table.borrow().is_none());
     until(&mut table, |table| table.get("a", "s").is_some_and(|m| m.service.ready().count() == 1)).await;
@@ -120,7 +120,7 @@ async fn with_namespaces_nothing_else_is_read() {
     let server = Server::start(vec![], vec![]);
     let books = books();
     let health = Health::new(Arc::clone(&books.metrics));
-    let mut table = follow(&server.client, &["a".to_owned(), "b".to_owned()], health, books);
+    let mut table = follow(&server.client, &["a".to_owned(), "b".to_owned()], 8080, health, books);
     until(&mut table, |_| true).await;
     let calls = server.calls.lock().unwrap().clone();
     assert!(calls.iter().all(|c| c.contains("/namespaces/a/") || c.contains("/namespaces/b/")), "{calls:?}");

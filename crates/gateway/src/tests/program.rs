@@ -8,7 +8,7 @@ use lathe_contract::{Scope, Signer, new_key};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::replica::{Act, Replica, completion, events};
+use super::replica::{Act, Replica, completion, events, port};
 use super::rig::{soon, verifier};
 use crate::discovery::tests::Server;
 use crate::options::Options;
@@ -31,7 +31,8 @@ fn options(folder: &Path, listen: SocketAddr, admin: SocketAddr, more: &[&str]) 
 /// An API server with one service on this replica.
 fn cluster(replica: &Replica) -> Client {
     let mut slice = slice_at("team-a", "support", replica.address.port());
-    slice["endpoints"] = json!([{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}]);
+    slice["endpoints"] =
+        json!([{"addresses": [replica.address.ip().to_string()], "conditions": {"ready": true}}]);
     let service = serde_json::to_value(service("team-a", "support", &[], &["support"])).unwrap();
     Server::start(vec![service], vec![slice]).client
 }
@@ -57,12 +58,12 @@ async fn until_ready(admin: SocketAddr) {
 async fn it_becomes_ready_answers_and_finishes_what_is_open_when_it_is_stopped() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let replica = Replica::start(Act::Says(completion("hi"))).await;
-    let (listen, admin) = (Replica::nobody().await, Replica::nobody().await);
+    let (listen, admin) = (Replica::nobody(), Replica::nobody());
     let folder = tempfile::tempdir().unwrap();
     let (options, client) = (options(folder.path(), listen, admin, &[]), cluster(&replica));
     let stop = CancellationToken::new();
     let stopping = stop.clone();
-    let ended = tokio::spawn(async move { crate::run(&options, &client, stopping).await });
+    let ended = tokio::spawn(async move { crate::run(&options, &client, port(), stopping).await });
     until_ready(admin).await;
     assert_eq!(get(&format!("http://{admin}/healthz")).await, (200, "ok".to_owned()));
 
@@ -101,12 +102,12 @@ async fn it_becomes_ready_answers_and_finishes_what_is_open_when_it_is_stopped()
 async fn without_keys_in_words_it_serves_full_ids_and_says_so() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let replica = Replica::start(Act::Says(completion("hi"))).await;
-    let (listen, admin) = (Replica::nobody().await, Replica::nobody().await);
+    let (listen, admin) = (Replica::nobody(), Replica::nobody());
     let folder = tempfile::tempdir().unwrap();
     let (options, client) = (options(folder.path(), listen, admin, &["--auth", "none"]), cluster(&replica));
     let stop = CancellationToken::new();
     let stopping = stop.clone();
-    let ended = tokio::spawn(async move { crate::run(&options, &client, stopping).await });
+    let ended = tokio::spawn(async move { crate::run(&options, &client, port(), stopping).await });
     until_ready(admin).await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (model, status) in [("team-a/support", 200), ("support", 404)] {
@@ -122,9 +123,9 @@ async fn without_keys_in_words_it_serves_full_ids_and_says_so() {
 #[tokio::test]
 async fn a_gateway_without_its_own_key_says_where_it_comes_from() {
     let folder = tempfile::tempdir().unwrap();
-    let (listen, admin) = (Replica::nobody().await, Replica::nobody().await);
+    let (listen, admin) = (Replica::nobody(), Replica::nobody());
     let options = Options { signing_key: "/nowhere".into(), ..options(folder.path(), listen, admin, &[]) };
     let client = Server::start(vec![], vec![]).client;
-    let failed = crate::run(&options, &client, CancellationToken::new()).await.unwrap_err();
+    let failed = crate::run(&options, &client, port(), CancellationToken::new()).await.unwrap_err();
     assert!(failed.to_string().contains("`gateway.key` of the Secret `lathe-keys`"), "{failed}");
 }

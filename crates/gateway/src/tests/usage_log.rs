@@ -55,6 +55,7 @@ async fn a_request_is_a_line_of_numbers_without_a_word_of_its_prompt() {
         "status",
         "prompt_tokens",
         "completion_tokens",
+        "estimated",
         "first_byte_ms",
         "total_ms",
     ];

@@ -1,4 +1,5 @@
 //! The port that users ask: OpenAI's routes, and nothing on it without being let in.
+use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -205,7 +206,7 @@ fn names_this_machine(headers: &HeaderMap, uri: &Uri) -> bool {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
     };
-    matches!(host, "localhost" | "127.0.0.1" | "[::1]")
+    matches!(host, "localhost" | "[::1]") || host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 async fn models(State(front): State<Arc<Front>>) -> Result<Json<Value>, ApiError> {
