@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::http::HeaderValue;
 use lathe_contract::Usage;
 
 use crate::balance::{Balances, Shared};
@@ -26,7 +27,7 @@ pub struct Books {
 }
 
 /// Whose word a status is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum By {
     /// The replica's.
     Replica,
@@ -47,17 +48,30 @@ impl By {
     }
 }
 
+/// What an account is opened for.
+#[derive(Debug)]
+pub struct Asked {
+    /// The request's id.
+    pub id: HeaderValue,
+    /// Who asks.
+    pub caller: Arc<Caller>,
+    /// What is asked.
+    pub model: Arc<Model>,
+    /// Tokens that were taken from the key's minute, and that its replica is charged with.
+    pub estimate: Usage,
+    /// When its head was here.
+    pub arrived: Instant,
+    /// Held until the account is closed.
+    pub _place: Place,
+}
+
 /// An open account. When it is dropped the request is over: its end was reached, or its client has left.
 #[derive(Debug)]
 pub struct Account {
     books: Arc<Books>,
-    caller: Arc<Caller>,
-    model: Arc<Model>,
+    asked: Asked,
     /// Of the model's service.
     balance: Arc<Shared>,
-    /// Tokens that were taken from the key's minute, and that its replica is charged with.
-    estimate: Usage,
-    arrived: Instant,
     replica: Option<SocketAddr>,
     first_byte: Option<Instant>,
     /// Of the answer that the client got, and whose it is; `None`: it left before.
@@ -67,7 +81,6 @@ pub struct Account {
     pieces: u64,
     /// A stream whose end was not reached.
     open: bool,
-    _place: Place,
 }
 
 /// OpenTelemetry and nginx have no status for a client that left; nginx's own log says 499.
@@ -75,37 +88,25 @@ const CLIENT_LEFT: u16 = 499;
 
 impl Account {
     /// Opens an account for a request whose estimate was taken from its key's minute.
-    pub fn open(
-        books: Arc<Books>,
-        caller: Arc<Caller>,
-        model: Arc<Model>,
-        estimate: Usage,
-        arrived: Instant,
-        place: Place,
-    ) -> Self {
+    pub fn open(books: Arc<Books>, asked: Asked) -> Self {
         books.metrics.in_flight.inc();
-        let balance = books.balances.of(&model.service.uid);
         Self {
+            balance: books.balances.of(&asked.model.service.uid),
             books,
-            balance,
-            caller,
-            model,
-            estimate,
-            arrived,
+            asked,
             replica: None,
             first_byte: None,
             status: None,
             usage: None,
             pieces: 0,
             open: false,
-            _place: place,
         }
     }
 
     /// Another replica, which was charged already, or none; the one before is charged no longer.
     pub fn asks(&mut self, replica: Option<SocketAddr>) {
         if let Some(before) = std::mem::replace(&mut self.replica, replica) {
-            self.balance.with(|balance| balance.release(before, self.estimate.total()));
+            self.balance.with(|balance| balance.release(before, self.asked.estimate.total()));
         }
     }
 
@@ -143,12 +144,12 @@ impl Account {
 
     /// What is asked, what all requests to it are charged to, and what is counted.
     pub fn parts(&self) -> (Arc<Model>, Arc<Shared>, Arc<Metrics>) {
-        (Arc::clone(&self.model), Arc::clone(&self.balance), Arc::clone(&self.books.metrics))
+        (Arc::clone(&self.asked.model), Arc::clone(&self.balance), Arc::clone(&self.books.metrics))
     }
 
     /// What it is thought to take.
     pub fn estimate(&self) -> u64 {
-        self.estimate.total()
+        self.asked.estimate.total()
     }
 
     /// What the worker counted, or nearly that where it could not say so any more, and whether the count is such an estimate.
@@ -156,7 +157,7 @@ impl Account {
         match (self.usage, status) {
             (Some(usage), _) => (Some(usage), false),
             (None, 200..300 | CLIENT_LEFT) => {
-                (Some(Usage { prompt: self.estimate.prompt, completion: self.pieces }), true)
+                (Some(Usage { prompt: self.asked.estimate.prompt, completion: self.pieces }), true)
             }
             // What was refused was not worked for.
             (None, _) => (None, false),
@@ -174,18 +175,18 @@ impl Drop for Account {
             metrics.broken("client");
         }
         let (usage, estimated) = self.used(status);
-        let estimate = self.estimate.total();
+        let estimate = self.asked.estimate.total();
         let used = match usage.map_or(0, |usage| usage.total()) {
             // An answer of which little was seen may have been worked for all the same.
             seen if estimated => seen.max(estimate),
             counted => counted,
         };
-        quotas.settle(&self.caller.key, estimate, used);
+        quotas.settle(&self.asked.caller.key, estimate, used);
         let times = Times {
-            first_byte: self.first_byte.map(|at| at.saturating_duration_since(self.arrived)),
-            total: self.arrived.elapsed(),
+            first_byte: self.first_byte.map(|at| at.saturating_duration_since(self.asked.arrived)),
+            total: self.asked.arrived.elapsed(),
         };
-        metrics.answered(&self.caller.key, &self.model, (status, by), usage, times);
+        metrics.answered(&self.asked.caller.key, &self.asked.model, (status, by), usage, times);
         if *usage_log {
             self.write(status, usage, estimated, times);
         }
@@ -197,10 +198,11 @@ impl Account {
     fn write(&self, status: u16, usage: Option<Usage>, estimated: bool, times: Times) {
         tracing::info!(
             target: "usage",
-            key = &*self.caller.key,
-            namespace = self.model.service.namespace,
-            model = self.model.name,
+            key = &*self.asked.caller.key,
+            namespace = self.asked.model.service.namespace,
+            model = self.asked.model.name,
             status,
+            request_id = self.asked.id.to_str().ok(),
             prompt_tokens = usage.map(|u| u.prompt),
             completion_tokens = usage.map(|u| u.completion),
             estimated,

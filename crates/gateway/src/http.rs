@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -14,7 +14,7 @@ use lathe_http::{MAX_BODY, read_body};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::account::{Account, Books};
+use crate::account::{Account, Asked, Books};
 use crate::balance;
 use crate::body::{Endpoint, Question};
 use crate::error::{ApiError, Headers};
@@ -77,8 +77,24 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .layer(from_fn_with_state(gateway, guard))
 }
 
-/// Around every route: no request goes in without a caller who may ask.
+/// By it what a client saw, the usage log and a worker's log are joined; OpenAI's clients show it.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+fn request_id() -> HeaderValue {
+    let id = format!("req_{:032x}", rand::random::<u128>());
+    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("req_"))
+}
+
+/// Around every route: no request goes in without a caller who may ask, and everything that is said bears the request's id.
 async fn guard(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
+    let id = request_id();
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let mut response = admitted(&gateway, request, next).await;
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+async fn admitted(gateway: &Gateway, mut request: Request, next: Next) -> Response {
     match gateway.auth.admit(request.headers()) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
@@ -158,6 +174,8 @@ async fn prepare(
     })?;
     let tokens = question.estimate.total();
     let limits = gateway.books.quotas.take(&caller.key, caller.limits, tokens, Instant::now())?;
+    // Every request was given one.
+    let id = parts.headers.get(REQUEST_ID).cloned().unwrap_or_else(request_id);
     let outgoing = Outgoing {
         path: endpoint.path(),
         headers: parts.headers,
@@ -165,7 +183,8 @@ async fn prepare(
         key: balance::key(&model.service.uid, &model.name, &question.beginning),
     };
     let books = Arc::clone(&gateway.books);
-    let account = Account::open(books, caller, model, question.estimate, arrived, place);
+    let asked = Asked { id, caller, model, estimate: question.estimate, arrived, _place: place };
+    let account = Account::open(books, asked);
     Ok(Prepared { account, outgoing, ready, limits, room })
 }
 

@@ -14,6 +14,7 @@ use crate::error::ApiError;
 use crate::limits::{Limits, Quotas};
 use crate::metrics::Metrics;
 use crate::table::{Model, Table};
+use crate::tasks::Tasks;
 
 /// Between two looks; the kubelet itself takes up to a minute.
 const PAUSE: Duration = Duration::from_secs(3);
@@ -197,27 +198,35 @@ impl Keyring {
 }
 
 /// The keys of a folder, read again and again until nobody listens.
-pub fn follow(path: PathBuf, metrics: Arc<Metrics>, quotas: Arc<Quotas>) -> watch::Receiver<Arc<Keyring>> {
+pub fn follow(
+    tasks: &mut Tasks,
+    path: PathBuf,
+    metrics: Arc<Metrics>,
+    quotas: Arc<Quotas>,
+) -> watch::Receiver<Arc<Keyring>> {
     let mut folder = Folder { path, entries: Entries::new(), readable: None };
     folder.look(&metrics);
     let (sender, receiver) = watch::channel(Arc::new(Keyring::read(&folder.entries)));
     tell(&receiver.borrow(), &metrics);
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         while !sender.is_closed() {
             tokio::time::sleep(PAUSE).await;
             let counters = Arc::clone(&metrics);
             // Files may be slow.
             let looking = tokio::task::spawn_blocking(move || (folder.look(&counters), folder));
-            let Ok((changed, looked)) = looking.await else { return };
+            let Ok((changed, looked)) = looking.await else { break };
             folder = looked;
             if !changed {
                 continue;
             }
             let keyring = Keyring::read(&folder.entries);
             tell(&keyring, &metrics);
-            quotas.keep(&keyring.keys.values().map(|caller| Arc::clone(&caller.key)).collect());
+            let known = keyring.keys.values().map(|caller| Arc::clone(&caller.key)).collect();
+            quotas.keep(&known);
+            metrics.keep(|series| known.contains(series.key));
             sender.send_replace(Arc::new(keyring));
         }
+        "the keys"
     });
     receiver
 }

@@ -28,6 +28,7 @@ mod options;
 mod places;
 mod relay;
 mod table;
+mod tasks;
 mod telemetry;
 #[cfg(test)]
 mod testing;
@@ -56,6 +57,7 @@ use keys::Auth;
 use limits::Quotas;
 use metrics::Metrics;
 use options::{AuthMode, Options};
+use tasks::Tasks;
 
 /// How long connections are still taken after SIGTERM, while other nodes learn that this replica is not ready.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -69,39 +71,63 @@ async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     // One provider for every TLS connection; an error only says that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    telemetry::start(options.log_format)?;
-    let stop = stop_signal()?;
+    let metrics = Arc::new(Metrics::default());
+    let usage_log = telemetry::start(options.log_format, metrics.usage_lines_lost.clone())?;
+    let stop = Stop::on_signals()?;
     let client =
         Client::try_default().await.context("no Kubernetes API: run inside a cluster, or set KUBECONFIG")?;
-    run(&options, &client, SERVE_PORT, stop).await
+    let ended = run(&options, Around { client, port: SERVE_PORT, metrics, stop }).await;
+    usage_log.finish();
+    ended
 }
 
-/// Serves what is asked of workers, which listen at `port`, until `stop`, then answers what is open.
-async fn run(options: &Options, client: &Client, port: u16, stop: CancellationToken) -> anyhow::Result<()> {
-    let metrics = Arc::new(Metrics::default());
+/// What the program stands in.
+struct Around {
+    client: Client,
+    /// Of all workers.
+    port: u16,
+    metrics: Arc<Metrics>,
+    stop: Stop,
+}
+
+/// Serves until it is stopped, then answers what is open.
+async fn run(options: &Options, around: Around) -> anyhow::Result<()> {
+    let Around { client, port, metrics, stop } = around;
+    let mut tasks = Tasks::new();
     let health = Health::new(Arc::clone(&metrics));
     let quotas = Arc::new(Quotas::default());
-    let tokens = tokens::follow(options.signing_key.clone())?;
-    let auth = auth(options, &metrics, &quotas);
-    let books =
-        Arc::new(Books { balances: Balances::default(), quotas, metrics, usage_log: options.usage_log });
+    let tokens = tokens::follow(&mut tasks, options.signing_key.clone())?;
+    let auth = auth(&mut tasks, options, &metrics, &quotas);
+    let books = Books { balances: Balances::default(), quotas, metrics, usage_log: options.usage_log };
+    let books = Arc::new(books);
     let namespaces: Vec<String> = options.namespaces.iter().filter(|n| !n.is_empty()).cloned().collect();
-    let table = discovery::follow(client, &namespaces, port, health.clone(), Arc::clone(&books));
+    let table = discovery::follow(&mut tasks, &client, &namespaces, port, health.clone(), Arc::clone(&books));
     let gateway = Gateway::new(auth, table, Forwarder::new(tokens), books, options.places());
 
     let admin = bind(options.admin_listen).await?;
     let clients = bind(options.listen).await?;
     tracing::info!(listen = %options.listen, admin = %options.admin_listen, "started");
     // Open to the end: the last thing to be seen is what is being drained.
-    tokio::spawn(serve(admin, health::router(health.clone()), ADMIN, CancellationToken::new()));
+    let open_to_the_end = serve(admin, health::router(health.clone()), ADMIN, CancellationToken::new());
+    tasks.spawn(async move {
+        open_to_the_end.await;
+        "the port of probes"
+    });
     let closing = CancellationToken::new();
     let bounds = Bounds {
         connections: options.max_in_flight as usize + MORE_CONNECTIONS,
         idle: Duration::from_secs(options.idle_seconds.into()),
     };
-    let serving = tokio::spawn(serve(clients, http::router(gateway), bounds, closing.clone()));
+    let mut serving = tokio::spawn(serve(clients, http::router(gateway), bounds, closing.clone()));
 
-    stop.cancelled().await;
+    let bug = tokio::select! {
+        () = stop.asked.cancelled() => None,
+        lost = tasks::lost(&mut tasks) => Some(lost),
+        ended = &mut serving => anyhow::bail!("the port of clients is no longer served: {ended:?}"),
+    };
+    if let Some(bug) = &bug {
+        tracing::error!("stopping: {bug:#}");
+    }
     health.lacks("stopping", "answering what is open");
     let budget = Duration::from_secs(options.drain_seconds.into());
     let drained = async {
@@ -109,18 +135,23 @@ async fn run(options: &Options, client: &Client, port: u16, stop: CancellationTo
         closing.cancel();
         serving.await.context("the HTTP server ended in a bug")
     };
-    match tokio::time::timeout(budget, drained).await {
-        Ok(ended) => ended?,
-        Err(_) => tracing::warn!("answers that are still open are cut off"),
+    let ended = tokio::select! {
+        biased;
+        () = stop.abort.cancelled() => None,
+        ended = tokio::time::timeout(budget, drained) => ended.ok(),
+    };
+    match ended {
+        Some(ended) => ended?,
+        None => tracing::warn!("answers that are still open are cut off"),
     }
     tracing::info!("stopped");
-    Ok(())
+    bug.map_or(Ok(()), Err)
 }
 
-fn auth(options: &Options, metrics: &Arc<Metrics>, quotas: &Arc<Quotas>) -> Auth {
+fn auth(tasks: &mut Tasks, options: &Options, metrics: &Arc<Metrics>, quotas: &Arc<Quotas>) -> Auth {
     match options.auth {
         AuthMode::Keys => {
-            Auth::Keys(keys::follow(options.keys_dir.clone(), Arc::clone(metrics), Arc::clone(quotas)))
+            Auth::Keys(keys::follow(tasks, options.keys_dir.clone(), Arc::clone(metrics), Arc::clone(quotas)))
         }
         AuthMode::None => {
             tracing::warn!(
@@ -135,18 +166,34 @@ async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
     lathe_http::bind(address).await.with_context(|| format!("cannot listen on {address}; free the port"))
 }
 
-/// Cancelled by SIGTERM or Ctrl-C.
-fn stop_signal() -> std::io::Result<CancellationToken> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stop = CancellationToken::new();
-    let told = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("stopping: open answers are finished");
-        told.cancel();
-    });
-    Ok(stop)
+/// How the program is told to end.
+#[derive(Clone, Default)]
+struct Stop {
+    /// What is open may end.
+    asked: CancellationToken,
+    /// What is open is cut off.
+    abort: CancellationToken,
+}
+
+impl Stop {
+    /// Asked by SIGTERM or Ctrl-C, aborted by a second one.
+    fn on_signals() -> std::io::Result<Self> {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stop = Self::default();
+        let told = stop.clone();
+        tokio::spawn(async move {
+            for (token, what) in
+                [(told.asked, "stopping: open answers are finished"), (told.abort, "stopping at once")]
+            {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                tracing::info!("{what}");
+                token.cancel();
+            }
+        });
+        Ok(stop)
+    }
 }

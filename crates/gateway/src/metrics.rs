@@ -1,5 +1,7 @@
 //! Numbers for Prometheus, by key and model; names after vLLM's and OpenTelemetry's GenAI conventions.
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicI64;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use lathe_contract::Usage;
@@ -29,6 +31,14 @@ pub struct Metrics {
     pub in_flight: Gauge<i64, AtomicI64>,
     /// Requests whose replica did not believe the gateway's token.
     pub tokens_refused: Counter,
+    /// Watches that failed last time.
+    pub watches_failing: Gauge<i64, AtomicI64>,
+    /// Unix time in seconds at which the table was made.
+    pub table_updated: Gauge<i64, AtomicI64>,
+    /// Lines that the usage log could not take.
+    pub usage_lines_lost: Counter,
+    /// Every label set that something was counted of, with the statuses of its requests.
+    seen: Mutex<HashMap<Asked, HashSet<(u16, By)>>>,
     /// Keys that are in force.
     pub keys: Gauge<i64, AtomicI64>,
     /// Entries of the Secret that are no keys.
@@ -98,6 +108,10 @@ impl Default for Metrics {
             duration: Family::new_with_constructor(duration),
             in_flight: Gauge::default(),
             tokens_refused: Counter::default(),
+            watches_failing: Gauge::default(),
+            table_updated: Gauge::default(),
+            usage_lines_lost: Counter::default(),
+            seen: Mutex::default(),
             keys: Gauge::default(),
             keys_broken: Gauge::default(),
             keys_readable: Gauge::default(),
@@ -148,6 +162,21 @@ impl Metrics {
             "Requests whose replica did not believe the gateway's own token",
             self.tokens_refused.clone(),
         );
+        registry.register(
+            "watches_failing",
+            "Watches of the API server that failed last time; the table stays as it was",
+            self.watches_failing.clone(),
+        );
+        registry.register(
+            "table_updated_timestamp_seconds",
+            "Unix time at which services and their pods were last seen to change",
+            self.table_updated.clone(),
+        );
+        registry.register(
+            "usage_lines_lost",
+            "Lines that the usage log could not take, since nobody read it fast enough",
+            self.usage_lines_lost.clone(),
+        );
         registry.register("keys", "Keys that are in force", self.keys.clone());
         registry.register("keys_broken", "Entries of the Secret that are no keys", self.keys_broken.clone());
         registry.register(
@@ -189,6 +218,12 @@ impl Metrics {
             model: model.clone(),
             adapter: adapter.clone(),
         };
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(asked.clone())
+            .or_default()
+            .insert((code, by));
         self.requests.get_or_create(&Answered { key, namespace, model, adapter, code, by: by.label() }).inc();
         if let Some(usage) = usage {
             self.prompt_tokens.get_or_create(&asked).inc_by(usage.prompt);
@@ -198,6 +233,26 @@ impl Metrics {
             self.first_byte.get_or_create(&named).observe(first.as_secs_f64());
         }
         self.duration.get_or_create(&named).observe(times.total.as_secs_f64());
+    }
+
+    /// Forgets the series of keys and services that are no more: tenants choose names, and the number of those has no bound.
+    pub fn keep(&self, known: impl Fn(Series<'_>) -> bool) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<_> = seen.extract_if(|asked, _| !known(asked.series())).collect();
+        for (asked, statuses) in gone {
+            self.prompt_tokens.remove(&asked);
+            self.generation_tokens.remove(&asked);
+            for (code, by) in statuses {
+                let Asked { key, namespace, model, adapter } = asked.clone();
+                self.requests.remove(&Answered { key, namespace, model, adapter, code, by: by.label() });
+            }
+            let Asked { key: _, namespace, model, adapter: _ } = asked;
+            if !seen.keys().any(|other| other.namespace == namespace && other.model == model) {
+                let named = Named { namespace, model };
+                self.first_byte.remove(&named);
+                self.duration.remove(&named);
+            }
+        }
     }
 
     /// All of them.
@@ -213,6 +268,17 @@ impl Metrics {
     }
 }
 
+/// What is counted together.
+#[derive(Clone, Copy, Debug)]
+pub struct Series<'a> {
+    /// The key's name.
+    pub key: &'a str,
+    /// The service's namespace.
+    pub namespace: &'a str,
+    /// The service's name.
+    pub model: &'a str,
+}
+
 /// How long an answer took.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
@@ -223,6 +289,11 @@ pub struct Times {
 }
 
 impl Asked {
+    fn series(&self) -> Series<'_> {
+        let Self { key, namespace, model, adapter: _ } = self;
+        Series { key, namespace, model }
+    }
+
     fn of(key: &str, model: &Model) -> Self {
         Self {
             key: key.to_owned(),
@@ -259,7 +330,9 @@ mod tests {
             None,
             Times { first_byte: None, ..times },
         );
+        metrics.answered("other", table.get("a", "s").unwrap(), (200, By::Replica), usage, times);
         metrics.refused("invalid_api_key");
+        metrics.keep(|series| series.key == "k");
         let text = metrics.text().unwrap();
         for line in [
             r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="tone",code="200",by="replica"} 1"#,
@@ -267,11 +340,15 @@ mod tests {
             r#"lathe_gateway_prompt_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 7"#,
             r#"lathe_gateway_generation_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 3"#,
             r#"lathe_gateway_requests_refused_total{reason="invalid_api_key"} 1"#,
-            r#"lathe_gateway_time_to_first_byte_seconds_bucket{le="0.005",namespace="a",model="s"} 1"#,
-            r#"lathe_gateway_request_duration_seconds_count{namespace="a",model="s"} 2"#,
+            r#"lathe_gateway_time_to_first_byte_seconds_bucket{le="0.005",namespace="a",model="s"} 2"#,
+            r#"lathe_gateway_request_duration_seconds_count{namespace="a",model="s"} 3"#,
             "lathe_gateway_requests_in_flight 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
+        assert!(!text.contains(r#"key="other""#), "{text}");
+        metrics.keep(|series| series.model != "s");
+        let text = metrics.text().unwrap();
+        assert!(!text.contains(r#"namespace="a""#), "{text}");
     }
 }

@@ -9,6 +9,8 @@ use anyhow::Context as _;
 use axum::http::HeaderValue;
 use lathe_contract::{Scope, Signer, TOKEN_LIFETIME};
 
+use crate::tasks::Tasks;
+
 /// Between two looks at the key.
 const PAUSE: Duration = Duration::from_secs(3);
 
@@ -67,14 +69,14 @@ impl Tokens {
 ///
 /// # Errors
 /// There is none to begin with.
-pub fn follow(path: PathBuf) -> anyhow::Result<Arc<Tokens>> {
+pub fn follow(tasks: &mut Tasks, path: PathBuf) -> anyhow::Result<Arc<Tokens>> {
     let mut seen = read(&path)?;
     let tokens = Arc::new(Tokens::new(signer(&path, &seen)?));
     let told = Arc::downgrade(&tokens);
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         loop {
             tokio::time::sleep(PAUSE).await;
-            let Some(tokens) = told.upgrade() else { return };
+            let Some(tokens) = told.upgrade() else { break "the gateway's key" };
             let of = path.clone();
             // Files may be slow.
             let Ok(Ok(pem)) = tokio::task::spawn_blocking(move || read(&of)).await else { continue };
@@ -117,7 +119,8 @@ mod tests {
         let path = folder.path().join("gateway.key");
         let [old, new] = [[3; 32], [4; 32]].map(|seed| Signer::from_seed(&seed));
         std::fs::write(&path, old.to_pem().unwrap()).unwrap();
-        let tokens = follow(path.clone()).unwrap();
+        let mut tasks = Tasks::default();
+        let tokens = follow(&mut tasks, path.clone()).unwrap();
         let signed_by = |signer: &Signer| {
             let token =
                 tokens.bearer("one", 1000).to_str().unwrap().strip_prefix("Bearer ").unwrap().to_owned();

@@ -163,7 +163,8 @@ async fn keys_are_read_again_when_the_secret_changes() {
     let folder = tempfile::tempdir().unwrap();
     mount(folder.path(), "..1", "k", &entry(1, json!({})));
     let metrics = Arc::new(Metrics::default());
-    let mut keys = follow(folder.path().to_owned(), Arc::clone(&metrics), Arc::default());
+    let mut tasks = Tasks::default();
+    let mut keys = follow(&mut tasks, folder.path().to_owned(), Arc::clone(&metrics), Arc::default());
     let auth = Auth::Keys(keys.clone());
     let let_in = |seed| auth.admit(&bearer(&new_key([seed; 32]).0)).is_ok();
     assert!(let_in(1) && !let_in(2));

@@ -89,10 +89,9 @@ async fn any_other_answer_passes_through_unchanged_and_is_not_repeated(
     let rig = start(&addresses(&replicas)).await;
     let answer = rig.post(&json!({"model": "support", "prompt": "x"})).send().await.unwrap();
     assert_eq!(answer.status().as_u16(), status);
-    assert_eq!(
-        (&answer.headers()["retry-after"], &answer.headers()["x-request-id"]),
-        (&"7".parse().unwrap(), &"abc".parse().unwrap())
-    );
+    assert_eq!(answer.headers()["retry-after"], "7");
+    // The gateway's own, which the worker logs as well.
+    assert!(answer.headers()["x-request-id"].to_str().unwrap().starts_with("req_"));
     assert_eq!(answer.json::<Value>().await.unwrap(), json!({"error": {"message": code, "code": code}}));
     assert_eq!(times(&replicas), 1);
 }

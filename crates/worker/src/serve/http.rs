@@ -126,11 +126,15 @@ async fn answer(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Resu
         fingerprint: app.fingerprint.clone(),
         prompt_tokens: tokens.prompt.len(),
     };
+    // The gateway's, by which its usage log is joined with this one.
+    let request_id =
+        parts.headers.get("x-request-id").and_then(|id| id.to_str().ok()).filter(|id| id.len() <= 64);
     tracing::debug!(
         id = frame.id,
         model = frame.model,
         prompt_tokens = frame.prompt_tokens,
         stream = request.stream,
+        request_id,
         "asked"
     );
     app.engine.generate(Job {
