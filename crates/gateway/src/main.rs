@@ -1,14 +1,15 @@
 //! The Lathe gateway: the one front door for everything that a cluster serves.
 //!
 //! **The story of a request.** [`lathe_http`] takes its connection and [`http`] its head. A key says who asks ([`keys`]), and with that
-//! the one namespace whose models can be meant; without a known key the story ends here. The body is read with bounds ([`body`]) and
-//! looked at for four things: the model's name, the prompt's beginning, the prompt's length and the answer's limit. [`table`], which
-//! [`discovery`] makes of what the cluster says, turns the name into a service and its ready pods. [`limits`] takes the request and
-//! its estimated tokens from the key's minute. From here on an [`account`] is open, which whatever happens is closed and written
-//! down. [`balance`] chooses the pod that has likely read this prompt's beginning before and has no more to do than its share.
-//! [`forward`] asks it with a token of the gateway ([`tokens`]) in place of the client's key, and asks another pod where the first
-//! shows that it will do nothing; once a byte of an answer is out, never again. [`relay`] passes the answer on frame by frame, takes
-//! the worker's count of tokens out of it, and drops the pod's connection when the client drops its own.
+//! the one namespace whose models can be meant; without a known key the story ends here. It gets a place ([`places`]), of which each
+//! key has its share, and is taken from the key's minute ([`limits`]). The body is read with bounds, and looked at ([`body`]) for four
+//! things: the model's name, the prompt's beginning, the prompt's length and the answer's limit. [`table`], which [`discovery`] makes
+//! of what the cluster says, turns the name into a service and its ready pods. [`limits`] takes its estimated tokens as well. From here
+//! on an [`account`] is open, which whatever happens is closed and written down. [`balance`] chooses the pod that has likely read this
+//! prompt's beginning before and has no more to do than its share. [`forward`] asks it with a token of the gateway ([`tokens`]) in
+//! place of the client's key, and asks another pod where the first shows that it will do nothing; once a byte of an answer is out,
+//! never again. [`relay`] passes the answer on frame by frame, takes the worker's count of tokens out of it, and drops the pod's
+//! connection when the client drops its own.
 //!
 //! Nothing is kept of a request but its account's numbers.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
