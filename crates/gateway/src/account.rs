@@ -169,7 +169,6 @@ impl Drop for Account {
     fn drop(&mut self) {
         self.asks(None);
         let Books { balances: _, quotas, metrics, usage_log } = &*self.books;
-        metrics.in_flight.dec();
         let (status, by) = self.status.unwrap_or((CLIENT_LEFT, By::Client));
         if self.open {
             metrics.broken("client");
@@ -190,6 +189,7 @@ impl Drop for Account {
         if *usage_log {
             self.write(status, usage, estimated, times);
         }
+        metrics.in_flight.dec();
     }
 }
 

@@ -143,7 +143,7 @@ impl Metrics {
         );
         registry.register(
             "streams_broken",
-            "Streams that ended before their end, by who was lost: the replica or the client",
+            "Answers that ended before their end, by who was lost: the replica, or the client of a stream",
             self.broken.clone(),
         );
         registry.register(

@@ -77,6 +77,11 @@ impl Places {
     }
 
     #[cfg(test)]
+    pub fn held_kib(&self) -> usize {
+        self.lock().all.kib
+    }
+
+    #[cfg(test)]
     pub fn are_free(&self) -> bool {
         let held = self.lock();
         held.all == Amount::default() && held.keys.is_empty()

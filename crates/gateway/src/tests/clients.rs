@@ -66,6 +66,8 @@ async fn a_stream_comes_as_it_is_made_and_its_trailer_is_the_gateways() {
     let tokens =
         r#"lathe_gateway_generation_tokens_total{key="k",namespace="team-a",model="support",adapter=""} 6"#;
     rig.until_metric(tokens).await;
+    // This one reached its end.
+    rig.until_metric(r#"lathe_gateway_streams_broken_total{by="client"} 1"#).await;
 }
 
 #[tokio::test]
@@ -240,7 +242,7 @@ async fn one_key_has_its_share_and_another_is_served() {
     let rig = start_with(&[replica.address], Setup { per_key: 1, ..Setup::default() }).await;
     let open = tokio::spawn(rig.post(&json!({"model": "support", "prompt": "x"})).send());
     rig.until_metric("lathe_gateway_requests_in_flight 1").await;
-    let (status, body) = rig.complete("x").await;
+    let (status, body) = soon(rig.complete("x")).await;
     assert_eq!((status, &body["error"]["code"]), (429, &json!("rate_limit_exceeded")));
     assert!(body["error"]["message"].as_str().unwrap().contains("its share: 1 requests at a time"));
     open.abort();
@@ -276,7 +278,7 @@ async fn a_body_holds_what_has_come_of_it() {
 async fn requests_in_work_do_not_keep_others_bodies_out() {
     let replica = Replica::start(Act::SaysAndStalls(String::new())).await;
     let rig = start(&[replica.address]).await;
-    let body = json!({"model": "support", "prompt": "x"}).to_string();
+    let body = json!({"model": "support", "prompt": "x".repeat(20 << 10)}).to_string();
     let mut open = Vec::new();
     for _ in 0..20 {
         let pieces = futures::stream::iter([Ok::<_, std::io::Error>(body.clone())]);
@@ -284,6 +286,7 @@ async fn requests_in_work_do_not_keep_others_bodies_out() {
         open.push(tokio::spawn(request.send()));
     }
     rig.until_metric("lathe_gateway_requests_in_flight 20").await;
+    assert_eq!(rig.places.held_kib(), 20 * body.len().div_ceil(1 << 10));
     for request in open {
         request.abort();
     }

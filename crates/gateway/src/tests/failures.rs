@@ -118,6 +118,7 @@ async fn a_full_replica_is_passed_over_for_one_with_less_to_do() {
     while replicas[busy].asked().len() == 1 {
         assert_eq!(rig.complete(&prompts.to_string()).await.0, 200);
         prompts += 1;
+        assert!(prompts < 1000, "no prompt goes to the busy one");
     }
     rig.until_metric(r#"lathe_gateway_requests_repeated_total{reason="full"} 1"#).await;
     assert_eq!((replicas[busy].asked().len(), replicas[idle].asked().len()), (2, prompts));
@@ -144,6 +145,7 @@ async fn where_the_idle_replica_is_full_the_busy_one_is_not_bothered() {
             assert_eq!(replicas[busy].asked().len(), before);
         }
         prompts += 1;
+        assert!(prompts < 1000, "no prompt goes to the idle one");
     }
 }
 
@@ -179,6 +181,7 @@ async fn a_replica_that_answers_with_errors_alone_is_left_alone_while_another_is
     let mut errors = 1;
     while rig.complete(&prompts.to_string()).await.0 == 500 {
         errors += 1;
+        assert!(errors <= 5, "it is asked again and again");
     }
     assert_eq!((errors, bad.asked().len()), (5, 5));
 }

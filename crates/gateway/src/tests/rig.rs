@@ -32,7 +32,7 @@ pub struct Rig {
     pub client: reqwest::Client,
     pub metrics: Arc<Metrics>,
     books: Arc<Books>,
-    places: Arc<Places>,
+    pub places: Arc<Places>,
     pub stop: CancellationToken,
     pub ended: tokio::task::JoinHandle<()>,
 }
