@@ -21,7 +21,7 @@ pub fn new_key(seed: [u8; 32]) -> (String, KeyHash) {
 
 /// SHA-256 of a key, written `sha256:` and 64 hexadecimal digits. A key is 32 random bytes, so there is nothing to guess and no
 /// need of a slow hash.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyHash([u8; 32]);
 

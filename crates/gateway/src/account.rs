@@ -1,22 +1,23 @@
 //! One request's account: what it holds while it is answered, and what is written down of it in the end, however it ends.
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
+use axum::http::HeaderValue;
 use lathe_contract::Usage;
-use tokio::sync::OwnedSemaphorePermit;
 
-use crate::balance::Balance;
+use crate::balance::{Balances, Shared};
 use crate::keys::Caller;
 use crate::limits::Quotas;
 use crate::metrics::{Metrics, Times};
+use crate::places::Place;
 use crate::table::Model;
 
 /// What requests are charged to.
 #[derive(Debug)]
 pub struct Books {
     /// What replicas have to do.
-    pub balance: Mutex<Balance>,
+    pub balances: Balances,
     /// What keys may use.
     pub quotas: Arc<Quotas>,
     /// Counters.
@@ -25,28 +26,61 @@ pub struct Books {
     pub usage_log: bool,
 }
 
-impl Books {
-    /// The balance; every change of it is whole.
-    pub fn balance<T>(&self, change: impl FnOnce(&mut Balance) -> T) -> T {
-        change(&mut self.balance.lock().unwrap_or_else(PoisonError::into_inner))
+/// Whose word a status is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum By {
+    /// The replica's.
+    Replica,
+    /// The gateway's own, of a request that no replica answered.
+    Gateway,
+    /// Nobody's: the client left.
+    Client,
+}
+
+impl By {
+    /// The metric's label.
+    pub fn label(self) -> &'static str {
+        match self {
+            By::Replica => "replica",
+            By::Gateway => "gateway",
+            By::Client => "client",
+        }
     }
+}
+
+/// What an account is opened for.
+#[derive(Debug)]
+pub struct Asked {
+    /// The request's id.
+    pub id: HeaderValue,
+    /// Who asks.
+    pub caller: Arc<Caller>,
+    /// What is asked.
+    pub model: Arc<Model>,
+    /// Tokens that were taken from the key's minute, and that its replica is charged with.
+    pub estimate: Usage,
+    /// When its head was here.
+    pub arrived: Instant,
+    /// Held until the account is closed.
+    pub _place: Place,
 }
 
 /// An open account. When it is dropped the request is over: its end was reached, or its client has left.
 #[derive(Debug)]
 pub struct Account {
     books: Arc<Books>,
-    caller: Arc<Caller>,
-    model: Arc<Model>,
-    /// Tokens that were taken from the key's minute, and that its replica is charged with.
-    estimate: u64,
-    arrived: Instant,
+    asked: Asked,
+    /// Of the model's service.
+    balance: Arc<Shared>,
     replica: Option<SocketAddr>,
     first_byte: Option<Instant>,
-    /// Of the answer that the client got; `None`: it left before.
-    status: Option<u16>,
+    /// Of the answer that the client got, and whose it is; `None`: it left before.
+    status: Option<(u16, By)>,
     usage: Option<Usage>,
-    _place: OwnedSemaphorePermit,
+    /// Pieces of the answer that were sent.
+    pieces: u64,
+    /// A stream whose end was not reached.
+    open: bool,
 }
 
 /// OpenTelemetry and nginx have no status for a client that left; nginx's own log says 499.
@@ -54,44 +88,53 @@ const CLIENT_LEFT: u16 = 499;
 
 impl Account {
     /// Opens an account for a request whose estimate was taken from its key's minute.
-    pub fn open(
-        books: Arc<Books>,
-        caller: Arc<Caller>,
-        model: Arc<Model>,
-        estimate: u64,
-        arrived: Instant,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
+    pub fn open(books: Arc<Books>, asked: Asked) -> Self {
         books.metrics.in_flight.inc();
         Self {
+            balance: books.balances.of(&asked.model.service.uid),
             books,
-            caller,
-            model,
-            estimate,
-            arrived,
+            asked,
             replica: None,
             first_byte: None,
             status: None,
             usage: None,
-            _place: place,
+            pieces: 0,
+            open: false,
         }
     }
 
     /// Another replica, which was charged already, or none; the one before is charged no longer.
     pub fn asks(&mut self, replica: Option<SocketAddr>) {
         if let Some(before) = std::mem::replace(&mut self.replica, replica) {
-            self.books.balance(|balance| balance.release(before, self.estimate));
+            self.balance.with(|balance| balance.release(before, self.asked.estimate.total()));
         }
     }
 
-    /// The status that the client is told.
-    pub fn answers(&mut self, status: u16) {
-        self.status = Some(status);
+    /// The status that the client is told, and by whom.
+    pub fn answers(&mut self, status: u16, by: By) {
+        self.status = Some((status, by));
     }
 
-    /// Bytes of the answer's body go to the client.
+    /// The answer is a stream.
+    pub fn streams(&mut self) {
+        self.open = true;
+    }
+
+    /// A piece of the answer's body goes to the client; a worker writes about one for each token of a stream.
     pub fn sends(&mut self) {
+        self.pieces += 1;
         self.first_byte.get_or_insert_with(Instant::now);
+    }
+
+    /// The answer's end was reached.
+    pub fn ends(&mut self) {
+        self.open = false;
+    }
+
+    /// The replica was lost in the middle of the answer.
+    pub fn breaks(&mut self) {
+        self.open = false;
+        self.books.metrics.broken("replica");
     }
 
     /// What the worker counted.
@@ -99,52 +142,70 @@ impl Account {
         self.usage = usage.or(self.usage);
     }
 
-    /// What is asked, and what all requests are charged to.
-    pub fn parts(&self) -> (Arc<Model>, Arc<Books>) {
-        (Arc::clone(&self.model), Arc::clone(&self.books))
+    /// What is asked, what all requests to it are charged to, and what is counted.
+    pub fn parts(&self) -> (Arc<Model>, Arc<Shared>, Arc<Metrics>) {
+        (Arc::clone(&self.asked.model), Arc::clone(&self.balance), Arc::clone(&self.books.metrics))
     }
 
     /// What it is thought to take.
     pub fn estimate(&self) -> u64 {
-        self.estimate
+        self.asked.estimate.total()
+    }
+
+    /// What the worker counted, or nearly that where it could not say so any more, and whether the count is such an estimate.
+    fn used(&self, status: u16) -> (Option<Usage>, bool) {
+        match (self.usage, status) {
+            (Some(usage), _) => (Some(usage), false),
+            (None, 200..300 | CLIENT_LEFT) => {
+                (Some(Usage { prompt: self.asked.estimate.prompt, completion: self.pieces }), true)
+            }
+            // What was refused was not worked for.
+            (None, _) => (None, false),
+        }
     }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
         self.asks(None);
-        let Books { balance: _, quotas, metrics, usage_log } = &*self.books;
-        metrics.in_flight.dec();
-        let status = self.status.unwrap_or(CLIENT_LEFT);
-        let used = match (self.usage, status) {
-            (Some(usage), _) => usage.total(),
-            // An answer that broke off was worked for, and nobody says how long: the estimate stays.
-            (None, 200..300 | CLIENT_LEFT) => self.estimate,
-            (None, _) => 0,
-        };
-        quotas.settle(&self.caller.key, self.estimate, used);
-        let times = Times {
-            first_byte: self.first_byte.map(|at| at.saturating_duration_since(self.arrived)),
-            total: self.arrived.elapsed(),
-        };
-        metrics.answered(&self.caller.key, &self.model, status, self.usage, times);
-        if *usage_log {
-            self.write(status, times);
+        let Books { balances: _, quotas, metrics, usage_log } = &*self.books;
+        let (status, by) = self.status.unwrap_or((CLIENT_LEFT, By::Client));
+        if self.open {
+            metrics.broken("client");
         }
+        let (usage, estimated) = self.used(status);
+        let estimate = self.asked.estimate.total();
+        let used = match usage.map_or(0, |usage| usage.total()) {
+            // An answer of which little was seen may have been worked for all the same.
+            seen if estimated => seen.max(estimate),
+            counted => counted,
+        };
+        quotas.settle(&self.asked.caller.key, estimate, used);
+        let times = Times {
+            first_byte: self.first_byte.map(|at| at.saturating_duration_since(self.asked.arrived)),
+            total: self.asked.arrived.elapsed(),
+        };
+        metrics.answered(&self.asked.caller.key, &self.asked.model, (status, by), usage, times);
+        if *usage_log {
+            self.write(status, usage, estimated, times);
+        }
+        metrics.in_flight.dec();
     }
 }
 
 impl Account {
     /// A line of the usage log. Nothing of a prompt or an answer is ever in it.
-    fn write(&self, status: u16, times: Times) {
+    fn write(&self, status: u16, usage: Option<Usage>, estimated: bool, times: Times) {
         tracing::info!(
             target: "usage",
-            key = self.caller.key,
-            namespace = self.model.service.namespace,
-            model = self.model.name,
+            key = &*self.asked.caller.key,
+            namespace = self.asked.model.service.namespace,
+            model = self.asked.model.name,
             status,
-            prompt_tokens = self.usage.map(|u| u.prompt),
-            completion_tokens = self.usage.map(|u| u.completion),
+            request_id = self.asked.id.to_str().ok(),
+            prompt_tokens = usage.map(|u| u.prompt),
+            completion_tokens = usage.map(|u| u.completion),
+            estimated,
             first_byte_ms = times.first_byte.map(|t| t.as_millis() as u64),
             total_ms = times.total.as_millis() as u64,
         );

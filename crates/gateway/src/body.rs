@@ -1,30 +1,45 @@
-//! A request's body: read with bounds, and its `model` exchanged without touching anything else.
+//! What is known of a request by its body, and its `model` exchanged without touching anything else.
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
-use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::{HeaderMap, header};
 use bytes::{BufMut as _, Bytes, BytesMut};
+use lathe_contract::Usage;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::error::ApiError;
 
-/// Longest body, as a worker's own.
-pub const MAX_BODY: usize = 16 << 20;
-/// A body must be here by then.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// As much of a prompt's beginning says which replica has read it before.
 const BEGINNING: usize = 4096;
+/// Longest body that is read where others wait for it.
+const SHORT: usize = 256 << 10;
 /// Messages that are looked at for the first of a user.
 const OPENING: usize = 8;
 /// Where a request says nothing of the answer's length.
 const USUAL_ANSWER: u64 = 256;
 /// What an estimate counts at most: nobody is charged for a number that no context has.
 const MOST_TOKENS: u64 = 1 << 20;
+
+/// Which of the two endpoints was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completion,
+}
+
+impl Endpoint {
+    /// Its path.
+    pub fn path(self) -> &'static str {
+        match self {
+            Endpoint::Chat => "/v1/chat/completions",
+            Endpoint::Completion => "/v1/completions",
+        }
+    }
+}
 
 /// A request as the gateway sees it; all else is the worker's to judge.
 #[derive(Debug)]
@@ -36,7 +51,7 @@ pub struct Question {
     /// The prompt's first bytes, the same for every turn of one conversation.
     pub beginning: Bytes,
     /// Tokens that it will take: a quarter of the prompt's bytes, and the answer's limit.
-    pub tokens: u64,
+    pub estimate: Usage,
 }
 
 /// `null` is the same as absence; a field that stands twice is refused, as the worker does.
@@ -55,11 +70,22 @@ struct Fields<'a> {
 }
 
 impl Question {
+    /// As [`Question::parse`], a long body on a thread that may take its time.
+    pub async fn read(body: Bytes, endpoint: Endpoint) -> Result<Self, ApiError> {
+        if body.len() <= SHORT {
+            return Self::parse(body, endpoint);
+        }
+        tokio::task::spawn_blocking(move || Self::parse(body, endpoint)).await.unwrap_or_else(|panic| {
+            tracing::error!(%panic, "reading a request panicked");
+            Err(ApiError::internal())
+        })
+    }
+
     /// Reads what must be known to pass a request on.
     ///
     /// # Errors
     /// 400: the body is no JSON object, or has no `model` that is a string.
-    pub fn parse(body: Bytes) -> Result<Self, ApiError> {
+    pub fn parse(body: Bytes, endpoint: Endpoint) -> Result<Self, ApiError> {
         let fields: Fields<'_> = serde_json::from_slice(&body).map_err(|error| {
             let message = format!("The request body could not be parsed as a JSON object: {error}.");
             ApiError::invalid("invalid_json", message)
@@ -71,20 +97,25 @@ impl Question {
         let model: String = serde_json::from_str(raw.get()).map_err(|_| {
             ApiError::invalid_model("invalid_type", "Invalid type for 'model': expected a string.")
         })?;
-        let prompt = fields.messages.or(fields.prompt);
+        // What the endpoint does not know is the worker's to judge, and must not hide what it does know.
+        let prompt = match endpoint {
+            Endpoint::Chat => fields.messages,
+            Endpoint::Completion => fields.prompt,
+        };
         let limit = [fields.max_completion_tokens, fields.max_tokens].into_iter().flatten();
         let answer = limit.filter_map(|raw| raw.get().parse::<u64>().ok()).next().unwrap_or(USUAL_ANSWER);
-        let asked = prompt.map_or(0, |prompt| prompt.get().len() as u64 / 4);
-        let tokens = asked.saturating_add(answer).clamp(1, MOST_TOKENS);
-        let beginning = match (fields.messages, fields.prompt) {
-            (Some(messages), _) => opening(messages.get()),
-            (None, Some(prompt)) => prompt.get(),
-            (None, None) => "",
+        let asked = prompt.map_or(0, |prompt| prompt.get().len() as u64 / 4).min(MOST_TOKENS);
+        let answer = answer.clamp(u64::from(asked == 0), MOST_TOKENS - asked);
+        let estimate = Usage { prompt: asked, completion: answer };
+        let beginning = match (prompt, endpoint) {
+            (Some(messages), Endpoint::Chat) => opening(messages.get()),
+            (Some(prompt), Endpoint::Completion) => prompt.get(),
+            (None, _) => "",
         };
         let beginning = &beginning.as_bytes()[..beginning.len().min(BEGINNING)];
         let beginning = if beginning.is_empty() { Bytes::new() } else { body.slice_ref(beginning) };
         let model_at = place(&body, raw.get());
-        Ok(Self { model, beginning, tokens, model_at, body })
+        Ok(Self { model, beginning, estimate, model_at, body })
     }
 
     /// The body with another model's name; every other byte is as it came.
@@ -148,37 +179,16 @@ impl<'de> Deserialize<'de> for Opening<'de> {
     }
 }
 
-/// Reads a whole body.
-///
-/// # Errors
-/// It is too long, too slow, or breaks off.
-pub async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
-    let told = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if told.is_some_and(|bytes| bytes > MAX_BODY as u64) {
-        return Err(ApiError::body_too_large(MAX_BODY));
-    }
-    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, MAX_BODY)).await {
-        Err(_) => Err(ApiError::body_timeout()),
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) => {
-            let source = std::error::Error::source(&error);
-            if source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
-                return Err(ApiError::body_too_large(MAX_BODY));
-            }
-            Err(ApiError::invalid("invalid_body", "The request body did not arrive whole."))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use futures::StreamExt as _;
     use rstest::rstest;
 
     use super::*;
 
     fn parse(text: &str) -> Result<Question, ApiError> {
-        Question::parse(Bytes::copy_from_slice(text.as_bytes()))
+        let chat = text.contains("\"messages\":");
+        let endpoint = if chat { Endpoint::Chat } else { Endpoint::Completion };
+        Question::parse(Bytes::copy_from_slice(text.as_bytes()), endpoint)
     }
 
     #[rstest]
@@ -212,25 +222,6 @@ mod tests {
         assert_eq!((error.status.as_u16(), error.code), (400, code));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_body_that_comes_too_slowly_or_breaks_off_is_refused() {
-        let read_all = async |pieces: Vec<Result<Bytes, &'static str>>, ends: bool| {
-            let pieces = futures::stream::iter(pieces);
-            let rest = futures::stream::pending().take_until(async move {
-                if !ends {
-                    std::future::pending::<()>().await;
-                }
-            });
-            read(&HeaderMap::new(), Body::from_stream(pieces.chain(rest))).await
-        };
-        let piece = || Ok(Bytes::from_static(b"{}"));
-        assert_eq!(read_all(vec![piece(), piece()], true).await.unwrap(), "{}{}");
-        assert_eq!(read_all(vec![piece()], false).await.unwrap_err().code, "request_timeout");
-        assert_eq!(read_all(vec![piece(), Err("gone")], true).await.unwrap_err().code, "invalid_body");
-        let long = Ok(Bytes::from(vec![b' '; MAX_BODY]));
-        assert_eq!(read_all(vec![long, piece()], true).await.unwrap_err().code, "request_too_large");
-    }
-
     #[test]
     fn deep_nesting_does_not_recurse_without_a_bound() {
         let deep = format!(r#"{{"model":"a","messages":{}}}"#, "[".repeat(1 << 20));
@@ -262,6 +253,18 @@ mod tests {
     #[case::nonsense(r#""max_tokens":-5"#, USUAL_ANSWER)]
     #[case::nothing(r#""max_tokens":0"#, 1)]
     fn what_a_request_will_take(#[case] fields: &str, #[case] tokens: u64) {
-        assert_eq!(parse(&format!(r#"{{"model":"m",{fields}}}"#)).unwrap().tokens, tokens);
+        assert_eq!(parse(&format!(r#"{{"model":"m",{fields}}}"#)).unwrap().estimate.total(), tokens);
+    }
+
+    #[tokio::test]
+    async fn a_field_of_the_other_endpoint_hides_nothing() {
+        let prompt = "x".repeat(SHORT);
+        let body = format!(r#"{{"model":"m","messages":[],"prompt":"{prompt}","max_tokens":1}}"#);
+        let question = Question::read(body.into(), Endpoint::Completion).await.unwrap();
+        assert_eq!(question.estimate, Usage { prompt: (SHORT as u64 + 2) / 4, completion: 1 });
+        assert!(question.beginning.starts_with(b"\"xxx"));
+        let body = r#"{"model":"m","messages":[{"role":"user","content":"x"}],"prompt":""}"#;
+        let question = Question::read(body.into(), Endpoint::Chat).await.unwrap();
+        assert!(question.beginning.starts_with(b"[{") && question.estimate.prompt == 7);
     }
 }

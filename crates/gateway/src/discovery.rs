@@ -1,9 +1,11 @@
 //! The watches of InferenceServices and EndpointSlices, which become a [`Table`] after every change.
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::StreamExt as _;
 use futures::stream::{BoxStream, select_all};
-use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
 use kube::runtime::reflector::{Store, store};
@@ -17,18 +19,25 @@ use tokio::sync::watch;
 use crate::account::Books;
 use crate::health::Health;
 use crate::table::{SERVICE_NAME, Table};
+use crate::tasks::Tasks;
 
 /// Of the readiness.
 const PART: &str = "watches";
 /// Changes that become one table.
 const BATCH: usize = 1024;
 
-type Change = Result<(), watcher::Error>;
+/// Between two tables: what changes meanwhile is in the next one.
+const PAUSE: Duration = Duration::from_millis(100);
 
-/// Follows the services of `namespaces` (none: all) until nobody listens. The table is `None` until all of them were seen.
+/// Of the watch of this number.
+type Change = (usize, Result<(), watcher::Error>);
+
+/// Follows the services of `namespaces` (none: all), whose workers listen at `port`, until nobody listens. The table is `None` until all of them were seen.
 pub fn follow(
+    tasks: &mut Tasks,
     client: &Client,
     namespaces: &[String],
+    port: u16,
     health: Health,
     books: Arc<Books>,
 ) -> watch::Receiver<Option<Arc<Table>>> {
@@ -51,26 +60,35 @@ pub fn follow(
         slices.push(watched::<EndpointSlice>(client, scope, ours.clone(), &mut changes));
     }
     let (sender, receiver) = watch::channel(None);
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         let mut changes = select_all(changes).ready_chunks(BATCH);
-        let mut failing = false;
+        let mut failing = BTreeSet::new();
         while let Some(batch) = changes.next().await {
-            let failed = batch.iter().find_map(|change| change.as_ref().err());
-            if let Some(error) = failed.filter(|_| !failing) {
-                tracing::warn!(%error, "a watch failed and is tried again; the table stays as it is");
+            for (watch, change) in batch {
+                match change {
+                    Ok(()) => drop(failing.remove(&watch)),
+                    Err(error) if failing.insert(watch) => {
+                        tracing::warn!(%error, "a watch failed and is tried again; the table stays as it is");
+                    }
+                    Err(_) => {}
+                }
             }
-            failing = failed.is_some();
+            books.metrics.watches_failing.set(failing.len() as i64);
             if !filled(&services) || !filled(&slices) {
                 continue;
             }
-            let table = build(&services, &slices);
-            books.balance(|balance| balance.keep(&table.addresses()));
+            let table = build(port, &services, &slices);
+            books.balances.keep(&table.replicas());
+            books.metrics.keep(|series| table.get(series.namespace, series.model).is_some());
+            books.metrics.table_updated.set(jiff::Timestamp::now().as_second());
             sender.send_replace(Some(Arc::new(table)));
             health.has(PART);
             if sender.is_closed() {
-                return;
+                break;
             }
+            tokio::time::sleep(PAUSE).await;
         }
+        "the watches"
     });
     receiver
 }
@@ -97,7 +115,9 @@ where
     let (reader, writer) = store::<K>();
     let events = watcher(api, config).modify(|object: &mut K| object.managed_fields_mut().clear());
     // The store has a change before we are told of it.
-    changes.push(events.default_backoff().reflect(writer).map_ok(drop).boxed());
+    let number = changes.len();
+    changes
+        .push(events.default_backoff().reflect(writer).map(move |event| (number, event.map(drop))).boxed());
     reader
 }
 
@@ -110,11 +130,15 @@ where
 }
 
 /// A stored object that cannot be read is passed over; it is one service less, and no reason to stop.
-fn build(services: &[Store<DeserializeGuard<InferenceService>>], slices: &[Store<EndpointSlice>]) -> Table {
+fn build(
+    port: u16,
+    services: &[Store<DeserializeGuard<InferenceService>>],
+    slices: &[Store<EndpointSlice>],
+) -> Table {
     let services: Vec<_> = services.iter().flat_map(Store::state).collect();
     let slices: Vec<_> = slices.iter().flat_map(Store::state).collect();
     let readable = services.iter().filter_map(|object| object.0.as_ref().ok());
-    Table::build(readable, slices.iter().map(Arc::as_ref))
+    Table::build(port, readable, slices.iter().map(Arc::as_ref))
 }
 
 #[cfg(test)]

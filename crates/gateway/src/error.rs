@@ -1,8 +1,8 @@
 //! Errors as OpenAI's API writes them, as the worker does: `{"error": {"message", "type", "param", "code"}}`.
-use axum::Json;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use lathe_http::{BodyError, ErrorBody, MAX_BODY};
+use serde_json::Value;
 
 /// Some headers; smaller than a map of them.
 pub type Headers = Vec<(HeaderName, HeaderValue)>;
@@ -73,13 +73,13 @@ impl ApiError {
     }
 
     /// A body longer than any prompt that fits.
-    pub fn body_too_large(limit: usize) -> Self {
+    fn body_too_large(limit: usize) -> Self {
         let message = format!("The request body must be at most {limit} bytes.");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "request_too_large", message)
     }
 
     /// The client sends too slowly.
-    pub fn body_timeout() -> Self {
+    fn body_timeout() -> Self {
         let message = "The request body did not arrive in time.";
         Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "request_timeout", message)
     }
@@ -101,6 +101,17 @@ impl ApiError {
         Self {
             retry_after: Some(1),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", "overloaded", message)
+        }
+    }
+
+    /// The key is at its share of the gateway: `what`.
+    pub fn share_used(what: &str) -> Self {
+        let message = format!(
+            "This key is at its share: {what}. Try again in 1 s, or when one of its requests has ended."
+        );
+        Self {
+            retry_after: Some(1),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", "rate_limit_exceeded", message)
         }
     }
 
@@ -129,6 +140,19 @@ impl ApiError {
         }
     }
 
+    /// Our fault; what went wrong stands in the log alone.
+    pub fn internal() -> Self {
+        let message = "The gateway failed to answer this request; its log says why.";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error", message)
+    }
+
+    /// A replica refuses the gateway's own token.
+    pub fn not_believed() -> Self {
+        let message =
+            "The replica does not believe this gateway; your key is good. Tell the gateway's administrator.";
+        Self::new(StatusCode::BAD_GATEWAY, "server_error", "upstream_failed", message)
+    }
+
     /// A replica says nothing at all.
     pub fn upstream_timeout() -> Self {
         let message = "The replica did not answer in time; ask for a shorter answer, or stream it.";
@@ -148,7 +172,22 @@ impl ApiError {
 
     /// The body of the answer, and the data of an error event in a stream.
     pub fn body(&self) -> Value {
-        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
+        self.told().json()
+    }
+
+    fn told(&self) -> ErrorBody<'_> {
+        let Self { status: _, code, message, kind, param, retry_after: _, headers: _ } = self;
+        ErrorBody { message, kind, param: *param, code: Some(code) }
+    }
+}
+
+impl From<BodyError> for ApiError {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::TooLong => Self::body_too_large(MAX_BODY),
+            BodyError::TooSlow => Self::body_timeout(),
+            BodyError::Broken => Self::invalid("invalid_body", "The request body did not arrive whole."),
+        }
     }
 }
 
@@ -158,15 +197,8 @@ fn shortened(path: &str) -> String {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body())).into_response();
-        let headers = response.headers_mut();
-        headers.extend(self.headers);
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
+        let mut response = self.told().answer(self.status, self.retry_after);
+        response.headers_mut().extend(self.headers);
         response
     }
 }

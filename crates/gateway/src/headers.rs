@@ -34,7 +34,8 @@ pub fn for_worker(client: &HeaderMap, token: HeaderValue) -> HeaderMap {
 /// A worker's headers for the client.
 pub fn for_client(worker: &HeaderMap) -> HeaderMap {
     let mut headers = without_hops(worker);
-    for name in [LOAD, USAGE] {
+    // Cookies would be everybody's: all tenants share this origin.
+    for name in [LOAD, USAGE, header::SET_COOKIE] {
         headers.remove(name);
     }
     headers
@@ -97,6 +98,7 @@ mod tests {
             ("lathe-usage", "prompt=1,completion=2"),
             ("endpoint-load-metrics", "TEXT a=1"),
             ("trailer", "lathe-usage"),
+            ("set-cookie", "a=b"),
             ("retry-after", "3"),
         ]);
         assert_eq!(for_client(&worker), headers(&[("retry-after", "3")]));

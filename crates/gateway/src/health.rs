@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::get;
 
 use crate::metrics::Metrics;
@@ -61,9 +62,6 @@ async fn ready(State(health): State<Health>) -> (StatusCode, String) {
     }
 }
 
-async fn metrics(
-    State(health): State<Health>,
-) -> Result<([(&'static str, &'static str); 1], String), StatusCode> {
-    let text = health.metrics.text().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-    Ok(([("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
+async fn metrics(State(health): State<Health>) -> Response {
+    lathe_http::openmetrics(health.metrics.registry())
 }

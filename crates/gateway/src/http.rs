@@ -1,27 +1,27 @@
 //! The port that clients ask: OpenAI's routes, and nothing on it without being let in.
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, Method, Uri, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
+use lathe_http::{MAX_BODY, read_body};
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
-use crate::account::{Account, Books};
+use crate::account::{Account, Asked, Books};
 use crate::balance;
-use crate::body::{self, MAX_BODY, Question};
+use crate::body::{Endpoint, Question};
 use crate::error::{ApiError, Headers};
 use crate::forward::{Forwarder, Outgoing};
 use crate::keys::{Auth, Caller};
+use crate::places::{Places, Room};
 use crate::table::{Model, Table};
-
-/// Bodies that are held at a time, in KiB.
-const BODIES_KIB: usize = 256 << 10;
 
 /// What the port's handlers share.
 #[derive(Debug)]
@@ -31,23 +31,19 @@ pub struct Gateway {
     table: watch::Receiver<Option<Arc<Table>>>,
     forwarder: Forwarder,
     books: Arc<Books>,
-    max_in_flight: usize,
-    places: Arc<Semaphore>,
-    bodies: Arc<Semaphore>,
+    places: Arc<Places>,
 }
 
 impl Gateway {
-    /// Answers at most `max_in_flight` requests at a time.
+    /// Answers as many requests at a time as there are `places`.
     pub fn new(
         auth: Auth,
         table: watch::Receiver<Option<Arc<Table>>>,
         forwarder: Forwarder,
         books: Arc<Books>,
-        max_in_flight: usize,
+        places: Arc<Places>,
     ) -> Arc<Self> {
-        let (places, bodies) = (Semaphore::new(max_in_flight), Semaphore::new(BODIES_KIB));
-        let (places, bodies) = (Arc::new(places), Arc::new(bodies));
-        Arc::new(Self { auth, table, forwarder, books, max_in_flight, places, bodies })
+        Arc::new(Self { auth, table, forwarder, books, places })
     }
 
     fn table(&self) -> Result<Arc<Table>, ApiError> {
@@ -55,19 +51,12 @@ impl Gateway {
         table.ok_or_else(|| ApiError::unavailable("starting", "The gateway is starting; ask again."))
     }
 
-    /// A request's place, and room for its body.
-    fn enter(&self, headers: &HeaderMap) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), ApiError> {
-        let place = Arc::clone(&self.places)
-            .try_acquire_owned()
-            .map_err(|_| ApiError::overloaded(&format!("{} requests at a time", self.max_in_flight)))?;
-        let told = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-        // A body of unknown length may be as long as any.
-        let kib = told.unwrap_or(MAX_BODY).min(MAX_BODY).div_ceil(1 << 10) as u32;
-        let room = Arc::clone(&self.bodies).try_acquire_many_owned(kib);
-        let room = room.map_err(|_| {
-            ApiError::overloaded(&format!("{} MiB of request bodies at a time", BODIES_KIB >> 10))
-        })?;
-        Ok((place, room))
+    /// The model of this name, and its pods that take requests: at least one.
+    fn who_answers(&self, caller: &Caller, name: &str) -> Result<(Arc<Model>, Vec<SocketAddr>), ApiError> {
+        let table = self.table()?;
+        let model = answering(caller, &table, name)?;
+        let ready: Vec<_> = model.service.ready().collect();
+        if ready.is_empty() { Err(ApiError::no_replica(&model.id())) } else { Ok((Arc::clone(model), ready)) }
     }
 }
 
@@ -88,8 +77,24 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .layer(from_fn_with_state(gateway, guard))
 }
 
-/// Around every route: no request goes in without a caller who may ask.
+/// By it what a client saw, the usage log and a worker's log are joined; OpenAI's clients show it.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+fn request_id() -> HeaderValue {
+    let id = format!("req_{:032x}", rand::random::<u128>());
+    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("req_"))
+}
+
+/// Around every route: no request goes in without a caller who may ask, and everything that is said bears the request's id.
 async fn guard(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
+    let id = request_id();
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let mut response = admitted(&gateway, request, next).await;
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+async fn admitted(gateway: &Gateway, mut request: Request, next: Next) -> Response {
     match gateway.auth.admit(request.headers()) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
@@ -103,7 +108,7 @@ async fn guard(State(gateway): State<Arc<Gateway>>, mut request: Request, next: 
 }
 
 async fn chat(state: State<Arc<Gateway>>, caller: Extension<Arc<Caller>>, request: Request) -> Response {
-    answer(state, caller, "/v1/chat/completions", request).await
+    answer(state, caller, Endpoint::Chat, request).await
 }
 
 async fn completion(
@@ -111,17 +116,17 @@ async fn completion(
     caller: Extension<Arc<Caller>>,
     request: Request,
 ) -> Response {
-    answer(state, caller, "/v1/completions", request).await
+    answer(state, caller, Endpoint::Completion, request).await
 }
 
 async fn answer(
     State(gateway): State<Arc<Gateway>>,
     Extension(caller): Extension<Arc<Caller>>,
-    path: &'static str,
+    endpoint: Endpoint,
     request: Request,
 ) -> Response {
     let arrived = Instant::now();
-    match prepare(&gateway, caller, path, request, arrived).await {
+    match prepare(&gateway, caller, endpoint, request, arrived).await {
         Ok(Prepared { account, outgoing, ready, limits, room }) => {
             let mut response = gateway.forwarder.forward(account, outgoing, ready).await;
             drop(room);
@@ -139,39 +144,47 @@ async fn answer(
 struct Prepared {
     account: Account,
     outgoing: Outgoing,
-    ready: Vec<std::net::SocketAddr>,
+    ready: Vec<SocketAddr>,
     /// What is left to the key.
     limits: Headers,
     /// Held as long as the body is.
-    room: OwnedSemaphorePermit,
+    room: Room,
 }
 
 /// Everything that is judged before a replica is asked.
 async fn prepare(
     gateway: &Gateway,
     caller: Arc<Caller>,
-    path: &'static str,
+    endpoint: Endpoint,
     request: Request,
     arrived: Instant,
 ) -> Result<Prepared, ApiError> {
     let (parts, body) = request.into_parts();
-    let (place, room) = gateway.enter(&parts.headers)?;
-    let question = Question::parse(body::read(&parts.headers, body).await?)?;
-    let table = gateway.table()?;
-    let model = answering(&caller, &table, &question.model)?;
-    let ready: Vec<_> = model.service.ready().collect();
-    if ready.is_empty() {
-        return Err(ApiError::no_replica(&model.id()));
-    }
-    let limits = gateway.books.quotas.take(&caller.key, caller.limits, question.tokens, Instant::now())?;
+    let (place, mut room) = gateway.places.enter(caller.shares_as())?;
+    // Before anything is read: whoever asks for nonsense asked as well.
+    gateway.books.quotas.enter(&caller.key, caller.limits, Instant::now())?;
+    let body = read_body(&parts.headers, body, MAX_BODY, |bytes| room.hold(bytes)).await?;
+    room.hold(body.len())?;
+    let question = Question::read(body, endpoint).await?;
+    let found = gateway.who_answers(&caller, &question.model);
+    let (model, ready) = found.inspect_err(|error| {
+        if error.status == StatusCode::SERVICE_UNAVAILABLE {
+            gateway.books.quotas.give_back(&caller.key);
+        }
+    })?;
+    let tokens = question.estimate.total();
+    let limits = gateway.books.quotas.take(&caller.key, caller.limits, tokens, Instant::now())?;
+    // Every request was given one.
+    let id = parts.headers.get(REQUEST_ID).cloned().unwrap_or_else(request_id);
     let outgoing = Outgoing {
-        path,
+        path: endpoint.path(),
         headers: parts.headers,
         body: question.with_model(&model.name),
         key: balance::key(&model.service.uid, &model.name, &question.beginning),
     };
     let books = Arc::clone(&gateway.books);
-    let account = Account::open(books, caller, Arc::clone(model), question.tokens, arrived, place);
+    let asked = Asked { id, caller, model, estimate: question.estimate, arrived, _place: place };
+    let account = Account::open(books, asked);
     Ok(Prepared { account, outgoing, ready, limits, room })
 }
 

@@ -1,5 +1,6 @@
 //! Who may ask for what: one file a key, in a mounted Secret.
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crate::error::ApiError;
 use crate::limits::{Limits, Quotas};
 use crate::metrics::Metrics;
 use crate::table::{Model, Table};
+use crate::tasks::Tasks;
 
 /// Between two looks; the kubelet itself takes up to a minute.
 const PAUSE: Duration = Duration::from_secs(3);
@@ -21,6 +23,8 @@ const MAX_FILE: u64 = 1 << 17;
 const MAX_KEY: usize = 256;
 /// Names that are told where one does not exist.
 const NEAR: usize = 5;
+/// Names that are looked at for it.
+const COMPARED: usize = 100;
 /// Longest name that is compared with others.
 const MAX_NAME: usize = 128;
 
@@ -28,7 +32,7 @@ const MAX_NAME: usize = 128;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// The key's name; `anonymous` without keys.
-    pub key: String,
+    pub key: Arc<str>,
     /// What may be used in a minute.
     pub limits: Limits,
     reach: Reach,
@@ -47,10 +51,15 @@ impl Caller {
     fn of(name: &str, entry: &KeyEntry) -> Self {
         let KeyEntry { hash: _, namespace, models, requests_per_minute, tokens_per_minute } = entry;
         Self {
-            key: name.to_owned(),
+            key: name.into(),
             limits: Limits { requests: *requests_per_minute, tokens: *tokens_per_minute },
             reach: Reach::Namespace { namespace: namespace.clone(), models: models.clone() },
         }
+    }
+
+    /// Whose share of the gateway its requests are; without keys nobody has one.
+    pub fn shares_as(&self) -> Option<&Arc<str>> {
+        matches!(self.reach, Reach::Namespace { .. }).then_some(&self.key)
     }
 
     /// The model that this caller means. The namespace that is looked into is the key's, whatever the name says.
@@ -95,7 +104,7 @@ impl Caller {
     }
 
     fn near(&self, table: &Table, name: &str) -> Vec<String> {
-        let mut ids: Vec<String> = self.models(table).map(|model| model.id()).collect();
+        let mut ids: Vec<String> = self.models(table).take(COMPARED).map(|model| model.id()).collect();
         // A client's text is bounded before it is compared with anything.
         if name.len() <= MAX_NAME {
             let last = name.rsplit('/').next().unwrap_or_default();
@@ -126,7 +135,7 @@ impl Auth {
         match self {
             Auth::Keys(keyring) => keyring.borrow().admit(headers),
             Auth::Open => Ok(Arc::new(Caller {
-                key: "anonymous".to_owned(),
+                key: "anonymous".into(),
                 limits: Limits::default(),
                 reach: Reach::Everything,
             })),
@@ -137,7 +146,7 @@ impl Auth {
 /// The keys that there are, and the entries that are none.
 #[derive(Debug, Default)]
 pub struct Keyring {
-    keys: Vec<(KeyHash, Arc<Caller>)>,
+    keys: HashMap<KeyHash, Arc<Caller>>,
     /// Name of an entry and what is wrong with it.
     pub broken: BTreeMap<String, String>,
 }
@@ -148,11 +157,13 @@ impl Keyring {
         let mut keyring = Self::default();
         for (name, json) in entries {
             match KeyEntry::parse(json) {
-                Ok(entry) if keyring.known(&entry.hash).is_some() => {
-                    let other = keyring.known(&entry.hash).map_or("", |caller| caller.key.as_str());
-                    keyring.broken.insert(name.clone(), format!("`hash` is that of `{other}` as well"));
-                }
-                Ok(entry) => keyring.keys.push((entry.hash.clone(), Arc::new(Caller::of(name, &entry)))),
+                Ok(entry) => match keyring.keys.entry(entry.hash.clone()) {
+                    Entry::Vacant(place) => drop(place.insert(Arc::new(Caller::of(name, &entry)))),
+                    Entry::Occupied(other) => {
+                        let problem = format!("`hash` is that of `{}` as well", other.get().key);
+                        keyring.broken.insert(name.clone(), problem);
+                    }
+                },
                 Err(error) => drop(keyring.broken.insert(name.clone(), error.to_string())),
             }
         }
@@ -178,42 +189,44 @@ impl Keyring {
                 "You gave no API key. Send it as `Authorization: Bearer lathe-...`.",
             ));
         };
-        let known = (key.len() <= MAX_KEY).then(|| self.known(&KeyHash::of(key))).flatten();
+        // The time of a look-up tells nothing: it depends on the hash, and whoever can make keys of a chosen hash needs no clock.
+        let known = (key.len() <= MAX_KEY).then(|| self.keys.get(&KeyHash::of(key))).flatten();
         known.cloned().ok_or_else(|| {
             ApiError::unauthorized("The API key is not known here; ask the gateway's administrator for one.")
         })
     }
-
-    /// Looks at every key, so that the time says nothing of where it stands.
-    fn known(&self, hash: &KeyHash) -> Option<&Arc<Caller>> {
-        self.keys
-            .iter()
-            .fold(None, |found, (known, caller)| if known.matches(hash) { Some(caller) } else { found })
-    }
 }
 
 /// The keys of a folder, read again and again until nobody listens.
-pub fn follow(path: PathBuf, metrics: Arc<Metrics>, quotas: Arc<Quotas>) -> watch::Receiver<Arc<Keyring>> {
+pub fn follow(
+    tasks: &mut Tasks,
+    path: PathBuf,
+    metrics: Arc<Metrics>,
+    quotas: Arc<Quotas>,
+) -> watch::Receiver<Arc<Keyring>> {
     let mut folder = Folder { path, entries: Entries::new(), readable: None };
     folder.look(&metrics);
     let (sender, receiver) = watch::channel(Arc::new(Keyring::read(&folder.entries)));
     tell(&receiver.borrow(), &metrics);
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         while !sender.is_closed() {
             tokio::time::sleep(PAUSE).await;
             let counters = Arc::clone(&metrics);
             // Files may be slow.
             let looking = tokio::task::spawn_blocking(move || (folder.look(&counters), folder));
-            let Ok((changed, looked)) = looking.await else { return };
+            let Ok((changed, looked)) = looking.await else { break };
             folder = looked;
             if !changed {
                 continue;
             }
             let keyring = Keyring::read(&folder.entries);
             tell(&keyring, &metrics);
-            quotas.keep(|name| keyring.keys.iter().any(|(_, caller)| caller.key == name));
+            let known = keyring.keys.values().map(|caller| Arc::clone(&caller.key)).collect();
+            quotas.keep(&known);
+            metrics.keep(|series| known.contains(series.key));
             sender.send_replace(Arc::new(keyring));
         }
+        "the keys"
     });
     receiver
 }

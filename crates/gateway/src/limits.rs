@@ -1,6 +1,6 @@
 //! What a key may use in a minute: token buckets. Tokens are taken as an estimate and settled when the answer is known.
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderName, HeaderValue};
@@ -8,6 +8,8 @@ use axum::http::{HeaderName, HeaderValue};
 use crate::error::{ApiError, Headers};
 
 const MINUTE: f64 = 60.0;
+/// What a client is told to wait at most: its key may have another limit by then.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// A key's limits; absent: none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,7 +22,7 @@ pub struct Limits {
 
 /// The buckets of all keys, by the keys' names.
 #[derive(Debug, Default)]
-pub struct Quotas(Mutex<HashMap<String, Buckets>>);
+pub struct Quotas(Mutex<HashMap<Arc<str>, Buckets>>);
 
 #[derive(Debug, Default)]
 struct Buckets {
@@ -29,58 +31,82 @@ struct Buckets {
 }
 
 impl Quotas {
-    /// Takes one request and `tokens` of what the key may use, and says in OpenAI's headers what is left.
+    /// Takes one request of what the key may send.
     ///
     /// # Errors
-    /// 429 where there is not enough, with the time after which there is; nothing is taken then.
-    pub fn take(&self, key: &str, limits: Limits, tokens: u64, now: Instant) -> Result<Headers, ApiError> {
-        let mut all = self.lock();
-        let buckets = all.entry(key.to_owned()).or_default();
-        let requests = Bucket::of(&mut buckets.requests, limits.requests, now);
-        let spent = Bucket::of(&mut buckets.tokens, limits.tokens, now);
-        let refusal = [("requests", &requests, 1), ("tokens", &spent, tokens)].into_iter().find_map(
-            |(what, bucket, amount)| {
-                let bucket = bucket.as_ref()?;
-                let wait = bucket.wait(amount)?;
-                let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
-                Some(ApiError::rate_limited(what, bucket.limit, seconds))
-            },
-        );
-        let mut headers = Headers::new();
-        for (what, bucket, amount) in [("requests", requests, 1), ("tokens", spent, tokens)] {
-            let Some(bucket) = bucket else { continue };
-            if refusal.is_none() {
-                bucket.level -= amount as f64;
-            }
-            bucket.tell(what, &mut headers);
-        }
-        match refusal {
-            None => Ok(headers),
-            Some(refusal) => Err(refusal.with_headers(headers)),
-        }
+    /// 429 where there is none left, with the time after which there is; nothing is taken then.
+    pub fn enter(&self, key: &Arc<str>, limits: Limits, now: Instant) -> Result<(), ApiError> {
+        self.with(key, |buckets| {
+            buckets.fill(limits, now);
+            let taken = Bucket::take(&mut buckets.requests, "requests", 1);
+            taken.map_err(|refusal| refusal.with_headers(buckets.told()))
+        })
     }
 
-    /// Corrects what a request took as an estimate: `used` is what it cost.
-    pub fn settle(&self, key: &str, estimate: u64, used: u64) {
-        let mut all = self.lock();
-        let Some(bucket) = all.get_mut(key).and_then(|buckets| buckets.tokens.as_mut()) else { return };
-        let limit = f64::from(bucket.limit);
-        // One long answer costs at most a minute's pause.
-        bucket.level = (bucket.level + estimate as f64 - used as f64).clamp(-limit, limit);
+    /// Gives a request back that the gateway could not serve, through no fault of its client.
+    pub fn give_back(&self, key: &Arc<str>) {
+        self.with(key, |buckets| Bucket::put(&mut buckets.requests, 1.0));
+    }
+
+    /// Takes `tokens`, and says in OpenAI's headers what is left.
+    ///
+    /// # Errors
+    /// As [`Quotas::enter`].
+    pub fn take(
+        &self,
+        key: &Arc<str>,
+        limits: Limits,
+        tokens: u64,
+        now: Instant,
+    ) -> Result<Headers, ApiError> {
+        self.with(key, |buckets| {
+            buckets.fill(limits, now);
+            let taken = Bucket::take(&mut buckets.tokens, "tokens", tokens);
+            taken.map(|()| buckets.told()).map_err(|refusal| refusal.with_headers(buckets.told()))
+        })
+    }
+
+    /// Corrects what a request took as an estimate: `used` is what it cost. A debt is paid in full, whatever it came from: many
+    /// long answers at a time are not less than one after the other.
+    pub fn settle(&self, key: &Arc<str>, estimate: u64, used: u64) {
+        self.with(key, |buckets| Bucket::put(&mut buckets.tokens, estimate as f64 - used as f64));
     }
 
     /// Forgets keys that are no more.
-    pub fn keep(&self, known: impl Fn(&str) -> bool) {
-        self.lock().retain(|key, _| known(key));
+    pub fn keep(&self, known: &HashSet<Arc<str>>) {
+        self.lock().retain(|key, _| known.contains(key));
+    }
+
+    fn with<T>(&self, key: &Arc<str>, change: impl FnOnce(&mut Buckets) -> T) -> T {
+        change(self.lock().entry(Arc::clone(key)).or_default())
     }
 
     /// Every change is whole.
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Buckets>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Buckets>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Fills evenly up to a minute's worth; below zero after an answer that was longer than estimated.
+impl Buckets {
+    /// As they stand now.
+    fn fill(&mut self, limits: Limits, now: Instant) {
+        Bucket::fill(&mut self.requests, limits.requests, now);
+        Bucket::fill(&mut self.tokens, limits.tokens, now);
+    }
+
+    /// What is left, in OpenAI's headers.
+    fn told(&self) -> Headers {
+        let mut headers = Headers::new();
+        for (what, bucket) in [("requests", &self.requests), ("tokens", &self.tokens)] {
+            if let Some(bucket) = bucket {
+                bucket.tell(what, &mut headers);
+            }
+        }
+        headers
+    }
+}
+
+/// Fills evenly up to a minute's worth; below zero after answers that were longer than estimated.
 #[derive(Clone, Debug)]
 struct Bucket {
     limit: u32,
@@ -90,10 +116,10 @@ struct Bucket {
 
 impl Bucket {
     /// The bucket as it stands now; a new limit keeps the share that was left.
-    fn of(place: &mut Option<Bucket>, limit: Option<u32>, now: Instant) -> Option<&mut Bucket> {
+    fn fill(place: &mut Option<Bucket>, limit: Option<u32>, now: Instant) {
         let Some(limit) = limit else {
             *place = None;
-            return None;
+            return;
         };
         let full = f64::from(limit);
         let bucket = place.get_or_insert(Bucket { limit, level: full, at: now });
@@ -104,7 +130,24 @@ impl Bucket {
         let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
         bucket.level = (bucket.level + passed * full / MINUTE).min(full);
         bucket.at = bucket.at.max(now);
-        Some(bucket)
+    }
+
+    /// Takes `amount` of `what`; nothing where that is not there.
+    fn take(place: &mut Option<Bucket>, what: &'static str, amount: u64) -> Result<(), ApiError> {
+        let Some(bucket) = place else { return Ok(()) };
+        if let Some(wait) = bucket.wait(amount) {
+            let seconds = wait.min(LONGEST_WAIT).as_secs_f64().ceil().max(1.0) as u64;
+            return Err(ApiError::rate_limited(what, bucket.limit, seconds));
+        }
+        bucket.level -= amount as f64;
+        Ok(())
+    }
+
+    /// Puts `amount` back, or takes more where it is negative.
+    fn put(place: &mut Option<Bucket>, amount: f64) {
+        if let Some(bucket) = place {
+            bucket.level = (bucket.level + amount).min(f64::from(bucket.limit));
+        }
     }
 
     /// How long until `amount` is there. More than a minute's worth never is: it may go once the bucket is full.
@@ -156,61 +199,89 @@ mod tests {
         Limits { requests: Some(requests), tokens: Some(tokens) }
     }
 
+    fn key(name: &str) -> Arc<str> {
+        name.into()
+    }
+
     #[test]
     fn requests_are_refused_until_one_has_come_back() {
-        let (quotas, start, two) = (Quotas::default(), Instant::now(), limits(2, 1000));
-        let take = |seconds| quotas.take("k", two, 10, start + Duration::from_secs(seconds));
-        let headers = take(0).unwrap();
+        let (quotas, start, two, k) = (Quotas::default(), Instant::now(), limits(2, 1000), key("k"));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        quotas.enter(&k, two, start).unwrap();
+        let headers = quotas.take(&k, two, 10, start).unwrap();
         assert_eq!(value(&headers, "x-ratelimit-limit-requests"), "2");
         assert_eq!(value(&headers, "x-ratelimit-remaining-requests"), "1");
         assert_eq!(value(&headers, "x-ratelimit-reset-requests"), "30s");
         assert_eq!(value(&headers, "x-ratelimit-remaining-tokens"), "990");
         assert_eq!(value(&headers, "x-ratelimit-reset-tokens"), "600ms");
-        take(0).unwrap();
-        let refused = take(1).unwrap_err();
+        quotas.enter(&k, two, start).unwrap();
+        let refused = quotas.enter(&k, two, at(1)).unwrap_err();
         assert_eq!((refused.status.as_u16(), refused.code), (429, "rate_limit_exceeded"));
         assert!(refused.message.contains("2 requests a minute. Try again in 29 s."), "{}", refused.message);
         // What was refused took nothing.
-        assert_eq!(value(&refused.headers, "x-ratelimit-remaining-tokens"), "996");
-        assert!(take(29).is_err());
-        assert!(take(30).is_ok());
-        assert!(quotas.take("other", two, 10, start).is_ok());
+        assert_eq!(value(&refused.headers, "x-ratelimit-remaining-tokens"), "1000");
+        assert!(quotas.enter(&k, two, at(29)).is_err());
+        assert!(quotas.enter(&k, two, at(30)).is_ok());
+        assert!(quotas.enter(&k, two, at(30)).is_err());
+        quotas.give_back(&k);
+        assert!(quotas.enter(&k, two, at(30)).is_ok());
+        assert!(quotas.enter(&key("other"), two, start).is_ok());
     }
 
     #[test]
     fn tokens_are_settled_by_what_was_used() {
-        let (quotas, now, hundred) = (Quotas::default(), Instant::now(), limits(100, 100));
+        let (quotas, now, hundred, k) = (Quotas::default(), Instant::now(), limits(100, 100), key("k"));
         let left = |tokens| {
-            let headers = quotas.take("k", hundred, tokens, now)?;
+            let headers = quotas.take(&k, hundred, tokens, now)?;
             Ok::<_, ApiError>(value(&headers, "x-ratelimit-remaining-tokens").to_owned())
         };
         assert_eq!(left(80).unwrap(), "20");
         assert!(left(80).is_err());
-        quotas.settle("k", 80, 5);
+        quotas.settle(&k, 80, 5);
         assert_eq!(left(80).unwrap(), "15");
-        // An answer that was far longer than estimated pauses the key, for two minutes at most.
-        quotas.settle("k", 80, 1_000_000);
+        // An answer that was longer than estimated pauses the key until it is paid.
+        quotas.settle(&k, 80, 195);
         let refused = left(1).unwrap_err();
         assert!(refused.message.contains("Try again in 61 s"), "{}", refused.message);
+        // A long time is told shorter.
+        quotas.settle(&k, 0, 1_000_000);
+        assert!(left(1).unwrap_err().message.contains("Try again in 600 s"));
+    }
+
+    #[test]
+    fn answers_at_the_same_time_cost_as_much_as_one_after_the_other() {
+        let (quotas, start, few, k) = (Quotas::default(), Instant::now(), limits(100, 600), key("k"));
+        for _ in 0..6 {
+            quotas.take(&k, few, 100, start).unwrap();
+        }
+        for _ in 0..6 {
+            quotas.settle(&k, 100, 1100);
+        }
+        // 6600 were used of 600, and 10 come back in a second.
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(quotas.take(&k, few, 1, at(600)).is_err());
+        assert!(quotas.take(&k, few, 1, at(601)).is_ok());
     }
 
     #[test]
     fn a_request_larger_than_a_minute_goes_once_the_bucket_is_full() {
-        let (quotas, start, few) = (Quotas::default(), Instant::now(), limits(100, 60));
-        assert!(quotas.take("k", few, 500, start).is_ok());
-        quotas.settle("k", 500, 30);
-        assert!(quotas.take("k", few, 500, start).is_err());
-        assert!(quotas.take("k", few, 500, start + Duration::from_secs(30)).is_ok());
+        let (quotas, start, few, k) = (Quotas::default(), Instant::now(), limits(100, 60), key("k"));
+        assert!(quotas.take(&k, few, 500, start).is_ok());
+        quotas.settle(&k, 500, 30);
+        assert!(quotas.take(&k, few, 500, start).is_err());
+        assert!(quotas.take(&k, few, 500, start + Duration::from_secs(30)).is_ok());
     }
 
     #[test]
     fn a_new_limit_counts_at_once_and_a_clock_that_goes_back_does_no_harm() {
-        let (quotas, start) = (Quotas::default(), Instant::now() + Duration::from_secs(60));
-        quotas.take("k", limits(10, 10), 0, start).unwrap();
-        let headers = quotas.take("k", limits(20, 10), 0, start - Duration::from_secs(30)).unwrap();
+        let (quotas, start, k) = (Quotas::default(), Instant::now() + Duration::from_secs(60), key("k"));
+        quotas.enter(&k, limits(10, 10), start).unwrap();
+        let back = start - Duration::from_secs(30);
+        quotas.enter(&k, limits(20, 10), back).unwrap();
+        let headers = quotas.take(&k, limits(20, 10), 0, back).unwrap();
         assert_eq!(value(&headers, "x-ratelimit-remaining-requests"), "17");
-        assert!(quotas.take("k", Limits::default(), 1 << 40, start).unwrap().is_empty());
-        quotas.keep(|key| key != "k");
+        assert!(quotas.take(&k, Limits::default(), 1 << 40, start).unwrap().is_empty());
+        quotas.keep(&HashSet::from([key("other")]));
         assert!(quotas.lock().is_empty());
     }
 

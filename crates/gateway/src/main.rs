@@ -1,14 +1,15 @@
 //! The Lathe gateway: the one front door for everything that a cluster serves.
 //!
-//! **The story of a request.** [`listen`] takes its connection and [`http`] its head. A key says who asks ([`keys`]), and with that
-//! the one namespace whose models can be meant; without a known key the story ends here. The body is read with bounds ([`body`]) and
-//! looked at for four things: the model's name, the prompt's beginning, the prompt's length and the answer's limit. [`table`], which
-//! [`discovery`] makes of what the cluster says, turns the name into a service and its ready pods. [`limits`] takes the request and
-//! its estimated tokens from the key's minute. From here on an [`account`] is open, which whatever happens is closed and written
-//! down. [`balance`] chooses the pod that has likely read this prompt's beginning before and has no more to do than its share.
-//! [`forward`] asks it with a token of the gateway ([`tokens`]) in place of the client's key, and asks another pod where the first
-//! shows that it will do nothing; once a byte of an answer is out, never again. [`relay`] passes the answer on frame by frame, takes
-//! the worker's count of tokens out of it, and drops the pod's connection when the client drops its own.
+//! **The story of a request.** [`lathe_http`] takes its connection and [`http`] its head. A key says who asks ([`keys`]), and with that
+//! the one namespace whose models can be meant; without a known key the story ends here. It gets a place ([`places`]), of which each
+//! key has its share, and is taken from the key's minute ([`limits`]). The body is read with bounds, and looked at ([`body`]) for four
+//! things: the model's name, the prompt's beginning, the prompt's length and the answer's limit. [`table`], which [`discovery`] makes
+//! of what the cluster says, turns the name into a service and its ready pods. [`limits`] takes its estimated tokens as well. From here
+//! on an [`account`] is open, which whatever happens is closed and written down. [`balance`] chooses the pod that has likely read this
+//! prompt's beginning before and has no more to do than its share. [`forward`] asks it with a token of the gateway ([`tokens`]) in
+//! place of the client's key, and asks another pod where the first shows that it will do nothing; once a byte of an answer is out,
+//! never again. [`relay`] passes the answer on frame by frame, takes the worker's count of tokens out of it, and drops the pod's
+//! connection when the client drops its own.
 //!
 //! Nothing is kept of a request but its account's numbers.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -23,11 +24,12 @@ mod health;
 mod http;
 mod keys;
 mod limits;
-mod listen;
 mod metrics;
 mod options;
+mod places;
 mod relay;
 mod table;
+mod tasks;
 mod telemetry;
 #[cfg(test)]
 mod testing;
@@ -35,19 +37,20 @@ mod testing;
 mod tests;
 mod tokens;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use kube::Client;
-use lathe_contract::Signer;
+use lathe_contract::SERVE_PORT;
+use lathe_http::{Bounds, serve};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use account::Books;
-use balance::Balance;
+use balance::Balances;
 use forward::Forwarder;
 use health::Health;
 use http::Gateway;
@@ -55,45 +58,77 @@ use keys::Auth;
 use limits::Quotas;
 use metrics::Metrics;
 use options::{AuthMode, Options};
-use tokens::Tokens;
+use tasks::Tasks;
 
 /// How long connections are still taken after SIGTERM, while other nodes learn that this replica is not ready.
 const SETTLE: Duration = Duration::from_secs(5);
+/// Connections beside those whose requests are answered: idle ones, and those that are told why they are not.
+const MORE_CONNECTIONS: usize = 1024;
+/// Probes and scrapes.
+const ADMIN: Bounds = Bounds { connections: 256, idle: Duration::from_secs(15) };
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     // One provider for every TLS connection; an error only says that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    telemetry::start(options.log_format)?;
-    let stop = stop_signal()?;
+    let metrics = Arc::new(Metrics::default());
+    let usage_log = telemetry::start(options.log_format, metrics.usage_lines_lost.clone())?;
+    let stop = Stop::on_signals()?;
     let client =
         Client::try_default().await.context("no Kubernetes API: run inside a cluster, or set KUBECONFIG")?;
-    run(&options, &client, stop).await
+    let ended = run(&options, Around { client, port: SERVE_PORT, metrics, stop }).await;
+    usage_log.finish();
+    ended
 }
 
-/// Serves until `stop`, then answers what is open.
-async fn run(options: &Options, client: &Client, stop: CancellationToken) -> anyhow::Result<()> {
-    let metrics = Arc::new(Metrics::default());
+/// What the program stands in.
+struct Around {
+    client: Client,
+    /// Of all workers.
+    port: u16,
+    metrics: Arc<Metrics>,
+    stop: Stop,
+}
+
+/// Serves until it is stopped, then answers what is open.
+async fn run(options: &Options, around: Around) -> anyhow::Result<()> {
+    let Around { client, port, metrics, stop } = around;
+    let mut tasks = Tasks::new();
     let health = Health::new(Arc::clone(&metrics));
     let quotas = Arc::new(Quotas::default());
-    let balance = Mutex::new(Balance::default());
-    let tokens = Tokens::new(signer(options)?);
-    let auth = auth(options, &metrics, &quotas);
-    let books = Arc::new(Books { balance, quotas, metrics, usage_log: options.usage_log });
+    let tokens = tokens::follow(&mut tasks, options.signing_key.clone())?;
+    let auth = auth(&mut tasks, options, &metrics, &quotas);
+    let books = Books { balances: Balances::default(), quotas, metrics, usage_log: options.usage_log };
+    let books = Arc::new(books);
     let namespaces: Vec<String> = options.namespaces.iter().filter(|n| !n.is_empty()).cloned().collect();
-    let table = discovery::follow(client, &namespaces, health.clone(), Arc::clone(&books));
-    let gateway = Gateway::new(auth, table, Forwarder::new(tokens), books, options.max_in_flight as usize);
+    let table = discovery::follow(&mut tasks, &client, &namespaces, port, health.clone(), Arc::clone(&books));
+    let gateway = Gateway::new(auth, table, Forwarder::new(tokens), books, options.places());
 
     let admin = bind(options.admin_listen).await?;
     let clients = bind(options.listen).await?;
     tracing::info!(listen = %options.listen, admin = %options.admin_listen, "started");
     // Open to the end: the last thing to be seen is what is being drained.
-    tokio::spawn(listen::serve(admin, health::router(health.clone()), CancellationToken::new()));
+    let open_to_the_end = serve(admin, health::router(health.clone()), ADMIN, CancellationToken::new());
+    tasks.spawn(async move {
+        open_to_the_end.await;
+        "the port of probes"
+    });
     let closing = CancellationToken::new();
-    let serving = tokio::spawn(listen::serve(clients, http::router(gateway), closing.clone()));
+    let bounds = Bounds {
+        connections: options.max_in_flight as usize + MORE_CONNECTIONS,
+        idle: Duration::from_secs(options.idle_seconds.into()),
+    };
+    let mut serving = tokio::spawn(serve(clients, http::router(gateway), bounds, closing.clone()));
 
-    stop.cancelled().await;
+    let bug = tokio::select! {
+        () = stop.asked.cancelled() => None,
+        lost = tasks::lost(&mut tasks) => Some(lost),
+        ended = &mut serving => anyhow::bail!("the port of clients is no longer served: {ended:?}"),
+    };
+    if let Some(bug) = &bug {
+        tracing::error!("stopping: {bug:#}");
+    }
     health.lacks("stopping", "answering what is open");
     let budget = Duration::from_secs(options.drain_seconds.into());
     let drained = async {
@@ -101,26 +136,23 @@ async fn run(options: &Options, client: &Client, stop: CancellationToken) -> any
         closing.cancel();
         serving.await.context("the HTTP server ended in a bug")
     };
-    match tokio::time::timeout(budget, drained).await {
-        Ok(ended) => ended?,
-        Err(_) => tracing::warn!("answers that are still open are cut off"),
+    let ended = tokio::select! {
+        biased;
+        () = stop.abort.cancelled() => None,
+        ended = tokio::time::timeout(budget, drained) => ended.ok(),
+    };
+    match ended {
+        Some(ended) => ended?,
+        None => tracing::warn!("answers that are still open are cut off"),
     }
     tracing::info!("stopped");
-    Ok(())
+    bug.map_or(Ok(()), Err)
 }
 
-fn signer(options: &Options) -> anyhow::Result<Signer> {
-    let path = options.signing_key.display();
-    let next = "mount `gateway.key` of the Secret `lathe-keys`, which the operator makes, or name it with --signing-key";
-    let pem = std::fs::read_to_string(&options.signing_key)
-        .with_context(|| format!("the gateway's key {path} cannot be read; {next}"))?;
-    Signer::from_pem(&pem).with_context(|| format!("{path} is no key; {next}"))
-}
-
-fn auth(options: &Options, metrics: &Arc<Metrics>, quotas: &Arc<Quotas>) -> Auth {
+fn auth(tasks: &mut Tasks, options: &Options, metrics: &Arc<Metrics>, quotas: &Arc<Quotas>) -> Auth {
     match options.auth {
         AuthMode::Keys => {
-            Auth::Keys(keys::follow(options.keys_dir.clone(), Arc::clone(metrics), Arc::clone(quotas)))
+            Auth::Keys(keys::follow(tasks, options.keys_dir.clone(), Arc::clone(metrics), Arc::clone(quotas)))
         }
         AuthMode::None => {
             tracing::warn!(
@@ -132,21 +164,37 @@ fn auth(options: &Options, metrics: &Arc<Metrics>, quotas: &Arc<Quotas>) -> Auth
 }
 
 async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}; free the port"))
+    lathe_http::bind(address).await.with_context(|| format!("cannot listen on {address}; free the port"))
 }
 
-/// Cancelled by SIGTERM or Ctrl-C.
-fn stop_signal() -> std::io::Result<CancellationToken> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stop = CancellationToken::new();
-    let told = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("stopping: open answers are finished");
-        told.cancel();
-    });
-    Ok(stop)
+/// How the program is told to end.
+#[derive(Clone, Default)]
+struct Stop {
+    /// What is open may end.
+    asked: CancellationToken,
+    /// What is open is cut off.
+    abort: CancellationToken,
+}
+
+impl Stop {
+    /// Asked by SIGTERM or Ctrl-C, aborted by a second one.
+    fn on_signals() -> std::io::Result<Self> {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let stop = Self::default();
+        let told = stop.clone();
+        tokio::spawn(async move {
+            for (token, what) in
+                [(told.asked, "stopping: open answers are finished"), (told.abort, "stopping at once")]
+            {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                tracing::info!("{what}");
+                token.cancel();
+            }
+        });
+        Ok(stop)
+    }
 }

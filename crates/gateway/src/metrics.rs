@@ -1,5 +1,7 @@
 //! Numbers for Prometheus, by key and model; names after vLLM's and OpenTelemetry's GenAI conventions.
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicI64;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use lathe_contract::Usage;
@@ -10,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::account::By;
 use crate::table::Model;
 
 /// What the gateway counts.
@@ -21,10 +24,21 @@ pub struct Metrics {
     prompt_tokens: Family<Asked, Counter>,
     generation_tokens: Family<Asked, Counter>,
     repeats: Family<Repeated, Counter>,
+    broken: Family<Broken, Counter>,
     first_byte: Family<Named, Histogram>,
     duration: Family<Named, Histogram>,
     /// Requests that are being answered.
     pub in_flight: Gauge<i64, AtomicI64>,
+    /// Requests whose replica did not believe the gateway's token.
+    pub tokens_refused: Counter,
+    /// Watches that failed last time.
+    pub watches_failing: Gauge<i64, AtomicI64>,
+    /// Unix time in seconds at which the table was made.
+    pub table_updated: Gauge<i64, AtomicI64>,
+    /// Lines that the usage log could not take.
+    pub usage_lines_lost: Counter,
+    /// Every label set that something was counted of, with the statuses of its requests.
+    seen: Mutex<HashMap<Asked, HashSet<(u16, By)>>>,
     /// Keys that are in force.
     pub keys: Gauge<i64, AtomicI64>,
     /// Entries of the Secret that are no keys.
@@ -48,6 +62,7 @@ struct Answered {
     model: String,
     adapter: String,
     code: u16,
+    by: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -58,6 +73,11 @@ struct Refused {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Repeated {
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Broken {
+    by: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -83,9 +103,15 @@ impl Default for Metrics {
             prompt_tokens: Family::default(),
             generation_tokens: Family::default(),
             repeats: Family::default(),
+            broken: Family::default(),
             first_byte: Family::new_with_constructor(first_byte),
             duration: Family::new_with_constructor(duration),
             in_flight: Gauge::default(),
+            tokens_refused: Counter::default(),
+            watches_failing: Gauge::default(),
+            table_updated: Gauge::default(),
+            usage_lines_lost: Counter::default(),
+            seen: Mutex::default(),
             keys: Gauge::default(),
             keys_broken: Gauge::default(),
             keys_readable: Gauge::default(),
@@ -98,7 +124,11 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         let registry = &mut self.registry;
-        registry.register("requests", "Requests that a replica answered, by status", self.requests.clone());
+        registry.register(
+            "requests",
+            "Requests that were sent to replicas, by status and by who gave it: the replica, the gateway, or the client by leaving",
+            self.requests.clone(),
+        );
         registry.register(
             "requests_refused",
             "Requests that the gateway refused itself",
@@ -112,6 +142,11 @@ impl Metrics {
             self.repeats.clone(),
         );
         registry.register(
+            "streams_broken",
+            "Answers that ended before their end, by who was lost: the replica, or the client of a stream",
+            self.broken.clone(),
+        );
+        registry.register(
             "time_to_first_byte_seconds",
             "From arrival to the first byte of an answer's body",
             self.first_byte.clone(),
@@ -122,6 +157,26 @@ impl Metrics {
             self.duration.clone(),
         );
         registry.register("requests_in_flight", "Requests that are being answered", self.in_flight.clone());
+        registry.register(
+            "tokens_refused",
+            "Requests whose replica did not believe the gateway's own token",
+            self.tokens_refused.clone(),
+        );
+        registry.register(
+            "watches_failing",
+            "Watches of the API server that failed last time; the table stays as it was",
+            self.watches_failing.clone(),
+        );
+        registry.register(
+            "table_updated_timestamp_seconds",
+            "Unix time at which services and their pods were last seen to change",
+            self.table_updated.clone(),
+        );
+        registry.register(
+            "usage_lines_lost",
+            "Lines that the usage log could not take, since nobody read it fast enough",
+            self.usage_lines_lost.clone(),
+        );
         registry.register("keys", "Keys that are in force", self.keys.clone());
         registry.register("keys_broken", "Entries of the Secret that are no keys", self.keys_broken.clone());
         registry.register(
@@ -141,8 +196,20 @@ impl Metrics {
         self.repeats.get_or_create(&Repeated { reason }).inc();
     }
 
-    /// A replica's answer is over.
-    pub fn answered(&self, key: &str, model: &Model, code: u16, usage: Option<Usage>, times: Times) {
+    /// A stream ends before its end, since the `replica` or the `client` was lost.
+    pub fn broken(&self, by: &'static str) {
+        self.broken.get_or_create(&Broken { by }).inc();
+    }
+
+    /// An answer is over.
+    pub fn answered(
+        &self,
+        key: &str,
+        model: &Model,
+        (code, by): (u16, By),
+        usage: Option<Usage>,
+        times: Times,
+    ) {
         let Asked { key, namespace, model, adapter } = Asked::of(key, model);
         let named = Named { namespace: namespace.clone(), model: model.clone() };
         let asked = Asked {
@@ -151,7 +218,13 @@ impl Metrics {
             model: model.clone(),
             adapter: adapter.clone(),
         };
-        self.requests.get_or_create(&Answered { key, namespace, model, adapter, code }).inc();
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(asked.clone())
+            .or_default()
+            .insert((code, by));
+        self.requests.get_or_create(&Answered { key, namespace, model, adapter, code, by: by.label() }).inc();
         if let Some(usage) = usage {
             self.prompt_tokens.get_or_create(&asked).inc_by(usage.prompt);
             self.generation_tokens.get_or_create(&asked).inc_by(usage.completion);
@@ -162,12 +235,48 @@ impl Metrics {
         self.duration.get_or_create(&named).observe(times.total.as_secs_f64());
     }
 
-    /// In the OpenMetrics text format.
+    /// Forgets the series of keys and services that are no more: tenants choose names, and the number of those has no bound.
+    pub fn keep(&self, known: impl Fn(Series<'_>) -> bool) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<_> = seen.extract_if(|asked, _| !known(asked.series())).collect();
+        for (asked, statuses) in gone {
+            self.prompt_tokens.remove(&asked);
+            self.generation_tokens.remove(&asked);
+            for (code, by) in statuses {
+                let Asked { key, namespace, model, adapter } = asked.clone();
+                self.requests.remove(&Answered { key, namespace, model, adapter, code, by: by.label() });
+            }
+            let Asked { key: _, namespace, model, adapter: _ } = asked;
+            if !seen.keys().any(|other| other.namespace == namespace && other.model == model) {
+                let named = Named { namespace, model };
+                self.first_byte.remove(&named);
+                self.duration.remove(&named);
+            }
+        }
+    }
+
+    /// All of them.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    #[cfg(test)]
     pub fn text(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+/// What is counted together.
+#[derive(Clone, Copy, Debug)]
+pub struct Series<'a> {
+    /// The key's name.
+    pub key: &'a str,
+    /// The service's namespace.
+    pub namespace: &'a str,
+    /// The service's name.
+    pub model: &'a str,
 }
 
 /// How long an answer took.
@@ -180,6 +289,11 @@ pub struct Times {
 }
 
 impl Asked {
+    fn series(&self) -> Series<'_> {
+        let Self { key, namespace, model, adapter: _ } = self;
+        Series { key, namespace, model }
+    }
+
     fn of(key: &str, model: &Model) -> Self {
         Self {
             key: key.to_owned(),
@@ -201,27 +315,40 @@ mod tests {
     #[test]
     fn tokens_are_counted_by_key_model_and_adapter() {
         let table = Table::build(
+            8080,
             &[service("a", "s", &["tone"], &["s", "tone"])],
             &[slice("a", "s", &[("10.0.0.1", json!({}))])],
         );
         let metrics = Metrics::default();
         let times = Times { first_byte: Some(Duration::from_millis(3)), total: Duration::from_millis(400) };
         let usage = Some(Usage { prompt: 7, completion: 3 });
-        metrics.answered("k", table.get("a", "tone").unwrap(), 200, usage, times);
-        metrics.answered("k", table.get("a", "s").unwrap(), 429, None, Times { first_byte: None, ..times });
+        metrics.answered("k", table.get("a", "tone").unwrap(), (200, By::Replica), usage, times);
+        metrics.answered(
+            "k",
+            table.get("a", "s").unwrap(),
+            (502, By::Gateway),
+            None,
+            Times { first_byte: None, ..times },
+        );
+        metrics.answered("other", table.get("a", "s").unwrap(), (200, By::Replica), usage, times);
         metrics.refused("invalid_api_key");
+        metrics.keep(|series| series.key == "k");
         let text = metrics.text().unwrap();
         for line in [
-            r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="tone",code="200"} 1"#,
-            r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="",code="429"} 1"#,
+            r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="tone",code="200",by="replica"} 1"#,
+            r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="",code="502",by="gateway"} 1"#,
             r#"lathe_gateway_prompt_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 7"#,
             r#"lathe_gateway_generation_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 3"#,
             r#"lathe_gateway_requests_refused_total{reason="invalid_api_key"} 1"#,
-            r#"lathe_gateway_time_to_first_byte_seconds_bucket{le="0.005",namespace="a",model="s"} 1"#,
-            r#"lathe_gateway_request_duration_seconds_count{namespace="a",model="s"} 2"#,
+            r#"lathe_gateway_time_to_first_byte_seconds_bucket{le="0.005",namespace="a",model="s"} 2"#,
+            r#"lathe_gateway_request_duration_seconds_count{namespace="a",model="s"} 3"#,
             "lathe_gateway_requests_in_flight 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
+        assert!(!text.contains(r#"key="other""#), "{text}");
+        metrics.keep(|series| series.model != "s");
+        let text = metrics.text().unwrap();
+        assert!(!text.contains(r#"namespace="a""#), "{text}");
     }
 }

@@ -1,18 +1,21 @@
 //! Command line and environment.
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Parser, ValueEnum};
+
+use crate::places::Places;
 
 /// The one front door for everything that a cluster serves: OpenAI's API, keys, limits, balance.
 #[derive(Debug, Parser)]
 #[command(name = "lathe-gateway", version)]
 pub struct Options {
-    /// Address for clients.
-    #[arg(long, env = "LATHE_LISTEN", default_value = "0.0.0.0:8080")]
+    /// Address for clients; `[::]` is every address, of IPv4 too.
+    #[arg(long, env = "LATHE_LISTEN", default_value = "[::]:8080")]
     pub listen: SocketAddr,
     /// Address of /healthz, /readyz and /metrics.
-    #[arg(long, env = "LATHE_ADMIN_LISTEN", default_value = "0.0.0.0:8081")]
+    #[arg(long, env = "LATHE_ADMIN_LISTEN", default_value = "[::]:8081")]
     pub admin_listen: SocketAddr,
     /// Namespaces whose services are reached; none: all of them.
     #[arg(long, env = "LATHE_NAMESPACES", value_delimiter = ',')]
@@ -29,6 +32,13 @@ pub struct Options {
     /// Requests that are answered at a time; one more gets 429.
     #[arg(long, env = "LATHE_MAX_IN_FLIGHT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_in_flight: u32,
+    /// Of them, requests of one key; absent: a quarter.
+    #[arg(long, env = "LATHE_MAX_IN_FLIGHT_PER_KEY", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_in_flight_per_key: Option<u32>,
+    /// Seconds that a client's connection may be idle; more than a proxy before the gateway keeps its own, so that it writes no
+    /// request into a closing one.
+    #[arg(long, env = "LATHE_IDLE_SECONDS", default_value_t = 75, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub idle_seconds: u32,
     /// Write a line of JSON for every request to standard output.
     #[arg(long, env = "LATHE_USAGE_LOG")]
     pub usage_log: bool,
@@ -38,6 +48,14 @@ pub struct Options {
     /// Form of the log; what is logged is chosen by RUST_LOG, e.g. `info,kube=warn`.
     #[arg(long, env = "LATHE_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
+}
+
+impl Options {
+    /// How many requests are answered at a time.
+    pub fn places(&self) -> Arc<Places> {
+        let per_key = self.max_in_flight_per_key.unwrap_or(self.max_in_flight.div_ceil(4));
+        Places::new(self.max_in_flight as usize, per_key as usize)
+    }
 }
 
 /// Who may ask.

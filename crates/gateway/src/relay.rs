@@ -11,7 +11,7 @@ use futures::stream;
 use http_body::Frame;
 use http_body_util::BodyExt as _;
 
-use crate::account::Account;
+use crate::account::{Account, By};
 use crate::error::ApiError;
 use crate::forward::Incoming;
 use crate::headers;
@@ -22,9 +22,13 @@ const SILENCE: Duration = Duration::from_secs(90);
 /// The answer for the client; `account` stays open until it is over.
 pub fn relay(answer: Response<Incoming>, mut account: Account) -> Response<Body> {
     let (parts, body) = answer.into_parts();
-    account.answers(parts.status.as_u16());
+    account.answers(parts.status.as_u16(), By::Replica);
     account.took(headers::usage(&parts.headers));
-    let relay = Relay { body, account, events: is_event_stream(&parts.headers), end: EVENT_END, over: false };
+    let events = is_event_stream(&parts.headers);
+    if events {
+        account.streams();
+    }
+    let relay = Relay { body, account, events, end: EVENT_END, over: false };
     let body = Body::from_stream(stream::unfold(relay, Relay::next));
     (parts.status, headers::for_client(&parts.headers), body).into_response()
 }
@@ -53,7 +57,11 @@ impl Relay {
         }
         loop {
             let frame = match self.frame().await {
-                Ok(frame) => frame?,
+                Ok(Some(frame)) => frame,
+                Ok(None) => {
+                    self.account.ends();
+                    return None;
+                }
                 Err(why) => return Some((self.broken(&why), self)),
             };
             match frame.into_data() {
@@ -82,6 +90,7 @@ impl Relay {
     /// elsewhere its connection breaks off, so that half an answer is never taken for a whole one.
     fn broken(&mut self, why: &str) -> Result<Bytes, BoxError> {
         self.over = true;
+        self.account.breaks();
         tracing::warn!(why, "a replica was lost in the middle of an answer");
         if self.events && self.end == EVENT_END {
             let error = ApiError::broken_off().body();

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{EndpointPort, EndpointSlice};
 use kube::{Resource as _, ResourceExt as _};
 use lathe_api::InferenceService;
 
@@ -40,6 +40,8 @@ pub struct Service {
     pub uid: String,
     /// Unix time in seconds at which it was made.
     pub created: i64,
+    /// Requests that each of its pods decodes at a time.
+    pub slots: u32,
     /// Its pods.
     pub endpoints: Vec<Endpoint>,
 }
@@ -73,11 +75,14 @@ impl Service {
 
 impl Table {
     /// Who answers to which id. Where two services of a namespace claim one name, the older keeps it.
+    ///
+    /// Pods are taken at the workers' `port` alone: whoever may write an EndpointSlice could name any other.
     pub fn build<'a>(
+        port: u16,
         services: impl IntoIterator<Item = &'a InferenceService>,
         slices: impl IntoIterator<Item = &'a EndpointSlice>,
     ) -> Self {
-        let mut endpoints = endpoints(slices);
+        let mut endpoints = endpoints(port, slices);
         let mut services: Vec<_> =
             services.into_iter().filter(|s| s.meta().deletion_timestamp.is_none()).collect();
         services.sort_by_key(|s| (s.meta().creation_timestamp.as_ref().map(|t| t.0), s.uid()));
@@ -87,8 +92,9 @@ impl Table {
             let name = object.name_any();
             let created = object.meta().creation_timestamp.as_ref().map_or(0, |t| t.0.as_second());
             let endpoints = endpoints.remove(&(namespace.clone(), name.clone())).unwrap_or_default();
+            let slots = u32::try_from(object.spec.serving.max_sequences).unwrap_or(1);
             let service =
-                Service { namespace: namespace.clone(), name: name.clone(), uid, created, endpoints };
+                Service { namespace: namespace.clone(), name: name.clone(), uid, created, slots, endpoints };
             let service = Arc::new(service);
             let answering: BTreeSet<&str> =
                 object.status.iter().flat_map(|status| &status.model_ids).map(String::as_str).collect();
@@ -115,13 +121,22 @@ impl Table {
         self.0.iter().filter(move |(own, _)| chosen(own)).flat_map(|(_, models)| models.values())
     }
 
-    /// Every pod that may be given something.
-    pub fn addresses(&self) -> BTreeSet<SocketAddr> {
-        self.models(None).flat_map(|model| &model.service.endpoints).map(|e| e.address).collect()
+    /// The pods of every service, by its UID.
+    pub fn replicas(&self) -> BTreeMap<String, BTreeSet<SocketAddr>> {
+        let mut replicas = BTreeMap::new();
+        // Its adapters are the same service's.
+        for model in self.models(None) {
+            let Service { uid, endpoints, .. } = &*model.service;
+            if !replicas.contains_key(uid) {
+                replicas.insert(uid.clone(), endpoints.iter().map(|e| e.address).collect());
+            }
+        }
+        replicas
     }
 }
 
 fn endpoints<'a>(
+    port: u16,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
 ) -> HashMap<(String, String), Vec<Endpoint>> {
     let mut found: HashMap<(String, String), BTreeMap<SocketAddr, Endpoint>> = HashMap::new();
@@ -130,9 +145,10 @@ fn endpoints<'a>(
             continue;
         };
         let ports = slice.ports.iter().flatten();
-        let port =
-            ports.filter(|p| p.name.as_deref() == Some(PORT)).find_map(|p| u16::try_from(p.port?).ok());
-        let Some(port) = port else { continue };
+        let wanted = |p: &EndpointPort| p.name.as_deref() == Some(PORT) && p.port == Some(port.into());
+        if !ports.into_iter().any(wanted) {
+            continue;
+        }
         let of_service = found.entry((namespace, service.clone())).or_default();
         for endpoint in &slice.endpoints {
             // All addresses of an endpoint are one pod's; kube-proxy takes the first as well.
@@ -165,7 +181,7 @@ mod tests {
     use crate::testing::{object, service, slice};
 
     fn table(services: &[InferenceService], slices: &[EndpointSlice]) -> Table {
-        Table::build(services, slices)
+        Table::build(8080, services, slices)
     }
 
     #[test]
@@ -232,11 +248,13 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_without_our_port_or_with_names_for_addresses_gives_no_pod() {
+    fn a_slice_without_our_port_at_another_or_with_names_for_addresses_gives_no_pod() {
         let services = [service("a", "s", &[], &["s"])];
         let mut no_port = serde_json::to_value(slice("a", "s", &[("10.0.0.1", json!({}))])).unwrap();
         no_port["ports"][0]["name"] = json!("metrics");
-        let slices = [object(no_port), slice("a", "s", &[("example.com", json!({}))])];
+        let mut other_port = serde_json::to_value(slice("a", "s", &[("10.0.0.1", json!({}))])).unwrap();
+        other_port["ports"][0]["port"] = json!(6443);
+        let slices = [object(no_port), object(other_port), slice("a", "s", &[("example.com", json!({}))])];
         assert!(table(&services, &slices).get("a", "s").unwrap().service.endpoints.is_empty());
     }
 

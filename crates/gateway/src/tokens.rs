@@ -1,15 +1,27 @@
 //! What the gateway shows a worker: a token for its InferenceService, signed with the gateway's key.
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
 
 use axum::http::HeaderValue;
 use lathe_contract::{Scope, Signer, TOKEN_LIFETIME};
 
+use crate::tasks::Tasks;
+
+/// Between two looks at the key.
+const PAUSE: Duration = Duration::from_secs(3);
+
 /// Tokens by the UID that they are for, each used for half of its life.
 #[derive(Debug)]
-pub struct Tokens {
+pub struct Tokens(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
     signer: Signer,
-    made: Mutex<HashMap<String, Made>>,
+    made: HashMap<String, Made>,
 }
 
 #[derive(Debug)]
@@ -23,24 +35,76 @@ struct Made {
 impl Tokens {
     /// Tokens of this key.
     pub fn new(signer: Signer) -> Self {
-        Self { signer, made: Mutex::default() }
+        Self(Mutex::new(State { signer, made: HashMap::new() }))
     }
 
     /// The value of `Authorization` for the workers of `uid`. `now` is Unix time in seconds.
     pub fn bearer(&self, uid: &str, now: i64) -> HeaderValue {
         let fresh = |made: &Made| (0..TOKEN_LIFETIME.as_secs() as i64 / 2).contains(&(now - made.at));
-        // Every change is whole.
-        let mut all = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { signer, made: all } = &mut *self.lock();
         if let Some(made) = all.get(uid).filter(|made| fresh(made)) {
             return made.value.clone();
         }
         all.retain(|_, made| fresh(made));
-        let token = format!("Bearer {}", self.signer.sign(uid, Scope::Inference, now));
+        let token = format!("Bearer {}", signer.sign(uid, Scope::Inference, now));
         let mut value = HeaderValue::try_from(token).unwrap_or(HeaderValue::from_static(""));
         value.set_sensitive(true);
         all.insert(uid.to_owned(), Made { value: value.clone(), at: now });
         value
     }
+
+    /// From here on tokens are signed with this key.
+    fn sign_with(&self, signer: Signer) {
+        *self.lock() = State { signer, made: HashMap::new() };
+    }
+
+    /// Every change is whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads the gateway's key, and again as the file changes, until nobody asks for tokens any more. One that cannot be read leaves the
+/// one before in force.
+///
+/// # Errors
+/// There is none to begin with.
+pub fn follow(tasks: &mut Tasks, path: PathBuf) -> anyhow::Result<Arc<Tokens>> {
+    let mut seen = read(&path)?;
+    let tokens = Arc::new(Tokens::new(signer(&path, &seen)?));
+    let told = Arc::downgrade(&tokens);
+    tasks.spawn(async move {
+        loop {
+            tokio::time::sleep(PAUSE).await;
+            let Some(tokens) = told.upgrade() else { break "the gateway's key" };
+            let of = path.clone();
+            // Files may be slow.
+            let Ok(Ok(pem)) = tokio::task::spawn_blocking(move || read(&of)).await else { continue };
+            if std::mem::replace(&mut seen, pem.clone()) == pem {
+                continue;
+            }
+            match signer(&path, &pem) {
+                Ok(signer) => {
+                    tracing::info!("the gateway's key has changed");
+                    tokens.sign_with(signer);
+                }
+                Err(error) => tracing::error!("the gateway's key stays as it was: {error:#}"),
+            }
+        }
+    });
+    Ok(tokens)
+}
+
+const NEXT: &str =
+    "mount `gateway.key` of the Secret `lathe-keys`, which the operator makes, or name it with --signing-key";
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let read = std::fs::read_to_string(path);
+    read.with_context(|| format!("the gateway's key {} cannot be read; {NEXT}", path.display()))
+}
+
+fn signer(path: &Path, pem: &str) -> anyhow::Result<Signer> {
+    Signer::from_pem(pem).with_context(|| format!("{} is no key; {NEXT}", path.display()))
 }
 
 #[cfg(test)]
@@ -48,6 +112,31 @@ mod tests {
     use lathe_contract::Verifier;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_changes_signs_from_then_on_and_a_broken_one_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.key");
+        let [old, new] = [[3; 32], [4; 32]].map(|seed| Signer::from_seed(&seed));
+        std::fs::write(&path, old.to_pem().unwrap()).unwrap();
+        let mut tasks = Tasks::default();
+        let tokens = follow(&mut tasks, path.clone()).unwrap();
+        let signed_by = |signer: &Signer| {
+            let token =
+                tokens.bearer("one", 1000).to_str().unwrap().strip_prefix("Bearer ").unwrap().to_owned();
+            let verifier = Verifier::from_pem(&signer.public_pem().unwrap()).unwrap();
+            verifier.verify(&token, "one", Scope::Inference, 1000).is_ok()
+        };
+        assert!(signed_by(&old));
+        std::fs::write(&path, "nothing").unwrap();
+        tokio::time::sleep(3 * PAUSE).await;
+        assert!(signed_by(&old));
+        std::fs::write(&path, new.to_pem().unwrap()).unwrap();
+        while !signed_by(&new) {
+            tokio::time::sleep(PAUSE).await;
+        }
+        assert!(!signed_by(&old));
+    }
 
     #[test]
     fn a_token_is_for_one_service_and_made_anew_at_half_of_its_life() {

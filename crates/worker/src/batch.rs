@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::control::{self, Access, Control};
 use crate::failure::{Done, Halt, io};
 use crate::status::Status;
-use crate::{check_data, evaluate, inspect, listen, summary, train};
+use crate::{check_data, evaluate, inspect, summary, train};
 
 /// Time from SIGTERM to the end, at most: a little less than that after which Kubernetes kills, for the last words.
 const STOP_BUDGET: Duration = Duration::from_secs(TRAIN_GRACE_SECONDS as u64 - 10);
@@ -60,7 +60,7 @@ async fn open_control(contract: &Contract, settings: &Settings, status: &Status)
     let control = Arc::new(Control::new(access, status.clone(), Registry::default()));
     control.set_ready(true);
     let router = control::router(control, Router::new());
-    tokio::spawn(listen::serve(listener, router, CancellationToken::new()));
+    tokio::spawn(lathe_http::serve(listener, router, control::BOUNDS, CancellationToken::new()));
     Ok(())
 }
 

@@ -15,7 +15,6 @@ pub mod dataset;
 pub mod evaluate;
 pub mod failure;
 pub mod inspect;
-mod listen;
 pub mod metrics;
 pub mod serve;
 pub mod status;

@@ -25,7 +25,7 @@ const OTHERS: &[&str] = &[
     "FailedAttachVolume FailedCreate FailedCreatePodSandBox FailedMount ImagePullBackOff InvalidImageName OOMKilled Pulling",
     "Preempting PreemptionByScheduler RunContainerError",
     // Values of manifests and files, and other programs' words.
-    "AdamW AllLinear Bearer GatedRepo Parquet PromptCompletion",
+    "AdamW AllLinear GatedRepo Parquet PromptCompletion",
     // Events of the operator, and states that `lathe status` shows.
     "AttemptStarted Cancelled Deleting Done FellBack ModelMade Read Reconcile Resumed Stuck Working",
 ];

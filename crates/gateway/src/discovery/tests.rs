@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::balance::Balance;
+use crate::balance::Balances;
 use crate::limits::Quotas;
 use crate::metrics::Metrics;
 use crate::testing::{service, slice};
@@ -65,7 +65,7 @@ impl Server {
 fn books() -> Arc<Books> {
     let metrics = Arc::new(Metrics::default());
     Arc::new(Books {
-        balance: Mutex::new(Balance::default()),
+        balances: Balances::default(),
         quotas: Arc::new(Quotas::default()),
         metrics,
         usage_log: false,
@@ -92,7 +92,8 @@ async fn the_table_follows_what_the_api_server_says() {
     );
     let books = books();
     let health = Health::new(Arc::clone(&books.metrics));
-    let mut table = follow(&server.client, &[], health.clone(), books);
+    let mut tasks = Tasks::default();
+    let mut table = follow(&mut tasks, &server.client, &[], 8080, health.clone(), books);
     assert!(health.missing().unwrap().starts_with("watches: "));
     assert!(table.borrow().is_none());
     until(&mut table, |table| table.get("a", "s").is_some_and(|m| m.service.ready().count() == 1)).await;
@@ -116,11 +117,45 @@ async fn the_table_follows_what_the_api_server_says() {
 }
 
 #[tokio::test]
+async fn a_watch_that_fails_is_told_of_until_it_works_again_and_the_table_stays() {
+    let pod = ("10.0.0.1", json!({"ready": true}));
+    let server = Server::start(
+        vec![json_of(service("a", "s", &[], &["s"]))],
+        vec![json_of(slice("a", "s", std::slice::from_ref(&pod)))],
+    );
+    let books = books();
+    let (health, metrics) = (Health::new(Arc::clone(&books.metrics)), Arc::clone(&books.metrics));
+    let mut tasks = Tasks::default();
+    let mut table = follow(&mut tasks, &server.client, &[], 8080, health, books);
+    until(&mut table, |table| table.get("a", "s").is_some_and(|m| m.service.ready().count() == 1)).await;
+    let failing = async |wanted| {
+        let waiting = async {
+            while metrics.watches_failing.get() != wanted {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it comes");
+    };
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": "no", "reason": "InternalError", "code": 500});
+    server.slices.send(json!({"type": "ERROR", "object": status})).unwrap();
+    failing(1).await;
+    // What another watch says is no news of this one.
+    server.services.send(json!({"type": "ADDED", "object": service("b", "s", &[], &[])})).unwrap();
+    until(&mut table, |table| table.get("b", "s").is_some()).await;
+    assert_eq!(metrics.watches_failing.get(), 1);
+    assert_eq!(table.borrow().as_ref().unwrap().get("a", "s").unwrap().service.ready().count(), 1);
+    server.slices.send(json!({"type": "MODIFIED", "object": slice("a", "s", &[pod])})).unwrap();
+    failing(0).await;
+}
+
+#[tokio::test]
 async fn with_namespaces_nothing_else_is_read() {
     let server = Server::start(vec![], vec![]);
     let books = books();
     let health = Health::new(Arc::clone(&books.metrics));
-    let mut table = follow(&server.client, &["a".to_owned(), "b".to_owned()], health, books);
+    let mut tasks = Tasks::default();
+    let mut table =
+        follow(&mut tasks, &server.client, &["a".to_owned(), "b".to_owned()], 8080, health, books);
     until(&mut table, |_| true).await;
     let calls = server.calls.lock().unwrap().clone();
     assert!(calls.iter().all(|c| c.contains("/namespaces/a/") || c.contains("/namespaces/b/")), "{calls:?}");

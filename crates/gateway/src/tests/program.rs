@@ -1,18 +1,19 @@
 //! The whole program, from its options to its end, over an API server that is scripted.
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::Parser as _;
 use kube::Client;
 use lathe_contract::{Scope, Signer, new_key};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
-use super::replica::{Act, Replica, completion, events};
+use super::replica::{Act, Replica, completion, events, port};
 use super::rig::{soon, verifier};
 use crate::discovery::tests::Server;
 use crate::options::Options;
 use crate::testing::{service, slice_at};
+use crate::{Around, Stop};
 
 fn options(folder: &Path, listen: SocketAddr, admin: SocketAddr, more: &[&str]) -> Options {
     let (keys, signing) = (folder.join("keys"), folder.join("gateway.key"));
@@ -31,9 +32,14 @@ fn options(folder: &Path, listen: SocketAddr, admin: SocketAddr, more: &[&str]) 
 /// An API server with one service on this replica.
 fn cluster(replica: &Replica) -> Client {
     let mut slice = slice_at("team-a", "support", replica.address.port());
-    slice["endpoints"] = json!([{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}]);
+    slice["endpoints"] =
+        json!([{"addresses": [replica.address.ip().to_string()], "conditions": {"ready": true}}]);
     let service = serde_json::to_value(service("team-a", "support", &[], &["support"])).unwrap();
     Server::start(vec![service], vec![slice]).client
+}
+
+fn around(client: Client, stop: &Stop) -> Around {
+    Around { client, port: port(), metrics: Arc::default(), stop: stop.clone() }
 }
 
 async fn get(url: &str) -> (u16, String) {
@@ -57,12 +63,12 @@ async fn until_ready(admin: SocketAddr) {
 async fn it_becomes_ready_answers_and_finishes_what_is_open_when_it_is_stopped() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let replica = Replica::start(Act::Says(completion("hi"))).await;
-    let (listen, admin) = (Replica::nobody().await, Replica::nobody().await);
+    let (listen, admin) = (Replica::nobody(), Replica::nobody());
     let folder = tempfile::tempdir().unwrap();
     let (options, client) = (options(folder.path(), listen, admin, &[]), cluster(&replica));
-    let stop = CancellationToken::new();
-    let stopping = stop.clone();
-    let ended = tokio::spawn(async move { crate::run(&options, &client, stopping).await });
+    let stop = Stop::default();
+    let around = around(client, &stop);
+    let ended = tokio::spawn(async move { crate::run(&options, around).await });
     until_ready(admin).await;
     assert_eq!(get(&format!("http://{admin}/healthz")).await, (200, "ok".to_owned()));
 
@@ -81,7 +87,7 @@ async fn it_becomes_ready_answers_and_finishes_what_is_open_when_it_is_stopped()
     replica.now(Act::SaysAndStalls(events(&["data: 1\n\n"])));
     let mut open = ask().await.unwrap();
     assert_eq!(open.chunk().await.unwrap().unwrap(), "data: 1\n\n");
-    stop.cancel();
+    stop.asked.cancel();
     let (status, why) = soon(async {
         loop {
             let answer = get(&format!("http://{admin}/readyz")).await;
@@ -98,15 +104,35 @@ async fn it_becomes_ready_answers_and_finishes_what_is_open_when_it_is_stopped()
 }
 
 #[tokio::test]
+async fn a_second_signal_ends_the_waiting() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let replica = Replica::start(Act::SaysAndStalls(events(&["data: 1\n\n"]))).await;
+    let (listen, admin) = (Replica::nobody(), Replica::nobody());
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { drain_seconds: 100_000, ..options(folder.path(), listen, admin, &[]) };
+    let stop = Stop::default();
+    let around = around(cluster(&replica), &stop);
+    let ended = tokio::spawn(async move { crate::run(&options, around).await });
+    until_ready(admin).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = client.post(format!("http://{listen}/v1/completions")).bearer_auth(new_key([1; 32]).0);
+    let mut open = request.json(&json!({"model": "support", "prompt": "x"})).send().await.unwrap();
+    assert_eq!(open.chunk().await.unwrap().unwrap(), "data: 1\n\n");
+    stop.asked.cancel();
+    stop.abort.cancel();
+    soon(ended).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn without_keys_in_words_it_serves_full_ids_and_says_so() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let replica = Replica::start(Act::Says(completion("hi"))).await;
-    let (listen, admin) = (Replica::nobody().await, Replica::nobody().await);
+    let (listen, admin) = (Replica::nobody(), Replica::nobody());
     let folder = tempfile::tempdir().unwrap();
     let (options, client) = (options(folder.path(), listen, admin, &["--auth", "none"]), cluster(&replica));
-    let stop = CancellationToken::new();
-    let stopping = stop.clone();
-    let ended = tokio::spawn(async move { crate::run(&options, &client, stopping).await });
+    let stop = Stop::default();
+    let around = around(client, &stop);
+    let ended = tokio::spawn(async move { crate::run(&options, around).await });
     until_ready(admin).await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (model, status) in [("team-a/support", 200), ("support", 404)] {
@@ -115,17 +141,17 @@ async fn without_keys_in_words_it_serves_full_ids_and_says_so() {
         assert_eq!(answer.status().as_u16(), status, "{model}");
     }
     drop(client);
-    stop.cancel();
+    stop.asked.cancel();
     soon(ended).await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn a_gateway_without_its_own_key_says_where_it_comes_from() {
     let folder = tempfile::tempdir().unwrap();
-    let (listen, admin) = (Replica::nobody().await, Replica::nobody().await);
+    let (listen, admin) = (Replica::nobody(), Replica::nobody());
     let options = Options { signing_key: "/nowhere".into(), ..options(folder.path(), listen, admin, &[]) };
     let client = Server::start(vec![], vec![]).client;
-    let failed = crate::run(&options, &client, CancellationToken::new()).await.unwrap_err();
+    let failed = crate::run(&options, around(client, &Stop::default())).await.unwrap_err();
     assert!(failed.to_string().contains("`gateway.key` of the Secret `lathe-keys`"), "{failed}");
 }
 
@@ -134,17 +160,17 @@ async fn a_gateway_without_its_own_key_says_where_it_comes_from() {
 async fn without_any_key_it_is_ready_and_answers_nobody() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let replica = Replica::start(Act::Says(completion("hi"))).await;
-    let (listen, admin) = (Replica::nobody().await, Replica::nobody().await);
+    let (listen, admin) = (Replica::nobody(), Replica::nobody());
     let folder = tempfile::tempdir().unwrap();
     let (options, client) = (options(folder.path(), listen, admin, &[]), cluster(&replica));
     std::fs::remove_file(folder.path().join("keys/alice")).unwrap();
-    let stop = CancellationToken::new();
-    let stopping = stop.clone();
-    let ended = tokio::spawn(async move { crate::run(&options, &client, stopping).await });
+    let stop = Stop::default();
+    let around = around(client, &stop);
+    let ended = tokio::spawn(async move { crate::run(&options, around).await });
     until_ready(admin).await;
     let (status, body) = get(&format!("http://{listen}/v1/models")).await;
     assert_eq!(status, 401, "{body}");
     assert!(body.contains("This gateway has no keys"), "{body}");
-    stop.cancel();
+    stop.asked.cancel();
     soon(ended).await.unwrap().unwrap();
 }

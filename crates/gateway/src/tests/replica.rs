@@ -1,12 +1,19 @@
 //! A replica that does what a test says, on a real socket.
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use http::HeaderMap;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+
+/// The port of all replicas, which nobody else has at the address of none.
+pub fn port() -> u16 {
+    static PORT: OnceLock<u16> = OnceLock::new();
+    *PORT.get_or_init(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port())
+}
 
 /// What a replica does with a request, once it has read it.
 #[derive(Clone, Debug)]
@@ -38,8 +45,8 @@ pub struct Asked {
 
 impl Replica {
     pub async fn start(act: Act) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let address = Self::nobody();
+        let listener = TcpListener::bind(address).await.unwrap();
         let replica =
             Self { address, act: Arc::new(Mutex::new(act)), asked: Arc::default(), left: Arc::default() };
         let served = replica.clone();
@@ -52,9 +59,11 @@ impl Replica {
         replica
     }
 
-    /// An address where nobody listens.
-    pub async fn nobody() -> SocketAddr {
-        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    /// An address where nobody listens: as pods do, all replicas have one port and an address each.
+    pub fn nobody() -> SocketAddr {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let [_, _, high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        SocketAddr::from(([127, 1 + high, low / 250, 1 + low % 250], port()))
     }
 
     /// From the next request on.

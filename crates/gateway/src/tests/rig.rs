@@ -1,24 +1,25 @@
 //! A gateway on a real socket, over a table that is made of objects.
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lathe_contract::{Signer, Verifier, new_key};
+use lathe_http::{Bounds, serve};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::replica::Replica;
+use super::replica::{self, Replica};
 use crate::account::Books;
-use crate::balance::Balance;
+use crate::balance::Balances;
 use crate::forward::Forwarder;
 use crate::http::{Gateway, router};
 use crate::keys::{Auth, Keyring};
 use crate::limits::Quotas;
-use crate::listen;
 use crate::metrics::Metrics;
+use crate::places::Places;
 use crate::table::Table;
 use crate::testing::{object, service, slice_at};
 use crate::tokens::Tokens;
@@ -31,6 +32,7 @@ pub struct Rig {
     pub client: reqwest::Client,
     pub metrics: Arc<Metrics>,
     books: Arc<Books>,
+    pub places: Arc<Places>,
     pub stop: CancellationToken,
     pub ended: tokio::task::JoinHandle<()>,
 }
@@ -40,12 +42,13 @@ pub struct Setup {
     /// Fields of the one key's entry.
     pub key: Value,
     pub max_in_flight: usize,
+    pub per_key: usize,
     pub usage_log: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { key: json!({}), max_in_flight: 64, usage_log: false }
+        Self { key: json!({}), max_in_flight: 64, per_key: 64, usage_log: false }
     }
 }
 
@@ -74,7 +77,7 @@ pub async fn start_with(replicas: &[SocketAddr], setup: Setup) -> Rig {
             object(slice)
         })
         .collect();
-    let table = Arc::new(Table::build(&services, &slices));
+    let table = Arc::new(Table::build(replica::port(), &services, &slices));
     let mut entry = json!({"hash": new_key([1; 32]).1, "namespace": "team-a"});
     for (field, value) in setup.key.as_object().unwrap() {
         entry[field] = value.clone();
@@ -82,22 +85,27 @@ pub async fn start_with(replicas: &[SocketAddr], setup: Setup) -> Rig {
     let keyring = Keyring::read(&[("k".to_owned(), entry.to_string().into_bytes())].into());
     assert!(keyring.broken.is_empty());
     let (metrics, quotas) = (Arc::new(Metrics::default()), Arc::new(Quotas::default()));
-    let balance = Mutex::new(Balance::default());
-    let books =
-        Arc::new(Books { balance, quotas, metrics: Arc::clone(&metrics), usage_log: setup.usage_log });
+    let books = Arc::new(Books {
+        balances: Balances::default(),
+        quotas,
+        metrics: Arc::clone(&metrics),
+        usage_log: setup.usage_log,
+    });
+    let places = Places::new(setup.max_in_flight, setup.per_key);
     let gateway = Gateway::new(
         Auth::Keys(watch::channel(Arc::new(keyring)).1),
         watch::channel(Some(table)).1,
-        Forwarder::new(Tokens::new(Signer::from_seed(&[3; 32]))),
+        Forwarder::new(Arc::new(Tokens::new(Signer::from_seed(&[3; 32])))),
         Arc::clone(&books),
-        setup.max_in_flight,
+        Arc::clone(&places),
     );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let stop = CancellationToken::new();
-    let ended = tokio::spawn(listen::serve(listener, router(gateway), stop.clone()));
+    let bounds = Bounds { connections: 1024, idle: PATIENCE };
+    let ended = tokio::spawn(serve(listener, router(gateway), bounds, stop.clone()));
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    Rig { url, client, metrics, books, stop, ended }
+    Rig { url, client, metrics, books, places, stop, ended }
 }
 
 /// The addresses of replicas.
@@ -125,7 +133,17 @@ impl Rig {
     /// Waits until no request is open, and nobody is charged with one that is over.
     pub async fn until_idle(&self) {
         self.until_metric("lathe_gateway_requests_in_flight 0").await;
-        assert!(self.books.balance(|balance| balance.is_idle()));
+        assert!(self.books.balances.are_idle());
+    }
+
+    /// Waits until nothing of any request is held.
+    pub async fn until_free(&self) {
+        let asking = async {
+            while !self.places.are_free() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asking).await.expect("it comes");
     }
 
     /// Waits until the metrics have this line: an account is closed a moment after its client has everything.

@@ -3,12 +3,13 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
+use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::replica::{Act, LAST_CHUNK, Replica, completion, events};
 use super::rig::{Setup, start_with};
-use crate::telemetry;
+use crate::telemetry::{self, UsageLog};
 
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
@@ -26,22 +27,26 @@ impl Write for Written {
 #[tokio::test]
 async fn a_request_is_a_line_of_numbers_without_a_word_of_its_prompt() {
     let written = Written::default();
-    let (usage, everything) = (written.clone(), Written::default());
+    let everything = Written::default();
+    let lines = UsageLog::start(written.clone(), Counter::default()).unwrap();
     let all = everything.clone();
     // All that the gateway says at any level, beside the usage log.
     let log = tracing_subscriber::fmt::layer().with_writer(move || all.clone());
-    let subscriber = tracing_subscriber::registry().with(telemetry::usage(move || usage.clone())).with(log);
+    let subscriber = tracing_subscriber::registry().with(telemetry::usage(lines.clone())).with(log);
     let _guard = tracing::subscriber::set_default(subscriber);
 
     let replica = Replica::start(Act::Says(completion("an answer"))).await;
     let rig = start_with(&[replica.address], Setup { usage_log: true, ..Setup::default() }).await;
     let body = json!({"model": "tone", "prompt": "a confession", "max_tokens": 10});
-    drop(rig.post(&body).send().await.unwrap().bytes().await.unwrap());
+    let answer = rig.post(&body).send().await.unwrap();
+    let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
+    drop(answer.bytes().await.unwrap());
     rig.until_idle().await;
     replica.now(Act::Says(events(&["data: an answer\n\n"]) + LAST_CHUNK));
     drop(rig.post(&body).send().await.unwrap().bytes().await.unwrap());
     rig.until_idle().await;
 
+    lines.finish();
     let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 2, "{text}");
@@ -53,12 +58,20 @@ async fn a_request_is_a_line_of_numbers_without_a_word_of_its_prompt() {
         "namespace",
         "model",
         "status",
+        "request_id",
         "prompt_tokens",
         "completion_tokens",
+        "estimated",
         "first_byte_ms",
         "total_ms",
     ];
     assert_eq!(fields, expected.into());
+    // By it the line, what the client saw and what the worker logs are joined.
+    assert_eq!(
+        (&lines[0]["request_id"], &replica.asked()[0].headers["x-request-id"]),
+        (&json!(id), &id.parse().unwrap())
+    );
+    assert!(id.starts_with("req_") && lines[1]["request_id"] != lines[0]["request_id"]);
     let told = |line: &Value| {
         ["key", "namespace", "model", "status", "prompt_tokens", "completion_tokens"]
             .map(|field| line[field].clone())

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::replica::Replica;
 use super::rig::{Rig, soon, start};
 
 #[allow(dead_code, reason = "shared with the worker's own tests")]
@@ -62,10 +63,9 @@ impl Worker {
         std::fs::create_dir_all(folder).unwrap();
         model::write_model(&folder.join("base"), 1, &[]);
         let told = folder.join("addresses");
-        let loopback = "127.0.0.1:0".parse().unwrap();
         let settings = Settings {
-            serve_addr: Some(loopback),
-            control_addr: Some(loopback),
+            serve_addr: Some(Replica::nobody()),
+            control_addr: Some("127.0.0.1:0".parse().unwrap()),
             control_port: 0,
             addr_file: Some(told.clone()),
             summary: folder.join("summary"),

@@ -7,13 +7,15 @@ mod metrics;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use lathe_contract::Scope;
+use lathe_http::Bounds;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
@@ -21,6 +23,9 @@ pub use access::{Access, Refusal};
 
 use crate::failure::{Done, Halt};
 use crate::status::Status;
+
+/// Of each port. The gateway closes its idle connections before these do, so that no request meets a closing one.
+pub const BOUNDS: Bounds = Bounds { connections: 4096, idle: Duration::from_secs(15) };
 
 /// What the control port's handlers share.
 pub struct Control {
@@ -86,11 +91,7 @@ pub async fn bind(access: &Access, port: u16) -> std::io::Result<TcpListener> {
     if access.is_open() {
         return TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)).await;
     }
-    match TcpListener::bind(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)).await {
-        // A kernel without IPv6.
-        Err(_) => TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)).await,
-        bound => bound,
-    }
+    lathe_http::bind(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)).await
 }
 
 async fn readyz(State(control): State<Arc<Control>>) -> Response {
@@ -108,12 +109,7 @@ async fn report(State(control): State<Arc<Control>>, headers: HeaderMap) -> Resu
 
 /// All numbers in OpenMetrics' text; `serve` gives them on its own port too.
 pub async fn metrics(State(control): State<Arc<Control>>) -> Response {
-    let mut text = String::new();
-    if prometheus_client::encoding::text::encode(&mut text, &control.registry).is_err() {
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    }
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], text).into_response()
+    lathe_http::openmetrics(&control.registry)
 }
 
 #[cfg(test)]

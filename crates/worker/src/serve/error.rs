@@ -1,8 +1,8 @@
 //! Errors as OpenAI's API writes them: `{"error": {"message", "type", "param", "code"}}`.
-use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use lathe_http::{BodyError, ErrorBody};
+use serde_json::Value;
 
 /// Why a request was not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,13 +105,13 @@ impl ApiError {
     }
 
     /// A body longer than any prompt that fits.
-    pub fn body_too_large(limit: usize) -> Self {
+    fn body_too_large(limit: usize) -> Self {
         let message = format!("The request body must be at most {limit} bytes.");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", Some("request_too_large"), message)
     }
 
     /// The client sends too slowly.
-    pub fn body_timeout() -> Self {
+    fn body_timeout() -> Self {
         let message = "The request body did not arrive in time.";
         Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", Some("request_timeout"), message)
     }
@@ -159,20 +159,28 @@ impl ApiError {
 
     /// The body of the answer, and the data of an error event in a stream.
     pub fn body(&self) -> Value {
-        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
+        self.told().json()
+    }
+
+    /// Why a body of at most `limit` bytes was not read.
+    pub fn of_body(error: BodyError, limit: usize) -> Self {
+        match error {
+            BodyError::TooLong => Self::body_too_large(limit),
+            BodyError::TooSlow => Self::body_timeout(),
+            BodyError::Broken => {
+                Self::invalid(Some("invalid_body"), "The request body did not arrive whole.")
+            }
+        }
+    }
+
+    fn told(&self) -> ErrorBody<'_> {
+        let Self { status: _, message, kind, param, code, retry_after: _ } = self;
+        ErrorBody { message, kind, param: param.as_deref(), code: *code }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body())).into_response();
-        let headers = response.headers_mut();
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        response
+        self.told().answer(self.status, self.retry_after)
     }
 }

@@ -1,8 +1,9 @@
 //! The port that users ask: OpenAI's routes, and nothing on it without being let in.
+use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
@@ -11,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use lathe_contract::Scope;
+use lathe_http::read_body;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -25,9 +27,6 @@ use super::prompt::{Prompter, Tokens};
 use super::request;
 use super::stops::StopFilter;
 use crate::control::{self, Control};
-
-/// A body must be here by then.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the port's handlers share from the start.
 pub struct Front {
@@ -109,7 +108,9 @@ async fn answer(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Resu
     app.door.check()?;
     let (parts, body) = request.into_parts();
     check_json(&parts.headers)?;
-    let body = read_body(&parts.headers, body, app.body_limit).await?;
+    let limit = app.body_limit;
+    let body = read_body(&parts.headers, body, limit, |_| Ok(())).await;
+    let body = body.map_err(|error| ApiError::of_body(error, limit))?;
     let place = app.door.enter()?;
     let Prepared { request, adapter, tokens, place } = prepare(&front, endpoint, body, place).await?;
     let (poster, mailbox) = mailbox();
@@ -125,11 +126,15 @@ async fn answer(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Resu
         fingerprint: app.fingerprint.clone(),
         prompt_tokens: tokens.prompt.len(),
     };
+    // The gateway's, by which its usage log is joined with this one.
+    let request_id =
+        parts.headers.get("x-request-id").and_then(|id| id.to_str().ok()).filter(|id| id.len() <= 64);
     tracing::debug!(
         id = frame.id,
         model = frame.model,
         prompt_tokens = frame.prompt_tokens,
         stream = request.stream,
+        request_id,
         "asked"
     );
     app.engine.generate(Job {
@@ -205,26 +210,7 @@ fn names_this_machine(headers: &HeaderMap, uri: &Uri) -> bool {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
     };
-    matches!(host, "localhost" | "127.0.0.1" | "[::1]")
-}
-
-async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    let told = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if told.is_some_and(|bytes| bytes > limit as u64) {
-        return Err(ApiError::body_too_large(limit));
-    }
-    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, limit)).await {
-        Err(_) => Err(ApiError::body_timeout()),
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) => {
-            let too_long = std::error::Error::source(&error)
-                .is_some_and(|source| source.to_string().contains("length limit"));
-            if too_long {
-                return Err(ApiError::body_too_large(limit));
-            }
-            Err(ApiError::invalid(Some("invalid_body"), "The request body did not arrive whole."))
-        }
-    }
+    matches!(host, "localhost" | "[::1]") || host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 async fn models(State(front): State<Arc<Front>>) -> Result<Json<Value>, ApiError> {

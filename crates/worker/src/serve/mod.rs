@@ -41,7 +41,7 @@ use crate::context::Context;
 use crate::control::{self as control_port, Access, Control};
 use crate::failure::{Done, Halt};
 use crate::status::Status;
-use crate::{listen, summary};
+use crate::summary;
 use adapters::Adapters;
 use door::Door;
 use engine::{EngineThread, Setup};
@@ -248,8 +248,9 @@ impl Ports {
         let extra = control::routes(Arc::clone(front));
         let router = control_port::router(Arc::clone(&front.control), extra);
         // Open to the end: the last thing to be seen is what is being drained.
-        tokio::spawn(listen::serve(listeners.control, router, CancellationToken::new()));
-        let serve = listen::serve(listeners.serve, http::router(Arc::clone(front)), stop.clone());
+        let bounds = control_port::BOUNDS;
+        tokio::spawn(lathe_http::serve(listeners.control, router, bounds, CancellationToken::new()));
+        let serve = lathe_http::serve(listeners.serve, http::router(Arc::clone(front)), bounds, stop.clone());
         Self { stop, serve: tokio::spawn(serve) }
     }
 
@@ -317,7 +318,7 @@ async fn start(
         created: jiff::Timestamp::now().as_second(),
         fingerprint,
         // A token is seldom more than 16 bytes, and JSON can write a character in six.
-        body_limit: prompter.context.saturating_mul(64).clamp(1 << 20, 16 << 20),
+        body_limit: prompter.context.saturating_mul(64).clamp(1 << 20, lathe_http::MAX_BODY),
         prompter,
     };
     // Set once, here.

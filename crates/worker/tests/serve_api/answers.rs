@@ -148,16 +148,6 @@ async fn answers_are_the_same_alone_and_in_any_batch() {
 }
 
 #[tokio::test]
-async fn http_2_without_tls_is_spoken_too() {
-    let server = start(|_, _| {}).await;
-    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().expect("a client");
-    let body = json!({"model": "base", "prompt": "x", "max_tokens": 3});
-    let request = client.post(format!("{}/v1/completions", server.base)).json(&body);
-    let answer = request.send().await.expect("an answer");
-    assert_eq!((answer.version(), answer.status().as_u16()), (reqwest::Version::HTTP_2, 200));
-}
-
-#[tokio::test]
 async fn what_an_answer_took_is_told_in_a_header_or_to_who_asks_for_trailers_after_a_stream() {
     let server = start(|_, _| {}).await;
     let mut body = json!({"model": "base", "prompt": "hello", "max_tokens": 7, "ignore_eos": true});

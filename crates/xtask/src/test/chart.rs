@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{paths, ui};
 use objects::{Helm, RELEASE_NAMESPACE, kinds, name, named};
@@ -42,7 +42,10 @@ const CHECKS: [(&str, Check); 9] = [
     ("values that cannot be meant are refused, and the field is named", refusals),
     ("two renders are equal: nothing comes from chance or from time", repeated),
     ("every combination of values makes objects that belong together", combinations),
-    ("who reads the metrics of workers is told to the operator", metrics_from),
+    (
+        "who reads the metrics of workers is told to the operator, and lets the same read the gateway's",
+        metrics_from,
+    ),
     ("there is a gateway unless values say otherwise, and the operator knows", gateway),
     ("deploy/ has the chart's objects, for kubectl and for Kustomize", plain::same_objects),
     ("a Kustomize overlay changes namespace and images", plain::overlay),
@@ -130,7 +133,17 @@ fn metrics_from(helm: &Helm) -> Result<()> {
         let variables = ["LATHE_METRICS_FROM_NAMESPACES", "LATHE_METRICS_FROM_PODS"];
         anyhow::Ok(variables.map(|variable| told(&all, variable)))
     };
+    // Of the gateway's own policy: to whom its port of metrics is open.
+    let open = |values: &[&str]| {
+        let all = objects::parse(&helm.template(&[&["gateway.enabled=true"], values].concat())?)?;
+        let policy = named(&all, "NetworkPolicy", "lathe-gateway").context("no NetworkPolicy")?;
+        let rules = policy["spec"]["ingress"].as_array().context("no rules")?;
+        let of =
+            |rule: &&Value| rule["ports"].as_array().into_iter().flatten().any(|port| port["port"] == 8081);
+        anyhow::Ok(rules.iter().filter(of).map(|rule| rule["from"].clone()).collect::<Vec<_>>())
+    };
     ensure!(told(&[])? == [None, None], "without values somebody is let in");
+    ensure!(open(&[])?.is_empty(), "without values everybody reads the gateway's metrics");
     let values = [
         r"networkPolicy.metricsFrom.namespaceLabels.kubernetes\.io/metadata\.name=monitoring",
         "networkPolicy.metricsFrom.podLabels.app=prometheus",
@@ -139,6 +152,12 @@ fn metrics_from(helm: &Helm) -> Result<()> {
     let [namespaces, pods] = told(&values)?;
     ensure!(namespaces.as_deref() == Some("kubernetes.io/metadata.name=monitoring"), "{namespaces:?}");
     ensure!(pods.as_deref() == Some("app=prometheus,shard=a"), "{pods:?}");
+    let from = open(&values)?;
+    let expected = json!([{
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}},
+        "podSelector": {"matchLabels": {"app": "prometheus", "shard": "a"}},
+    }]);
+    ensure!(from == [expected], "{from:?}");
     Ok(())
 }
 
@@ -229,6 +248,11 @@ fn unexpected(case: &Case, all: &[Value]) -> Vec<String> {
         expect("ServiceMonitor", case.monitor);
         expect("PodDisruptionBudget", case.replicas > 1);
     }
+    expect(
+        "Service of the gateway's metrics",
+        named(all, "Service", "lathe-gateway-metrics").is_some(),
+        case.gateway,
+    );
     let grants = |role: &str, resource: &str| {
         named(all, "ClusterRole", role).is_some_and(|found| rights::grants(found, resource))
     };

@@ -42,7 +42,7 @@ pub fn violations(all: &[Value], traces: bool) -> Vec<String> {
         ("a tenant asks the operator for anything else", &tenant, &operator, 9090, "TCP", false),
     ];
     if let Some(gateway) = &gateway {
-        flows.extend::<[Flow<'_>; 11]>([
+        flows.extend::<[Flow<'_>; 12]>([
             ("the gateway asks a model", gateway, &worker, 8080, "TCP", true),
             ("the gateway controls a worker", gateway, &worker, 8081, "TCP", false),
             ("the gateway asks the API server", gateway, &outside, 443, "TCP", true),
@@ -51,7 +51,15 @@ pub fn violations(all: &[Value], traces: bool) -> Vec<String> {
             ("the gateway asks a tenant's pod", gateway, &tenant, 8080, "TCP", false),
             ("a tenant asks the gateway", &tenant, gateway, 8080, "TCP", true),
             ("somebody outside asks the gateway", &outside, gateway, 8080, "TCP", true),
-            ("Prometheus reads the gateway's metrics", &prometheus, gateway, 8081, "TCP", true),
+            (
+                "somebody whom no value names reads the gateway's metrics",
+                &prometheus,
+                gateway,
+                8081,
+                "TCP",
+                false,
+            ),
+            ("a tenant reads the gateway's metrics", &tenant, gateway, 8081, "TCP", false),
             ("a tenant asks the gateway for anything else", &tenant, gateway, 9090, "TCP", false),
             ("the gateway asks the operator", gateway, &operator, 8080, "TCP", false),
         ]);

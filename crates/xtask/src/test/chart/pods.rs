@@ -24,13 +24,14 @@ pub fn violations(all: &[Value]) -> Vec<String> {
     ] {
         for object in kinds(all, kind) {
             let selector = object.pointer(path).unwrap_or(&Value::Null);
-            // What has the name of a Deployment is for its pods, and for no others of the release.
-            let own = named(all, "Deployment", name(object)).map(pods);
+            // What has the name of a Deployment is for its pods, and for no others of the release; so is a Service of its metrics.
+            let whose = name(object).trim_end_matches("-metrics");
+            let own = named(all, "Deployment", whose).map(pods);
             if !selector.is_object() || !own.is_some_and(|labels| matches(selector, &labels)) {
                 wrong.push(format!("{} does not select the pods of its name: {selector}", key(object)));
             }
             let others = kinds(all, "Deployment").chain(kinds(all, "Job"));
-            for other in others.filter(|other| name(other) != name(object)) {
+            for other in others.filter(|other| name(other) != whose) {
                 if matches(selector, &pods(other)) {
                     wrong.push(format!("{} selects pods of {} too: {selector}", key(object), key(other)));
                 }

@@ -1,0 +1,15 @@
+//! What every HTTP port of Lathe is, whoever serves it.
+//!
+//! [`serve`] takes connections, bounded in number and in patience; [`read_body`] reads a body in no more memory than it is long;
+//! [`ErrorBody`] is an error as OpenAI's API writes it; [`openmetrics`] is what `/metrics` says.
+#![deny(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+mod body;
+mod error;
+mod listen;
+mod metrics;
+
+pub use body::{BodyError, MAX_BODY, read_body};
+pub use error::ErrorBody;
+pub use listen::{Bounds, bind, serve};
+pub use metrics::openmetrics;
