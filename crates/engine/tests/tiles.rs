@@ -10,7 +10,7 @@ use rstest::rstest;
 
 #[rstest]
 fn whole_products_have_the_bits_of_the_emulation(
-    #[values((1, 70, 1500), (3, 33, 40), (16, 16, 32), (17, 31, 94), (50, 48, 640), (100, 35, 2700), (390, 270, 34), (530, 33, 1100))]
+    #[values((1, 70, 1500), (3, 33, 40), (16, 16, 32), (17, 31, 94), (50, 48, 640), (100, 35, 2700), (390, 270, 34), (530, 33, 1100), (530, 1100, 40))]
     extent: (usize, usize, usize),
     #[values(Element::BF16, Element::Int8, Element::Int4)] element: Element,
 ) {

@@ -5,16 +5,12 @@ use std::ops::Range;
 
 use super::outer::{OUTER_COLUMNS, OUTER_ROWS, Outer, outer, outer_pairs};
 use super::terms::{interleave, narrow};
-use super::tile_outer::{TileOuter, tile_outer};
-use super::{Begin, Extent, Grid, Matrix, ROW_BLOCK, chunks};
+use super::{Begin, Extent, Grid, Matrix, ROW_BLOCK, chunks, tiled_grad};
 use crate::device::cpu::cells::Cells;
-use crate::device::cpu::simd::TILE;
 use crate::device::cpu::{Cpu, Level};
 
 /// Terms of a block: with its columns they stay in the first-level cache.
 const OUTER_TERMS: usize = 256;
-/// Rows of a task in tiles: so many use a panel of weights that making it takes little beside them.
-const TILE_ROWS: usize = 24 * TILE;
 /// Outputs of a task of the weights' gradient.
 const OUTPUT_BLOCK: usize = 7 * OUTER_ROWS;
 
@@ -29,8 +25,13 @@ pub(in super::super) fn input_grad(
 ) {
     e.check(dx.len(), dy.len(), w.len());
     let pairs = matches!(w, Matrix::BF16(_)) && cpu.level.takes_pairs(e.inputs);
-    let row_block = if pairs && cpu.level.has_tiles() { TILE_ROWS } else { ROW_BLOCK };
-    let grid = Grid::new(e.rows, row_block, e.inputs, OUTER_COLUMNS, cpu.pool_threads());
+    match w {
+        Matrix::BF16(w) if pairs && cpu.level.has_tiles() && e.outputs > 0 => {
+            return tiled_grad::input_grad(cpu, dy, w, dx, e, begin);
+        }
+        _ => (),
+    }
+    let grid = Grid::new(e.rows, ROW_BLOCK, e.inputs, OUTER_COLUMNS, cpu.pool_threads());
     cpu.run(grid.tasks(), |level, task, scratch| {
         let (rows, inputs) = grid.task(task);
         begin.fill(dx, e.x_stride, rows.clone(), inputs.clone());
@@ -86,18 +87,18 @@ impl Block {
     }
 
     /// Rows are rounded to bf16 once for all inputs, and pairs of the weights' rows interleaved for all rows. An odd
-    /// output comes with a zero, and so do those that a tile has more.
+    /// output comes with a zero.
     ///
     /// # Safety
     /// As above.
     unsafe fn pairs(&self, dy: Cells<f32>, w: Cells<u16>, dx: Cells<f32>, scratch: Cells<f32>) {
         const PAIRS: usize = OUTER_TERMS / 2;
         let (e, first) = (self.e, self.rows.start);
-        let rounded = scratch.part(0..self.rows.len().next_multiple_of(TILE) * PAIRS);
+        let rounded = scratch.part(0..self.rows.len() * PAIRS);
         let panel = scratch.part(rounded.len()..rounded.len() + PAIRS * OUTER_COLUMNS);
         let (rounded, panel) = (rounded.ptr_mut(), panel.ptr_mut().cast::<u32>());
-        let (count, tiles) = (self.outputs.len(), self.level.has_tiles());
-        let pairs = count.div_ceil(2).next_multiple_of(if tiles { TILE } else { 1 });
+        let count = self.outputs.len();
+        let pairs = count.div_ceil(2);
         let zeros = [0; OUTER_COLUMNS];
         // SAFETY: the caller's.
         unsafe {
@@ -118,17 +119,17 @@ impl Block {
                     let to = panel.add(pair * OUTER_COLUMNS);
                     interleave(self.level, row(output), row(output + 1), to, some.len());
                 }
-                let (a, b) = (rounded.cast_const().cast(), panel.cast_const());
-                let (a_row, b_row) = (PAIRS, OUTER_COLUMNS);
-                let c = dx.ptr_mut().add(first * e.x_stride + some.start);
-                let (rows, columns, c_row) = (self.rows.len(), some.len(), e.x_stride);
-                if tiles {
-                    let t = TileOuter { k: pairs, a, a_row, b, b_row, c, c_row };
-                    tile_outer(self.level, rows, columns, t);
-                } else {
-                    let t = Outer { k: pairs, a, a_row, a_k: 1, b, b_row, c, c_row };
-                    outer_pairs(self.level, rows, columns, t);
-                }
+                let t = Outer {
+                    k: pairs,
+                    a: rounded.cast_const().cast(),
+                    a_row: PAIRS,
+                    a_k: 1,
+                    b: panel.cast_const(),
+                    b_row: OUTER_COLUMNS,
+                    c: dx.ptr_mut().add(first * e.x_stride + some.start),
+                    c_row: e.x_stride,
+                };
+                outer_pairs(self.level, self.rows.len(), some.len(), t);
             }
         }
     }

@@ -20,6 +20,7 @@ mod tile_outer;
 mod tile_pack;
 mod tile_sums;
 mod tiled;
+mod tiled_grad;
 
 use std::ops::Range;
 

@@ -1,11 +1,12 @@
 //! The innermost loop of products of pairs of bf16 numbers in tiles, where both operands are packed.
 #![allow(unsafe_code)] // Raw pointers into matrices; tiles.
 
+use super::ahead::Ahead;
 use super::chunks;
-use super::tile_sums::{First, Place, add_rows};
+use super::tile_sums::{Place, add_rows};
 use crate::device::cpu::simd::{TILE, Tiles, tile_kernel};
 
-/// `c[i, j] += sum over k of a[i, k] b[k, j]`.
+/// `to[i, j] = first[i, j] + sum over k of a[i, k] b[k, j]`.
 #[derive(Clone, Copy)]
 pub(super) struct TileOuter {
     /// Of pairs; a multiple of [`TILE`].
@@ -16,15 +17,14 @@ pub(super) struct TileOuter {
     /// Pairs; columns up to a multiple of [`TILE`] can be read.
     pub b: *const u32,
     pub b_row: usize,
-    pub c: *mut f32,
-    pub c_row: usize,
+    pub to: Place,
 }
 
 tile_kernel! {
     /// [`TileOuter`], up to two tiles of columns.
     ///
     /// # Safety
-    /// All operands exist, `c` is nobody else's.
+    /// All operands exist, the place is nobody else's.
     pub(super) tile_outer = outer_tiles(rows: usize, columns: usize, t: TileOuter)
 }
 
@@ -34,8 +34,8 @@ unsafe fn outer_tiles<T: Tiles>(rows: usize, columns: usize, t: TileOuter) {
     unsafe {
         let mut tiles = T::begin();
         for here in chunks(0..rows, 2 * TILE) {
-            let (a, c) = (t.a.add(here.start * t.a_row), t.c.add(here.start * t.c_row));
-            outer_block(&mut tiles, here.len(), columns, TileOuter { a, c, ..t });
+            let (a, to) = (t.a.add(here.start * t.a_row), t.to.from(here.start, 0));
+            outer_block(&mut tiles, here.len(), columns, TileOuter { a, to, ..t });
         }
     }
 }
@@ -49,9 +49,13 @@ unsafe fn outer_block<T: Tiles>(tiles: &mut T, rows: usize, columns: usize, t: T
     tiles.zero::<1>();
     tiles.zero::<2>();
     tiles.zero::<3>();
+    // A line or two of each row, which no processor foresees.
+    let (lines, row) = (4 * TILE / (t.k / TILE).max(1) + 1, t.to.y.cast_const().cast());
+    let mut result = Ahead::of(row, 4 * t.to.y_row, 4 * columns, rows, lines);
     // SAFETY: the caller's.
     unsafe {
         for k in (0..t.k).step_by(TILE) {
+            result.lines();
             let (a, b) = (t.a.add(k), t.b.add(k * t.b_row));
             tiles.load::<4>(a.cast(), a_stride);
             tiles.load::<6>(b.cast(), b_stride);
@@ -69,10 +73,7 @@ unsafe fn outer_block<T: Tiles>(tiles: &mut T, rows: usize, columns: usize, t: T
             }
         }
         let mut sums = [[0; TILE]; TILE];
-        let at = |row: usize, column: usize| {
-            let y = t.c.wrapping_add(row * t.c_row + column);
-            Place { y, y_row: t.c_row, first: First::There }
-        };
+        let at = |row: usize, column: usize| t.to.from(row, column);
         tiles.store::<0>(&mut sums);
         add_rows::<T>(&sums, rows.min(TILE), columns.min(TILE), at(0, 0));
         if two_columns {

@@ -15,9 +15,9 @@ use crate::device::cpu::{Cpu, Level};
 use lathe_plan::{PRODUCT_PANEL, PRODUCT_SCRATCH, QUANT_GROUP};
 
 /// Rows that go through the weights together.
-const ROWS: usize = 512;
+pub(super) const ROWS: usize = 512;
 /// Outputs of a task are a multiple of this.
-const OUTPUTS: usize = 2 * TILE;
+pub(super) const OUTPUTS: usize = 2 * TILE;
 /// The most terms that are summed apart.
 const MOST_TERMS: usize = 1024;
 
@@ -151,22 +151,47 @@ impl Part {
 
     /// Calls `multiply(level, outputs, scratch)` for tasks of about equally many outputs.
     fn multiply(&self, cpu: &Cpu, multiply: impl Fn(Level, Range<usize>, Cells<f32>) + Sync) {
-        let units = self.e.outputs.div_ceil(OUTPUTS);
-        let tasks = if cpu.pool_threads() == 1 { 1 } else { units.min(4 * cpu.pool_threads()) };
-        let start = |task: usize| (units * task / tasks * OUTPUTS).min(self.e.outputs);
-        cpu.run(tasks, |level, task, scratch| multiply(level, start(task)..start(task + 1), scratch));
+        let tasks = tasks(cpu, self.e.outputs);
+        cpu.run(tasks.len(), |level, task, scratch| multiply(level, tasks.range(task), scratch));
     }
 
     /// Where the products of these rows and the outputs from `output` on go.
     fn place(&self, output: usize) -> Place {
-        let (e, row) = (self.e, self.rows.start);
-        let at = row * e.y_stride + output;
-        let first = match self.begin {
-            Begin::Zero => First::Zero,
-            Begin::Keep => First::There,
-            Begin::Bias(bias) => First::Of(bias.part(output..bias.len()).ptr(), 0),
-            Begin::Copy(from) => First::Of(from.part(at..from.len()).ptr(), e.y_stride),
-        };
-        Place { y: self.y.part(at..self.y.len()).ptr_mut(), y_row: e.y_stride, first }
+        place(self.begin, self.y, self.e.y_stride, self.rows.start, output)
+    }
+}
+
+/// The place in `y` from this row and column on, and what it begins with.
+pub(super) fn place(begin: Begin, y: Cells<f32>, y_row: usize, row: usize, column: usize) -> Place {
+    let at = row * y_row + column;
+    let first = match begin {
+        Begin::Zero => First::Zero,
+        Begin::Keep => First::There,
+        Begin::Bias(bias) => First::Of(bias.part(column..bias.len()).ptr(), 0),
+        Begin::Copy(from) => First::Of(from.part(at..from.len()).ptr(), y_row),
+    };
+    Place { y: y.part(at..y.len()).ptr_mut(), y_row, first }
+}
+
+/// Columns of a result, cut into tasks of about equally many tiles, some for each thread.
+pub(super) struct Tasks {
+    columns: usize,
+    tasks: usize,
+}
+
+pub(super) fn tasks(cpu: &Cpu, columns: usize) -> Tasks {
+    let most = if cpu.pool_threads() == 1 { 1 } else { 4 * cpu.pool_threads() };
+    Tasks { columns, tasks: columns.div_ceil(OUTPUTS).min(most) }
+}
+
+impl Tasks {
+    pub(super) fn len(&self) -> usize {
+        self.tasks
+    }
+
+    pub(super) fn range(&self, task: usize) -> Range<usize> {
+        let start =
+            |task: usize| (self.columns.div_ceil(OUTPUTS) * task / self.tasks * OUTPUTS).min(self.columns);
+        start(task)..start(task + 1)
     }
 }
