@@ -46,10 +46,6 @@ impl Collector for Progress {
 }
 
 #[cfg(test)]
-#[path = "../../../../tests/monitoring/recorded.rs"]
-mod recorded;
-
-#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -63,6 +59,6 @@ mod tests {
         });
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        recorded::hold("train.txt", &text);
+        crate::recorded::hold("train.txt", &text);
     }
 }

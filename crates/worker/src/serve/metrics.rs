@@ -126,10 +126,6 @@ impl Metrics {
 }
 
 #[cfg(test)]
-#[path = "../../../../tests/monitoring/recorded.rs"]
-mod recorded;
-
-#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -172,6 +168,6 @@ mod tests {
         metrics.first_token.observe(0.25);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
-        recorded::hold("serve.txt", &text);
+        crate::recorded::hold("serve.txt", &text);
     }
 }
