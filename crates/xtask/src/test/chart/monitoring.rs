@@ -4,7 +4,7 @@ mod prometheus;
 mod query;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, process};
 
@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use super::objects::{Helm, RELEASE_NAMESPACE, kinds, named, parse};
 use crate::{command, paths, toolchain};
-use prometheus::{Api, PATIENCE, Prometheus, Target};
+use prometheus::{PATIENCE, Prometheus, Target};
+use query::Query;
 
 const VALUES: [&str; 4] = [
     "monitoring.rules.enabled=true",
@@ -24,10 +25,6 @@ const VALUES: [&str; 4] = [
 const RUNBOOKS: &str = "https://github.com/lathe-dev/lathe/blob/main/docs/runbooks.md#";
 /// What a runbook says of its alert, in this order.
 const PARTS: [&str; 3] = ["**What it means.**", "**How to look.**", "**What to do.**"];
-/// What Grafana puts in, and one thing that it may put in: the recorded service.
-const VARIABLES: [(&str, &str); 3] =
-    [("$__rate_interval", "1m"), ("$namespace", "team-a"), ("$service", "support")];
-
 /// There only where values say so, and found by those who look for them.
 pub fn switches(helm: &Helm) -> Result<()> {
     let all = parse(&helm.template(&[])?)?;
@@ -96,7 +93,7 @@ pub fn runbooks(helm: &Helm) -> Result<()> {
 
 /// promtool reads the rules, and each alert fires and stays quiet where tests/monitoring/alerts.yaml says so.
 pub fn alerts(helm: &Helm) -> Result<()> {
-    install()?;
+    let promtool = programs()?.join("promtool");
     let rules = Rendered::of(helm)?.rules;
     let text = fs::read_to_string(paths::repository().join("tests/monitoring/alerts.yaml"))?;
     let tests = parse(&text)?;
@@ -120,7 +117,7 @@ pub fn alerts(helm: &Helm) -> Result<()> {
         for arguments in
             [&["check", "rules", "--lint-fatal", "rules.yaml"], &["test", "rules", "alerts.yaml"][..]]
         {
-            command::run(Command::new("promtool").args(arguments).current_dir(folder))?;
+            command::run(Command::new(&promtool).args(arguments).current_dir(folder))?;
         }
         Ok(())
     })
@@ -128,12 +125,12 @@ pub fn alerts(helm: &Helm) -> Result<()> {
 
 /// Every query has an answer, from series and labels that our programs have.
 pub fn queries(helm: &Helm) -> Result<()> {
-    install()?;
+    let program = programs()?.join("prometheus");
     let rendered = Rendered::of(helm)?;
     let queries = rendered.queries()?;
     in_folder("prometheus", |folder| {
         fs::write(folder.join("rules.yaml"), rendered.rules.to_string())?;
-        let mut prometheus = Prometheus::start(folder, &rendered.targets()?)?;
+        let mut prometheus = Prometheus::start(&program, folder, &rendered.targets()?)?;
         let Prometheus { process, api } = &mut prometheus;
         // A rate needs two scrapes, what is recorded an evaluation more.
         let mut waiting: Vec<&Query> = queries.iter().collect();
@@ -248,59 +245,6 @@ impl Rendered {
     }
 }
 
-/// An expression and what stands around it.
-struct Query {
-    /// Where it stands.
-    place: String,
-    expression: String,
-    /// Labels that are shown.
-    labels: BTreeSet<String>,
-    /// Whether there must be series; alerts have none while all is well.
-    answers: bool,
-}
-
-impl Query {
-    fn of(place: &Value, expression: &Value, labels: BTreeSet<String>, answers: bool) -> Result<Self> {
-        let place = place.as_str().context("a query has no name")?.to_owned();
-        let mut text = expression.as_str().with_context(|| format!("{place} has no expression"))?.to_owned();
-        for (variable, value) in VARIABLES {
-            text = text.replace(variable, value);
-        }
-        ensure!(!text.contains('$'), "{place}: a variable that nobody knows: {text}");
-        Ok(Self { place, expression: text, labels, answers })
-    }
-
-    /// # Errors
-    /// Prometheus refuses the expression, or there are no series, or they lack a label that is shown.
-    fn answer(&self, api: &Api) -> Result<()> {
-        let series = api.query(&self.expression)?;
-        if !self.answers {
-            return Ok(());
-        }
-        ensure!(!series.is_empty(), "no series: {}", self.expression);
-        let lacking = self.labels.iter().find(|label| series.iter().all(|of| of[label.as_str()].is_null()));
-        ensure!(lacking.is_none(), "{lacking:?} is shown, and no series has it: {}", self.expression);
-        Ok(())
-    }
-
-    /// # Errors
-    /// A selector finds nothing, or a label is of none of them.
-    fn strangers(&self, api: &Api) -> Result<()> {
-        let query::Named { selectors, labels } = query::named(&self.expression);
-        let place = || format!("{}: {}", self.place, self.expression);
-        ensure!(!selectors.is_empty(), "{} names no metric", place());
-        let mut known = BTreeSet::new();
-        for selector in selectors {
-            let series = api.series(&selector).with_context(place)?;
-            ensure!(!series.is_empty(), "{}: no program of ours has {selector}", place());
-            known.extend(series.iter().filter_map(Value::as_object).flat_map(|of| of.keys().cloned()));
-        }
-        let strange: Vec<_> = labels.union(&self.labels).filter(|label| !known.contains(*label)).collect();
-        ensure!(strange.is_empty(), "{}: no program of ours has the label {strange:?}", place());
-        Ok(())
-    }
-}
-
 /// The rules that are of a sort, `record` or `alert`.
 fn of_rules<'a>(rules: &'a Value, sort: &'a str) -> impl Iterator<Item = &'a Value> {
     let groups = rules["groups"].as_array().into_iter().flatten();
@@ -309,9 +253,9 @@ fn of_rules<'a>(rules: &'a Value, sort: &'a str) -> impl Iterator<Item = &'a Val
         .filter(move |rule| !rule[sort].is_null())
 }
 
-/// promtool is of the same package.
-fn install() -> Result<()> {
-    toolchain::packages(&[("prometheus", "prometheus")])
+/// The folder with Debian's `prometheus` and its `promtool`.
+fn programs() -> Result<PathBuf> {
+    toolchain::unpacked("prometheus", "promtool")
 }
 
 /// Runs with a new folder, of which nothing is left.

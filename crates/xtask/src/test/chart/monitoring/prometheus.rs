@@ -37,7 +37,7 @@ impl Prometheus {
     ///
     /// # Errors
     /// It does not start; the text has its last words.
-    pub fn start(folder: &Path, targets: &[Target]) -> Result<Self> {
+    pub fn start(program: &Path, folder: &Path, targets: &[Target]) -> Result<Self> {
         let feed = feed()?;
         let scrapes: Vec<Value> = targets.iter().map(|target| scrape(target, &feed)).collect();
         let configuration = json!({
@@ -49,7 +49,7 @@ impl Prometheus {
         fs::write(folder.join("prometheus.yaml"), configuration.to_string())?;
         // Free a moment ago.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let mut command = Command::new(paths::program("prometheus").context("no prometheus")?);
+        let mut command = Command::new(program);
         command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
         command.arg(format!("--config.file={}", folder.join("prometheus.yaml").display()));
         command.arg(format!("--storage.tsdb.path={}", folder.join("data").display()));

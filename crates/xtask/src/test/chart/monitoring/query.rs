@@ -1,23 +1,89 @@
-//! What a PromQL expression names: enough of its grammar to find selectors and labels in ours.
+//! A query: whether it has an answer, and whether all that it names is there.
 
 use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::prometheus::Api;
+
+/// What Grafana puts in, and one thing that it may put in: the recorded service.
+const VARIABLES: [(&str, &str); 3] =
+    [("$__rate_interval", "1m"), ("$namespace", "team-a"), ("$service", "support")];
 
 /// Words that are followed by a list of labels in parentheses.
 const GROUPING: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
 /// Words that are neither metric nor function.
 const WORDS: [&str; 6] = ["and", "or", "unless", "bool", "offset", "atan2"];
 
-/// What an expression names.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Named {
-    /// Each with its matchers, as it stands there.
-    pub selectors: BTreeSet<String>,
-    /// Labels of `by`, `on` and their like.
+/// An expression and what stands around it.
+pub struct Query {
+    /// Where it stands.
+    pub place: String,
+    pub expression: String,
+    /// Labels that are shown.
     pub labels: BTreeSet<String>,
+    /// Whether there must be series; alerts have none while all is well.
+    pub answers: bool,
 }
 
-/// Finds them. What Prometheus itself refuses may come out as anything.
-pub fn named(expression: &str) -> Named {
+impl Query {
+    /// Of a rule or a panel.
+    ///
+    /// # Errors
+    /// It has no name, no expression, or a variable that nobody knows.
+    pub fn of(place: &Value, expression: &Value, labels: BTreeSet<String>, answers: bool) -> Result<Self> {
+        let place = place.as_str().context("a query has no name")?.to_owned();
+        let mut text = expression.as_str().with_context(|| format!("{place} has no expression"))?.to_owned();
+        for (variable, value) in VARIABLES {
+            text = text.replace(variable, value);
+        }
+        ensure!(!text.contains('$'), "{place}: a variable that nobody knows: {text}");
+        Ok(Self { place, expression: text, labels, answers })
+    }
+
+    /// # Errors
+    /// Prometheus refuses the expression, or there are no series, or they lack a label that is shown.
+    pub fn answer(&self, api: &Api) -> Result<()> {
+        let series = api.query(&self.expression)?;
+        if !self.answers {
+            return Ok(());
+        }
+        ensure!(!series.is_empty(), "no series: {}", self.expression);
+        let lacking = self.labels.iter().find(|label| series.iter().all(|of| of[label.as_str()].is_null()));
+        ensure!(lacking.is_none(), "{lacking:?} is shown, and no series has it: {}", self.expression);
+        Ok(())
+    }
+
+    /// # Errors
+    /// A selector finds nothing, or a label is of none of them.
+    pub fn strangers(&self, api: &Api) -> Result<()> {
+        let Named { selectors, labels } = named(&self.expression);
+        let place = || format!("{}: {}", self.place, self.expression);
+        ensure!(!selectors.is_empty(), "{} names no metric", place());
+        let mut known = BTreeSet::new();
+        for selector in selectors {
+            let series = api.series(&selector).with_context(place)?;
+            ensure!(!series.is_empty(), "{}: no program of ours has {selector}", place());
+            known.extend(series.iter().filter_map(Value::as_object).flat_map(|of| of.keys().cloned()));
+        }
+        let strange: Vec<_> = labels.union(&self.labels).filter(|label| !known.contains(*label)).collect();
+        ensure!(strange.is_empty(), "{}: no program of ours has the label {strange:?}", place());
+        Ok(())
+    }
+}
+
+/// What an expression names.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Named {
+    /// Each with its matchers, as it stands there.
+    selectors: BTreeSet<String>,
+    /// Labels of `by`, `on` and their like.
+    labels: BTreeSet<String>,
+}
+
+/// Finds them, by as much of PromQL's grammar as our expressions use. What Prometheus itself refuses may come out as anything.
+fn named(expression: &str) -> Named {
     let mut found = Named::default();
     let mut rest = expression;
     while let Some(first) = rest.chars().next() {
