@@ -305,10 +305,15 @@ impl Asked {
 }
 
 #[cfg(test)]
+#[path = "../../../tests/monitoring/recorded.rs"]
+mod recorded;
+
+#[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::error::ApiError;
     use crate::table::Table;
     use crate::testing::{service, slice};
 
@@ -350,5 +355,41 @@ mod tests {
         metrics.keep(|series| series.model != "s");
         let text = metrics.text().unwrap();
         assert!(!text.contains(r#"namespace="a""#), "{text}");
+    }
+
+    #[test]
+    fn the_recorded_numbers_are_those_that_prometheus_reads() {
+        let table = Table::build(
+            8080,
+            &[service("team-a", "support", &["tone"], &["support", "tone"])],
+            &[slice("team-a", "support", &[("10.0.0.1", json!({}))])],
+        );
+        let metrics = Metrics::default();
+        let times = Times { first_byte: Some(Duration::from_millis(30)), total: Duration::from_millis(400) };
+        let usage = Some(Usage { prompt: 70, completion: 30 });
+        let no_replica = ApiError::no_replica("team-a/support");
+        for (key, name, (code, by), usage) in [
+            ("web", "support", (200, By::Replica), usage),
+            ("web", "tone", (200, By::Replica), usage),
+            ("batch", "support", (429, By::Replica), None),
+            ("batch", "support", (no_replica.status.as_u16(), By::Gateway), None),
+            ("batch", "support", (499, By::Client), None),
+        ] {
+            metrics.answered(key, table.get("team-a", name).unwrap(), (code, by), usage, times);
+        }
+        for refused in [
+            ApiError::unauthorized(""),
+            ApiError::rate_limited("requests", 1, 1),
+            ApiError::overloaded("requests"),
+            ApiError::unavailable("model_not_ready", ""),
+        ] {
+            metrics.refused(refused.code);
+        }
+        for reason in ["full", "drain", "refused", "reset"] {
+            metrics.repeated(reason);
+        }
+        metrics.broken("replica");
+        metrics.broken("client");
+        recorded::hold("gateway.txt", &metrics.text().unwrap());
     }
 }

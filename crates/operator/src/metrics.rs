@@ -88,3 +88,23 @@ impl Drop for Timer<'_> {
         self.metrics.seconds.get_or_create(&Kind { kind: self.kind }).observe(seconds);
     }
 }
+
+#[cfg(test)]
+#[path = "../../../tests/monitoring/recorded.rs"]
+mod recorded;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_recorded_numbers_are_those_that_prometheus_reads() {
+        let metrics = Metrics::default();
+        for kind in ["Model", "FineTuneJob", "InferenceService"] {
+            drop(metrics.reconcile(kind));
+        }
+        metrics.failed("InferenceService", "WriteFailed");
+        metrics.lead();
+        recorded::hold("operator.txt", &metrics.text().expect("text"));
+    }
+}

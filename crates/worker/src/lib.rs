@@ -16,6 +16,9 @@ pub mod evaluate;
 pub mod failure;
 pub mod inspect;
 pub mod metrics;
+#[cfg(test)]
+#[path = "../../../tests/monitoring/recorded.rs"]
+mod recorded;
 pub mod serve;
 pub mod status;
 pub mod summary;

@@ -235,6 +235,41 @@ pub fn packages(wanted: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
+/// The folder with a program of a Debian package: unpacked in the cache where the machine lacks it, since a package that is
+/// installed starts its service.
+///
+/// # Errors
+/// There is no apt-get, or it cannot fetch the package; the text names it.
+pub fn unpacked(package: &str, program: &str) -> Result<PathBuf> {
+    let folder = paths::cache()?.join("debian").join(package);
+    let installed = paths::program(program).and_then(|path| path.parent().map(Path::to_path_buf));
+    for programs in installed.into_iter().chain([folder.join("usr/bin")]) {
+        if programs.join(program).is_file() {
+            return Ok(programs);
+        }
+    }
+    ensure!(
+        paths::program("apt-get").is_some(),
+        "this machine lacks {package}: install it, then run this again"
+    );
+    let step = ui::step(format!("fetch {package}"));
+    let unfinished = folder.with_added_extension("unfinished");
+    // Of a run that was killed.
+    let _ = fs::remove_dir_all(&unfinished);
+    fs::create_dir_all(&unfinished)?;
+    if rustix::process::geteuid().is_root() {
+        run(Command::new("apt-get").args(["update", "-qq"]))?;
+    }
+    run(Command::new("apt-get").args(["download", "-qq", package]).current_dir(&unfinished))?;
+    for file in fs::read_dir(&unfinished)?.collect::<Result<Vec<_>, _>>()? {
+        run(Command::new("dpkg-deb").arg("--extract").arg(file.path()).arg(&unfinished))?;
+        fs::remove_file(file.path())?;
+    }
+    fs::rename(&unfinished, &folder)?;
+    step.done("");
+    Ok(folder.join("usr/bin"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

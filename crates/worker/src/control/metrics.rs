@@ -44,3 +44,21 @@ impl Collector for Progress {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_recorded_numbers_are_those_that_prometheus_reads() {
+        let (mut registry, status) = (Registry::default(), Status::default());
+        register(&mut registry, status.clone());
+        status.update(|report| {
+            report.progress =
+                Some(lathe_contract::TrainProgress { step: 7, steps: 30, ..Default::default() });
+        });
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        crate::recorded::hold("train.txt", &text);
+    }
+}

@@ -156,4 +156,18 @@ mod tests {
         }
         assert_eq!(text.matches("lora_requests_info{").count(), 1, "{text}");
     }
+
+    #[test]
+    fn the_recorded_numbers_are_those_that_prometheus_reads() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry, "support");
+        metrics.running.set(2);
+        metrics.waiting.set(1);
+        metrics.cache_usage.set(0.5);
+        metrics.loras(4, "tone".into(), String::new(), Duration::from_secs(7));
+        metrics.first_token.observe(0.25);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+        crate::recorded::hold("serve.txt", &text);
+    }
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: how fast and how large the engine and the operator are, as shares of what the machine can do.
 
-mod ask;
+pub(crate) mod ask;
 mod engine;
 mod limits;
 mod machine;
@@ -8,7 +8,7 @@ mod models;
 mod operator;
 pub(crate) mod page;
 mod peers;
-mod process;
+pub(crate) mod process;
 mod profile;
 mod report;
 mod stats;

@@ -1,6 +1,7 @@
 //! The chart layer: what Helm makes of the chart, for every kind of values, and the plain manifests beside it.
 
 mod flows;
+mod monitoring;
 mod objects;
 mod plain;
 mod pods;
@@ -16,7 +17,7 @@ use crate::{paths, ui};
 use objects::{Helm, RELEASE_NAMESPACE, kinds, name, named};
 
 /// Values that are refused, and the field that the refusal names.
-const REFUSED: [(&str, &str); 15] = [
+const REFUSED: [(&str, &str); 17] = [
     ("operator.replicas=many", "/operator/replicas"),
     ("operator.replica=1", "/operator"),
     ("operator.logFormat=xml", "/operator/logFormat"),
@@ -32,11 +33,13 @@ const REFUSED: [(&str, &str); 15] = [
     ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0"),
     ("networkPolicy.metricsFrom.labels=x", "/networkPolicy/metricsFrom"),
     ("serviceMonitor.interval=soon", "/serviceMonitor/interval"),
+    ("monitoring.rules.enabled=soon", "/monitoring/rules/enabled"),
+    ("monitoring.dashboards.enabled=true", "/monitoring"),
 ];
 
 type Check = fn(&Helm) -> Result<()>;
 
-const CHECKS: [(&str, Check); 9] = [
+const CHECKS: [(&str, Check); 13] = [
     ("helm lint --strict", Helm::lint),
     ("Chart.yaml tells this version, its images and its kinds", metadata),
     ("values that cannot be meant are refused, and the field is named", refusals),
@@ -47,6 +50,13 @@ const CHECKS: [(&str, Check); 9] = [
         metrics_from,
     ),
     ("there is a gateway unless values say otherwise, and the operator knows", gateway),
+    ("rules, dashboard and monitors are there where values say so", monitoring::switches),
+    ("each alert has a runbook, and each runbook an alert", monitoring::runbooks),
+    ("each alert fires, and stays quiet, as promtool sees it", monitoring::alerts),
+    (
+        "every query of rules and dashboard has an answer of a real Prometheus, from what our programs say",
+        monitoring::queries,
+    ),
     ("deploy/ has the chart's objects, for kubectl and for Kustomize", plain::same_objects),
     ("a Kustomize overlay changes namespace and images", plain::overlay),
 ];
@@ -171,7 +181,7 @@ struct Case {
     namespaces: bool,
     read_nodes: bool,
     policy: bool,
-    /// Metrics are scraped, traces are sent.
+    /// Metrics are scraped and shown, traces are sent.
     monitor: bool,
     /// Of the operator and of the gateway.
     replicas: i64,
@@ -197,6 +207,8 @@ impl Case {
             format!("readNodes={}", self.read_nodes),
             format!("networkPolicy.enabled={}", self.policy),
             format!("serviceMonitor.enabled={}", self.monitor),
+            format!("monitoring.rules.enabled={}", self.monitor),
+            format!("monitoring.dashboard.enabled={}", self.monitor),
             format!(
                 "operator.otlpEndpoint={}",
                 if self.monitor { "http://collector.monitoring:4318" } else { "" }
