@@ -21,15 +21,14 @@ fn rounded(values: &[f32]) -> Vec<f32> {
 fn near(found: &[f32], expected: &[f64], terms: usize) {
     assert_eq!(found.len(), expected.len());
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-        // Sums of some hundred terms reach 16, where a rounding is a millionth.
-        let allowed = 2e-6 * (terms as f64).sqrt() + 1e-6;
+        let allowed = 1e-6 * (terms as f64).sqrt() + 1e-6;
         assert!((f64::from(*found) - expected).abs() < allowed, "{i}: {found} instead of {expected}");
     }
 }
 
 #[rstest]
 fn products_are_their_formulas(
-    #[values((1, 40, 7), (1, 130, 300), (3, 33, 40), (5, 16, 1), (6, 31, 17), (13, 48, 600), (131, 70, 50), (13, 37, 2500), (260, 90, 45), (100, 35, 1500), (390, 270, 34), (530, 33, 70), (70, 600, 50))]
+    #[values((1, 40, 7), (1, 130, 300), (3, 33, 40), (5, 16, 1), (6, 31, 17), (13, 48, 600), (131, 70, 50), (13, 37, 2500), (260, 90, 45), (100, 35, 1500), (390, 270, 34), (530, 33, 70), (3, 530, 8))]
     extent: (usize, usize, usize),
     #[values(Level::AmxEmulated, Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)]
     level: Level,

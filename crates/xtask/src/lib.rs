@@ -9,6 +9,7 @@ pub mod demo_model;
 pub mod generate;
 pub mod images;
 pub mod paths;
+mod ports;
 pub mod simulate;
 pub mod test;
 pub mod toolchain;

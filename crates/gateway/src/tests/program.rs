@@ -7,6 +7,8 @@ use clap::Parser as _;
 use kube::Client;
 use lathe_contract::{Scope, Signer, new_key};
 use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
 use super::replica::{Act, Replica, completion, events, port};
 use super::rig::{soon, verifier};
@@ -50,6 +52,34 @@ async fn get(url: &str) -> (u16, String) {
     }
 }
 
+/// The program, started before one replica and ready.
+struct Running {
+    listen: SocketAddr,
+    admin: SocketAddr,
+    stop: Stop,
+    ended: JoinHandle<anyhow::Result<()>>,
+    _folder: TempDir,
+}
+
+impl Running {
+    /// With more arguments, and with what `change` makes of the options.
+    async fn start(replica: &Replica, more: &[&str], change: impl FnOnce(&mut Options)) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (listen, admin) = (Replica::nobody(), Replica::nobody());
+        let (folder, stop) = (tempfile::tempdir().unwrap(), Stop::default());
+        let mut options = options(folder.path(), listen, admin, more);
+        change(&mut options);
+        let around = around(cluster(replica), &stop);
+        let ended = tokio::spawn(async move { crate::run(&options, around).await });
+        until_ready(admin).await;
+        Self { listen, admin, stop, ended, _folder: folder }
+    }
+
+    async fn ends(self) {
+        soon(self.ended).await.unwrap().unwrap();
+    }
+}
+
 async fn until_ready(admin: SocketAddr) {
     soon(async {
         while get(&format!("http://{admin}/readyz")).await.0 != 200 {
@@ -61,15 +91,9 @@ async fn until_ready(admin: SocketAddr) {
 
 #[tokio::test]
 async fn it_becomes_ready_answers_and_finishes_what_is_open_when_it_is_stopped() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let replica = Replica::start(Act::Says(completion("hi"))).await;
-    let (listen, admin) = (Replica::nobody(), Replica::nobody());
-    let folder = tempfile::tempdir().unwrap();
-    let (options, client) = (options(folder.path(), listen, admin, &[]), cluster(&replica));
-    let stop = Stop::default();
-    let around = around(client, &stop);
-    let ended = tokio::spawn(async move { crate::run(&options, around).await });
-    until_ready(admin).await;
+    let running = Running::start(&replica, &[], |_| {}).await;
+    let (listen, admin) = (running.listen, running.admin);
     assert_eq!(get(&format!("http://{admin}/healthz")).await, (200, "ok".to_owned()));
 
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -87,7 +111,7 @@ async fn it_becomes_ready_answers_and_finishes_what_is_open_when_it_is_stopped()
     replica.now(Act::SaysAndStalls(events(&["data: 1\n\n"])));
     let mut open = ask().await.unwrap();
     assert_eq!(open.chunk().await.unwrap().unwrap(), "data: 1\n\n");
-    stop.asked.cancel();
+    running.stop.asked.cancel();
     let (status, why) = soon(async {
         loop {
             let answer = get(&format!("http://{admin}/readyz")).await;
@@ -99,41 +123,29 @@ async fn it_becomes_ready_answers_and_finishes_what_is_open_when_it_is_stopped()
     .await;
     assert_eq!((status, why.as_str()), (503, "stopping: answering what is open\n"));
     drop(open);
-    soon(ended).await.unwrap().unwrap();
+    running.ends().await;
     assert_eq!(get(&format!("http://{listen}/v1/models")).await.0, 0);
 }
 
 #[tokio::test]
 async fn a_second_signal_ends_the_waiting() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let replica = Replica::start(Act::SaysAndStalls(events(&["data: 1\n\n"]))).await;
-    let (listen, admin) = (Replica::nobody(), Replica::nobody());
-    let folder = tempfile::tempdir().unwrap();
-    let options = Options { drain_seconds: 100_000, ..options(folder.path(), listen, admin, &[]) };
-    let stop = Stop::default();
-    let around = around(cluster(&replica), &stop);
-    let ended = tokio::spawn(async move { crate::run(&options, around).await });
-    until_ready(admin).await;
+    let running = Running::start(&replica, &[], |options| options.drain_seconds = 100_000).await;
+    let listen = running.listen;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let request = client.post(format!("http://{listen}/v1/completions")).bearer_auth(new_key([1; 32]).0);
     let mut open = request.json(&json!({"model": "support", "prompt": "x"})).send().await.unwrap();
     assert_eq!(open.chunk().await.unwrap().unwrap(), "data: 1\n\n");
-    stop.asked.cancel();
-    stop.abort.cancel();
-    soon(ended).await.unwrap().unwrap();
+    running.stop.asked.cancel();
+    running.stop.abort.cancel();
+    running.ends().await;
 }
 
 #[tokio::test]
 async fn without_keys_in_words_it_serves_full_ids_and_says_so() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let replica = Replica::start(Act::Says(completion("hi"))).await;
-    let (listen, admin) = (Replica::nobody(), Replica::nobody());
-    let folder = tempfile::tempdir().unwrap();
-    let (options, client) = (options(folder.path(), listen, admin, &["--auth", "none"]), cluster(&replica));
-    let stop = Stop::default();
-    let around = around(client, &stop);
-    let ended = tokio::spawn(async move { crate::run(&options, around).await });
-    until_ready(admin).await;
+    let running = Running::start(&replica, &["--auth", "none"], |_| {}).await;
+    let listen = running.listen;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (model, status) in [("team-a/support", 200), ("support", 404)] {
         let request = client.post(format!("http://{listen}/v1/completions"));
@@ -141,8 +153,8 @@ async fn without_keys_in_words_it_serves_full_ids_and_says_so() {
         assert_eq!(answer.status().as_u16(), status, "{model}");
     }
     drop(client);
-    stop.asked.cancel();
-    soon(ended).await.unwrap().unwrap();
+    running.stop.asked.cancel();
+    running.ends().await;
 }
 
 #[tokio::test]
@@ -158,19 +170,12 @@ async fn a_gateway_without_its_own_key_says_where_it_comes_from() {
 /// A Secret that is optional and not there is an empty folder.
 #[tokio::test]
 async fn without_any_key_it_is_ready_and_answers_nobody() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let replica = Replica::start(Act::Says(completion("hi"))).await;
-    let (listen, admin) = (Replica::nobody(), Replica::nobody());
-    let folder = tempfile::tempdir().unwrap();
-    let (options, client) = (options(folder.path(), listen, admin, &[]), cluster(&replica));
-    std::fs::remove_file(folder.path().join("keys/alice")).unwrap();
-    let stop = Stop::default();
-    let around = around(client, &stop);
-    let ended = tokio::spawn(async move { crate::run(&options, around).await });
-    until_ready(admin).await;
-    let (status, body) = get(&format!("http://{listen}/v1/models")).await;
+    let no_key = |options: &mut Options| std::fs::remove_file(options.keys_dir.join("alice")).unwrap();
+    let running = Running::start(&replica, &[], no_key).await;
+    let (status, body) = get(&format!("http://{}/v1/models", running.listen)).await;
     assert_eq!(status, 401, "{body}");
     assert!(body.contains("This gateway has no keys"), "{body}");
-    stop.asked.cancel();
-    soon(ended).await.unwrap().unwrap();
+    running.stop.asked.cancel();
+    running.ends().await;
 }

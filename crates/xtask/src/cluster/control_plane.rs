@@ -1,7 +1,7 @@
 //! etcd, API server, controller manager and scheduler.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use super::certs::{Authority, Subject, names};
 use super::layout::Layout;
 use super::processes::{Process, wait_until};
 use crate::command::run;
+use crate::ports;
 
 /// What each component is called; links by these names choose it in the one Kubernetes program.
 const COMPONENTS: [&str; 6] =
@@ -39,12 +40,8 @@ impl Endpoint {
     /// # Errors
     /// No port is free.
     pub fn on_loopback() -> Result<Self> {
-        let listeners = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
-        let mut ports = [0; 3];
-        for (port, listener) in ports.iter_mut().zip(listeners) {
-            *port = listener?.local_addr()?.port();
-        }
-        Ok(Self { address: Ipv4Addr::LOCALHOST, api: ports[0], etcd: [ports[1], ports[2]] })
+        let [api, clients, peers] = ports::free()?;
+        Ok(Self { address: Ipv4Addr::LOCALHOST, api, etcd: [clients, peers] })
     }
 
     /// The API server's URL.

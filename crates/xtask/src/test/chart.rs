@@ -145,7 +145,7 @@ fn metrics_from(helm: &Helm) -> Result<()> {
     };
     // Of the gateway's own policy: to whom its port of metrics is open.
     let open = |values: &[&str]| {
-        let all = objects::parse(&helm.template(&[&["gateway.enabled=true"], values].concat())?)?;
+        let all = objects::parse(&helm.template(values)?)?;
         let policy = named(&all, "NetworkPolicy", "lathe-gateway").context("no NetworkPolicy")?;
         let rules = policy["spec"]["ingress"].as_array().context("no rules")?;
         let of =

@@ -232,24 +232,26 @@ impl Cpu {
         }
     }
 
-    /// All scratch, and the elements of each thread's, which come first.
-    fn scratch(&self) -> (Cells<f32>, usize) {
+    /// Scratch: first that of all threads, each its own, then what they share in an operation, [`PRODUCT_PANEL`] elements.
+    fn scratch(&self) -> [Cells<f32>; 2] {
         // Loading needs none.
         // SAFETY: nothing is read or written through an empty range.
         let none = || unsafe { Cells::new(std::ptr::NonNull::dangling().as_ptr(), 0) };
         let all = self.scratch.map_or_else(none, |scratch| self.f32(scratch));
-        (all, all.len().saturating_sub(PRODUCT_PANEL) / self.threads)
+        let own = all.len().saturating_sub(PRODUCT_PANEL);
+        [all.part(0..own), all.part(own..all.len())]
     }
 
-    /// The scratch that threads share in an operation: as long as [`PRODUCT_PANEL`], or nothing while there is none.
+    /// The scratch that threads share.
     fn panel(&self) -> Cells<f32> {
-        let (all, _) = self.scratch();
-        all.part(all.len().saturating_sub(PRODUCT_PANEL)..all.len())
+        let [_, panel] = self.scratch();
+        panel
     }
 
     /// Calls `task(level, number, scratch)` for each number below `tasks`, on all threads.
     fn run(&self, tasks: usize, task: impl Fn(Level, usize, Cells<f32>) + Sync) {
-        let (scratch, each) = self.scratch();
+        let [scratch, _] = self.scratch();
+        let each = scratch.len() / self.threads;
         let level = self.level;
         self.pool.borrow_mut().run(tasks, &|number, thread| {
             task(level, number, scratch.part(thread * each..(thread + 1) * each));

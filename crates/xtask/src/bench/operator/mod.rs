@@ -10,7 +10,6 @@ mod objects;
 mod phase;
 mod prometheus;
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
@@ -22,7 +21,7 @@ use serde_json::{Value, json};
 use super::process::Watched;
 use super::worker::empty_folder;
 use super::{Found, machine};
-use crate::{cluster, command, paths, ui};
+use crate::{cluster, command, paths, ports, ui};
 use api::Api;
 use objects::{Counts, KINDS, TENANTS, object, tenant};
 use phase::{Meter, Phase};
@@ -121,8 +120,7 @@ struct Operator {
 impl Operator {
     /// Starts it as the chart would, and waits until it works.
     fn start(program: &Path, kubeconfig: &Path, log: &Path) -> Result<Self> {
-        // Free a moment ago.
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let [port] = ports::free()?;
         let mut command = Command::new(program);
         command.args(["--worker-image", "ghcr.io/lathe-dev/lathe-worker:bench", "--leader-elect"]);
         command.args(["--listen", &format!("127.0.0.1:{port}")]);

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::outer::{OUTER_COLUMNS, OUTER_ROWS, Outer, outer, outer_pairs};
 use super::terms::{interleave, narrow};
-use super::{Begin, Extent, Grid, Matrix, ROW_BLOCK, chunks, tiled_grad};
+use super::{Begin, Extent, Grid, Matrix, ROW_BLOCK, chunks, tiled, tiled_grad};
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::{Cpu, Level};
 
@@ -24,13 +24,13 @@ pub(in super::super) fn input_grad(
     begin: Begin,
 ) {
     e.check(dx.len(), dy.len(), w.len());
-    let pairs = matches!(w, Matrix::BF16(_)) && cpu.level.takes_pairs(e.inputs);
-    match w {
-        Matrix::BF16(w) if pairs && cpu.level.has_tiles() && e.outputs > 0 => {
-            return tiled_grad::input_grad(cpu, dy, w, dx, e, begin);
-        }
-        _ => (),
+    if let Matrix::BF16(w16) = w
+        && tiled::takes(cpu.level, w, e.inputs)
+        && e.outputs > 0
+    {
+        return tiled_grad::input_grad(cpu, dy, w16, dx, e, begin);
     }
+    let pairs = matches!(w, Matrix::BF16(_)) && cpu.level.takes_pairs(e.inputs);
     let grid = Grid::new(e.rows, ROW_BLOCK, e.inputs, OUTER_COLUMNS, cpu.pool_threads());
     cpu.run(grid.tasks(), |level, task, scratch| {
         let (rows, inputs) = grid.task(task);
@@ -86,52 +86,77 @@ impl Block {
         }
     }
 
-    /// Rows are rounded to bf16 once for all inputs, and pairs of the weights' rows interleaved for all rows. An odd
-    /// output comes with a zero.
+    /// Rows are rounded to bf16 once for all inputs, and pairs of the weights' rows interleaved for all rows.
     ///
     /// # Safety
     /// As above.
     unsafe fn pairs(&self, dy: Cells<f32>, w: Cells<u16>, dx: Cells<f32>, scratch: Cells<f32>) {
-        const PAIRS: usize = OUTER_TERMS / 2;
-        let (e, first) = (self.e, self.rows.start);
-        let rounded = scratch.part(0..self.rows.len() * PAIRS);
-        let panel = scratch.part(rounded.len()..rounded.len() + PAIRS * OUTER_COLUMNS);
-        let (rounded, panel) = (rounded.ptr_mut(), panel.ptr_mut().cast::<u32>());
-        let count = self.outputs.len();
-        let pairs = count.div_ceil(2);
-        let zeros = [0; OUTER_COLUMNS];
+        let (e, pairs) = (self.e, self.outputs.len().div_ceil(2));
+        let scratch = scratch.cast::<u32>();
+        let rounded = scratch.part(0..self.rows.len() * pairs);
+        let near = scratch.part(rounded.len()..rounded.len() + pairs * OUTER_COLUMNS);
         // SAFETY: the caller's.
         unsafe {
             for (i, row) in self.rows.clone().enumerate() {
-                let from =
-                    dy.part(row * e.y_stride + self.outputs.start..row * e.y_stride + self.outputs.end);
-                let to = rounded.add(i * PAIRS).cast::<u16>();
-                narrow(self.level, from.ptr(), to, count);
-                to.add(count).write_bytes(0, 2 * pairs - count);
+                let at = row * e.y_stride;
+                let from = dy.part(at + self.outputs.start..at + self.outputs.end);
+                round_row(self.level, from, rounded.rows(i..i + 1, pairs));
             }
             for some in chunks(self.inputs.clone(), OUTER_COLUMNS) {
-                for pair in 0..pairs {
-                    let row = |output: usize| match output < self.outputs.end {
-                        true => w.ptr().add(output * e.inputs + some.start),
-                        false => zeros.as_ptr(),
-                    };
-                    let output = self.outputs.start + 2 * pair;
-                    let to = panel.add(pair * OUTER_COLUMNS);
-                    interleave(self.level, row(output), row(output + 1), to, some.len());
-                }
+                interleave_outputs(self.level, w, e.inputs, &self.outputs, &some, near);
                 let t = Outer {
                     k: pairs,
-                    a: rounded.cast_const().cast(),
-                    a_row: PAIRS,
+                    a: rounded.ptr(),
+                    a_row: pairs,
                     a_k: 1,
-                    b: panel.cast_const(),
+                    b: near.ptr(),
                     b_row: OUTER_COLUMNS,
-                    c: dx.ptr_mut().add(first * e.x_stride + some.start),
+                    c: dx.ptr_mut().add(self.rows.start * e.x_stride + some.start),
                     c_row: e.x_stride,
                 };
                 outer_pairs(self.level, self.rows.len(), some.len(), t);
             }
         }
+    }
+}
+
+/// Rounds a row to pairs of bf16 numbers; zeros beyond it.
+///
+/// # Safety
+/// Nobody writes `from`, and nobody else reads or writes `to`, which is long enough.
+pub(super) unsafe fn round_row(level: Level, from: Cells<f32>, to: Cells<u32>) {
+    assert!(from.len() <= 2 * to.len(), "there are fewer pairs than numbers");
+    let start = to.ptr_mut().cast::<u16>();
+    // SAFETY: there is room; the rest is the caller's.
+    unsafe {
+        narrow(level, from.ptr(), start, from.len());
+        start.add(from.len()).write_bytes(0, 2 * to.len() - from.len());
+    }
+}
+
+/// `to`, [`OUTER_COLUMNS`] apart, becomes pairs of the weights' rows of these outputs, for some inputs: the first two outputs', then
+/// the next two's. An odd output comes with a zero, and zeros fill what `to` has more.
+///
+/// # Safety
+/// Nobody else reads or writes `to`.
+pub(super) unsafe fn interleave_outputs(
+    level: Level,
+    w: Cells<u16>,
+    w_row: usize,
+    outputs: &Range<usize>,
+    inputs: &Range<usize>,
+    to: Cells<u32>,
+) {
+    let zeros = [0; OUTER_COLUMNS];
+    let row = |output: usize| match output < outputs.end {
+        true => w.part(output * w_row + inputs.start..output * w_row + inputs.end).ptr(),
+        false => zeros.as_ptr(),
+    };
+    for pair in 0..to.len() / OUTER_COLUMNS {
+        let (output, to) = (outputs.start + 2 * pair, to.rows(pair..pair + 1, OUTER_COLUMNS));
+        assert!(inputs.len() <= to.len(), "more inputs than a row of pairs has");
+        // SAFETY: rows of weights were checked, and the row of pairs is long enough.
+        unsafe { interleave(level, row(output), row(output + 1), to.ptr_mut(), inputs.len()) };
     }
 }
 

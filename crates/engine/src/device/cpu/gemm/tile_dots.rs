@@ -75,7 +75,7 @@ unsafe fn dot_tiles<T: Tiles>(rows: usize, outputs: usize, t: TileDots) {
                     to: Place { first, ..t.to }.from(0, some.start),
                 };
                 if rows <= 2 * TILE {
-                    b.begin(&mut tiles, std::ptr::null());
+                    b.begin(&mut tiles, None);
                     b.multiply::<T, true, false>(&mut tiles, 0, std::ptr::null_mut(), Ahead::nothing());
                     b.end(&mut tiles, 0);
                 } else {
@@ -120,7 +120,7 @@ impl DotBlock {
                 let b = DotBlock { terms: k.len(), w: self.w.add(k.start), done, left, x, ..self };
                 for first in (0..self.rows).step_by(2 * TILE) {
                     let sums = waiting.add(4 * (first / (2 * TILE)));
-                    b.begin(tiles, if k.start == 0 { std::ptr::null() } else { sums.cast_const() });
+                    b.begin(tiles, (k.start > 0).then_some(sums.cast_const()));
                     let last = k.end == self.terms;
                     if first == 0 {
                         b.multiply::<T, true, true>(tiles, first, near, Ahead::nothing());
@@ -167,14 +167,14 @@ impl DotBlock {
 
     /// The sums as they stand; zeros where nothing is given.
     #[inline(always)]
-    unsafe fn begin<T: Tiles>(self, tiles: &mut T, sums: *const Block) {
-        if sums.is_null() {
+    unsafe fn begin<T: Tiles>(self, tiles: &mut T, sums: Option<*const Block>) {
+        let Some(sums) = sums else {
             tiles.zero::<0>();
             tiles.zero::<1>();
             tiles.zero::<2>();
             tiles.zero::<3>();
             return;
-        }
+        };
         // SAFETY: the caller's.
         unsafe {
             tiles.load::<0>(sums.cast(), LINE);

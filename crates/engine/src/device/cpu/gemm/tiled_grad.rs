@@ -4,19 +4,21 @@
 
 use std::ops::Range;
 
-use super::terms::{interleave, narrow};
+use super::gradients::{interleave_outputs, round_row};
+use super::outer::OUTER_COLUMNS;
 use super::tile_outer::{TileOuter, tile_outer};
-use super::tiled::{OUTPUTS as INPUTS, ROWS, place, tasks};
+use super::tiled::{OUTPUTS, ROWS, place, tasks};
 use super::{Begin, Extent, chunks};
+use crate::device::cpu::Cpu;
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::simd::TILE;
-use crate::device::cpu::{Cpu, Level};
 use lathe_plan::PRODUCT_SCRATCH;
 
 /// Outputs that are summed apart: their weights for some inputs, 32 KiB, stay in the first-level cache.
 const TERMS: usize = 512;
 
-const _: () = assert!(TERMS / 2 * INPUTS <= PRODUCT_SCRATCH);
+const _: () = assert!(TERMS / 2 * OUTER_COLUMNS <= PRODUCT_SCRATCH);
+const _: () = assert!(OUTER_COLUMNS == OUTPUTS, "tasks are cut where tiles are");
 
 /// `dx = begin + dy w`.
 pub(super) fn input_grad(cpu: &Cpu, dy: Cells<f32>, w: Cells<u16>, dx: Cells<f32>, e: Extent, begin: Begin) {
@@ -58,19 +60,14 @@ struct Part {
 }
 
 impl Part {
-    /// Rounds the rows. An odd output comes with a zero, and so do those that a tile has more.
     fn round(&self, cpu: &Cpu) {
-        let (e, count, stride) = (self.e, self.outputs.len(), stride(self.outputs.len()));
+        let (e, outputs, stride) = (self.e, &self.outputs, stride(self.outputs.len()));
         cpu.run_ranges(self.rows.len(), TILE, |level, rows, _| {
             for row in rows {
-                let at = (self.rows.start + row) * e.y_stride + self.outputs.start;
-                let from = self.dy.part(at..at + count);
-                let to = self.rounded.part(row * stride..(row + 1) * stride).ptr_mut().cast::<u16>();
-                // SAFETY: the range was checked, and this row of the panel is this task's.
-                unsafe {
-                    narrow(level, from.ptr(), to, count);
-                    to.add(count).write_bytes(0, 2 * stride - count);
-                }
+                let at = (self.rows.start + row) * e.y_stride;
+                let from = self.dy.part(at + outputs.start..at + outputs.end);
+                // SAFETY: this row of the panel is this task's, and nobody writes dy.
+                unsafe { round_row(level, from, self.rounded.rows(row..row + 1, stride)) };
             }
         });
     }
@@ -78,11 +75,14 @@ impl Part {
     fn multiply(&self, cpu: &Cpu) {
         let tasks = tasks(cpu, self.e.inputs);
         cpu.run(tasks.len(), |level, task, scratch| {
-            let near = scratch.part(0..TERMS / 2 * INPUTS).cast::<u32>();
             // Rows of weights are read in the order of memory, as far as a task has inputs.
             for outputs in chunks(self.outputs.clone(), TERMS) {
-                for inputs in chunks(tasks.range(task), INPUTS) {
-                    let pairs = self.interleave(level, &inputs, &outputs, near);
+                // As far as tiles reach.
+                let pairs = outputs.len().div_ceil(2).next_multiple_of(TILE);
+                let near = scratch.part(0..pairs * OUTER_COLUMNS).cast::<u32>();
+                for inputs in chunks(tasks.range(task), OUTER_COLUMNS) {
+                    // SAFETY: the scratch is this task's.
+                    unsafe { interleave_outputs(level, self.w, self.e.inputs, &outputs, &inputs, near) };
                     let first = outputs.start - self.outputs.start;
                     let begin = if first == 0 { self.begin } else { Begin::Keep };
                     let t = TileOuter {
@@ -90,7 +90,7 @@ impl Part {
                         a: self.rounded.part(first / 2..self.rounded.len()).ptr(),
                         a_row: stride(self.outputs.len()),
                         b: near.ptr(),
-                        b_row: INPUTS,
+                        b_row: OUTER_COLUMNS,
                         to: place(begin, self.dx, self.e.x_stride, self.rows.start, inputs.start),
                     };
                     // SAFETY: `check` saw that rows and columns exist; this task owns its inputs of dx and its scratch.
@@ -98,30 +98,5 @@ impl Part {
                 }
             }
         });
-    }
-
-    /// Pairs of these outputs' weights side by side, as far as tiles reach; returns how many.
-    fn interleave(
-        &self,
-        level: Level,
-        inputs: &Range<usize>,
-        outputs: &Range<usize>,
-        near: Cells<u32>,
-    ) -> usize {
-        let zeros = [0; INPUTS];
-        let row = |output: usize| match output < outputs.end {
-            true => {
-                let at = output * self.e.inputs + inputs.start;
-                self.w.part(at..at + inputs.len()).ptr()
-            }
-            false => zeros.as_ptr(),
-        };
-        let pairs = outputs.len().div_ceil(2).next_multiple_of(TILE);
-        for pair in 0..pairs {
-            let (output, to) = (outputs.start + 2 * pair, near.part(pair * INPUTS..(pair + 1) * INPUTS));
-            // SAFETY: rows and places were checked; the scratch is the task's.
-            unsafe { interleave(level, row(output), row(output + 1), to.ptr_mut(), inputs.len()) };
-        }
-        pairs
     }
 }

@@ -32,22 +32,22 @@ pub(super) const MOST_LANES: usize = 16;
 /// Lets the processor read the cache line of `from`, which need not exist, ahead into the second-level cache.
 #[inline(always)]
 pub(super) fn prefetch<T>(from: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint; no address faults.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(from.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = from;
+    hint::<2, T>(from);
 }
 
 /// As [`prefetch`], into the first-level cache.
 #[inline(always)]
 pub(super) fn prefetch_near<T>(from: *const T) {
+    hint::<3, T>(from);
+}
+
+/// `HINT` as x86 numbers them: `_MM_HINT_T1` is 2, `_MM_HINT_T0` is 3.
+#[inline(always)]
+fn hint<const HINT: i32, T>(from: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint; no address faults.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(from.cast());
+        std::arch::x86_64::_mm_prefetch::<HINT>(from.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = from;

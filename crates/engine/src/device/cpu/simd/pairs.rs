@@ -62,7 +62,6 @@ impl Pairs for super::Avx512 {
             _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
         }
     }
-    /// Halves of vectors change places four times: neighbours, then pairs, fours and eights of them.
     #[inline(always)]
     fn singles(from: &[u32; 16]) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(from.as_ptr().cast())) }
@@ -78,6 +77,7 @@ impl Pairs for super::Avx512 {
         }
         codes
     }
+    /// Halves of vectors change places four times: neighbours, then pairs, fours and eights of them.
     #[inline(always)]
     unsafe fn transpose(from: *const u32, from_row: usize, to: &mut Block) {
         unsafe {
@@ -139,6 +139,7 @@ impl Pairs for Lanes<16> {
     fn halves(both: &[u8; 64], upper: bool) -> [u8; 64] {
         both.map(|both| if upper { both >> 4 } else { both & 15 })
     }
+    #[inline(always)]
     unsafe fn transpose(from: *const u32, from_row: usize, to: &mut Block) {
         for (j, row) in to.iter_mut().enumerate() {
             for (i, to) in row.iter_mut().enumerate() {

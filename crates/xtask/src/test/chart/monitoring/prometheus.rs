@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::bench::{ask, process::Watched};
-use crate::paths;
+use crate::{paths, ports};
 
 /// Only a machine that stands still takes so long.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -47,8 +47,7 @@ impl Prometheus {
         });
         // JSON is YAML.
         fs::write(folder.join("prometheus.yaml"), configuration.to_string())?;
-        // Free a moment ago.
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let [port] = ports::free()?;
         let mut command = Command::new(program);
         command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
         command.arg(format!("--config.file={}", folder.join("prometheus.yaml").display()));
