@@ -154,7 +154,7 @@ fn choose(
         let starting = replicas.ready < asked;
         return (asked, if starting { Reason::ReplicasStarting } else { Reason::OnTarget });
     }
-    if !memory.is_quiet(policy.quiet_window(replicas), now) {
+    if !memory.reported_for(policy.quiet_window(replicas), now) {
         return (asked, Reason::QuietWindow);
     }
     if draining > 0 {

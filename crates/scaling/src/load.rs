@@ -118,8 +118,11 @@ impl Load {
 
     /// Why more are wanted.
     pub fn why(&self, policy: &Policy) -> Reason {
-        let waits = self.rate() + self.catching_up(self.rate()) > self.rate() / policy.target();
-        if waits { Reason::RequestsWaiting } else { Reason::ThroughputAboveTarget }
+        if self.total() > self.rate() / policy.target() {
+            Reason::RequestsWaiting
+        } else {
+            Reason::ThroughputAboveTarget
+        }
     }
 
     /// Replicas' worth of work, all in all.

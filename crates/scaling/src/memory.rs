@@ -73,11 +73,6 @@ impl Memory {
         self.peaks.iter().map(|peak| peak.replicas).max().unwrap_or_default()
     }
 
-    /// Whether the whole quiet window was reported.
-    pub(super) fn is_quiet(&self, window: Seconds, now: Seconds) -> bool {
-        self.reported_for(window, now)
-    }
-
     /// Whether the service may sleep: it can, and had nothing to do for as long as the policy says.
     pub(super) fn is_idle(&self, policy: &Policy, now: Seconds) -> bool {
         policy.min_replicas == 0
@@ -94,7 +89,8 @@ impl Memory {
         raised.replicas.max(1).saturating_mul(RAISE_FACTOR)
     }
 
-    fn reported_for(&self, seconds: Seconds, now: Seconds) -> bool {
+    /// Whether every second of the last `seconds` was reported.
+    pub(super) fn reported_for(&self, seconds: Seconds, now: Seconds) -> bool {
         self.seen.is_some_and(|seen| now.saturating_sub(seen) <= LATE_AFTER)
             && now.saturating_sub(self.since) >= seconds
     }
