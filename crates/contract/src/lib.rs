@@ -11,6 +11,7 @@ mod keys;
 mod report;
 mod task;
 mod token;
+mod traffic;
 mod usage;
 
 pub use adapters::{AdapterEntry, AdapterState, AdapterStatus, DesiredAdapters};
@@ -18,8 +19,8 @@ pub use identity::Identity;
 pub use keys::{KeyEntry, KeyEntryError, KeyHash, new_key};
 pub use report::{
     CheckDataReport, EvaluateReport, Failure, InspectReport, Load, MAX_REPORT_BYTES, MAX_SUMMARY_BYTES,
-    Measured, ModelShapeReport, Outcome, Phase, Report, ReportError, Score, Summary, TrainProgress,
-    WeightBytes,
+    Measured, ModelShapeReport, Outcome, Phase, ReplicaCapacity, Report, ReportError, Score, Summary, Totals,
+    TrainProgress, WeightBytes,
 };
 pub use task::{
     AdapterRoom, CONTRACT_VERSION, CheckDataTask, CheckpointPolicy, Contract, DatasetFormat, DatasetInput,
@@ -28,6 +29,10 @@ pub use task::{
     TrainMethod, TrainTask, TrainingSettings, Trust,
 };
 pub use token::{Claims, Scope, Signer, TOKEN_LIFETIME, TokenError, Verifier};
+pub use traffic::{
+    Flow, MAX_TRAFFIC_BYTES, ServiceTraffic, TRAFFIC_AUDIENCE, TRAFFIC_PATH, TRAFFIC_SECONDS, Traffic,
+    TrafficQuery,
+};
 pub use usage::{USAGE_HEADER, Usage};
 
 /// Where the contract lies in a pod (a ConfigMap mount).

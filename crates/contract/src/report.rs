@@ -289,15 +289,44 @@ pub struct Load {
     pub prompt_tokens_per_second: f64,
     /// Generated tokens a second, over the last 10 s.
     pub generation_tokens_per_second: f64,
-    /// Tokens a second that this replica measured for itself; 0 = not yet.
-    pub capacity_tokens_per_second: f64,
+    /// What this replica measured for itself; absent: nothing yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<ReplicaCapacity>,
+    /// Since its start, for whoever sums up what flows without a gateway.
+    pub totals: Totals,
 }
 
-/// Why a worker's words were not believed.
+/// What a replica can do at saturation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaCapacity {
+    /// Prompt tokens a second while it reads prompts alone.
+    pub prompt: f64,
+    /// Generated tokens a second with as many sequences as it takes.
+    pub generation: f64,
+    /// Sequences that it decodes at the same time.
+    pub sequences: u32,
+}
+
+/// What a replica did since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Totals {
+    /// Requests that came, those that were refused for want of room with them.
+    pub arrived: i64,
+    /// Requests that ended.
+    pub finished: i64,
+    /// Prompt tokens that were read.
+    pub prompt: i64,
+    /// Tokens that were generated.
+    pub generation: i64,
+}
+
+/// Why a worker's or a gateway's words were not believed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     /// Too long.
-    #[error("a worker's report must be at most {limit} bytes (found {found})")]
+    #[error("a report must be at most {limit} bytes (found {found})")]
     TooLong {
         /// Allowed bytes.
         limit: usize,
@@ -305,7 +334,7 @@ pub enum ReportError {
         found: usize,
     },
     /// Not the JSON that was agreed.
-    #[error("a worker's report is not what the contract says: {0}")]
+    #[error("a report is not what the contract says: {0}")]
     Malformed(#[from] serde_json::Error),
 }
 

@@ -1,8 +1,9 @@
 //! How busy this replica is: written by the engine's thread, read by the report, the metrics and each answer.
+use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lathe_contract::Load;
+use lathe_contract::{Load, ReplicaCapacity, Totals};
 
 use super::rate::Rate;
 
@@ -19,7 +20,8 @@ struct Figures {
     generation: Rate,
     /// Mean time of an answer in the engine, the last ones weighing most.
     answer: Option<f64>,
-    capacity: f64,
+    capacity: Option<ReplicaCapacity>,
+    totals: Totals,
 }
 
 impl LoadMeter {
@@ -32,13 +34,14 @@ impl LoadMeter {
             prompt: Rate::new(now),
             generation: Rate::new(now),
             answer: None,
-            capacity: 0.0,
+            capacity: None,
+            totals: Totals::default(),
         }))
     }
 
-    /// Tokens a second that the engine measured for itself.
-    pub fn can(&self, tokens_per_second: f64) {
-        self.lock().capacity = tokens_per_second;
+    /// What the engine measured for itself.
+    pub fn can(&self, capacity: ReplicaCapacity) {
+        self.lock().capacity = Some(capacity);
     }
 
     /// What the engine holds after a step.
@@ -50,6 +53,8 @@ impl LoadMeter {
     /// Counts tokens of prompts that were read, and tokens that were generated.
     pub fn count(&self, now: Instant, prompt: usize, generated: usize) {
         let mut figures = self.lock();
+        figures.totals.prompt += prompt as i64;
+        figures.totals.generation += generated as i64;
         figures.prompt.add(now, prompt as u64);
         figures.generation.add(now, generated as u64);
     }
@@ -76,7 +81,8 @@ impl LoadMeter {
             cache_usage: figures.cache_usage,
             prompt_tokens_per_second: figures.prompt.per_second(now),
             generation_tokens_per_second: figures.generation.per_second(now),
-            capacity_tokens_per_second: figures.capacity,
+            capacity: figures.capacity,
+            totals: figures.totals,
         }
     }
 
@@ -89,17 +95,25 @@ impl LoadMeter {
 /// The value of ORCA's header `endpoint-load-metrics`, which load balancers read
 /// (<https://github.com/cncf/xds/blob/main/xds/data/orca/v3/orca_load_report.proto>), under vLLM's names.
 pub fn orca(load: &Load) -> String {
-    format!(
+    let mut said = format!(
         "TEXT named_metrics.kv_cache_usage_perc={:.4}, named_metrics.num_requests_running={}, \
          named_metrics.num_requests_waiting={}, named_metrics.prompt_tokens_per_second={:.1}, \
-         named_metrics.generation_tokens_per_second={:.1}, named_metrics.capacity_tokens_per_second={:.1}",
+         named_metrics.generation_tokens_per_second={:.1}",
         load.cache_usage,
         load.running,
         load.waiting,
         load.prompt_tokens_per_second,
         load.generation_tokens_per_second,
-        load.capacity_tokens_per_second
-    )
+    );
+    if let Some(ReplicaCapacity { prompt, generation, sequences }) = load.capacity {
+        let _ = write!(
+            said,
+            ", named_metrics.capacity_prompt_tokens_per_second={prompt:.1}, \
+             named_metrics.capacity_generation_tokens_per_second={generation:.1}, \
+             named_metrics.capacity_sequences={sequences}"
+        );
+    }
+    said
 }
 
 #[cfg(test)]
@@ -131,7 +145,7 @@ mod tests {
         let start = Instant::now();
         let load = LoadMeter::new(start);
         load.holds(2, 3, 0.25);
-        load.can(70.5);
+        load.can(ReplicaCapacity { prompt: 90.0, generation: 70.5, sequences: 4 });
         load.count(start, 20, 4);
         let now = start + Duration::from_secs(2);
         let read = load.read(now);
@@ -141,7 +155,9 @@ mod tests {
             orca(&read),
             "TEXT named_metrics.kv_cache_usage_perc=0.2500, named_metrics.num_requests_running=2, \
              named_metrics.num_requests_waiting=3, named_metrics.prompt_tokens_per_second=10.0, \
-             named_metrics.generation_tokens_per_second=2.0, named_metrics.capacity_tokens_per_second=70.5"
+             named_metrics.generation_tokens_per_second=2.0, \
+             named_metrics.capacity_prompt_tokens_per_second=90.0, \
+             named_metrics.capacity_generation_tokens_per_second=70.5, named_metrics.capacity_sequences=4"
         );
     }
 }

@@ -116,7 +116,11 @@ async fn one_more_than_may_wait_is_sent_away_and_a_leaving_client_frees_its_slot
     assert_eq!(server.metric(ABORTED).await, 1.0);
     assert_eq!(joined(&waiting.rest().await).1, "length");
     let load = until("the capacity is measured when nobody asks for anything", async || {
-        server.report().await.load.filter(|load| load.capacity_tokens_per_second > 0.0)
+        server
+            .report()
+            .await
+            .load
+            .filter(|load| load.capacity.is_some_and(|capacity| capacity.generation > 0.0))
     })
     .await;
     assert_eq!((load.running, load.waiting), (0, 0));

@@ -4,6 +4,7 @@
 //! before it knows, and a request waits for one step of the measurement at most.
 use std::time::{Duration, Instant};
 
+use lathe_contract::ReplicaCapacity;
 use lathe_engine::Generator;
 use lathe_engine::plan::BLOCK;
 
@@ -43,7 +44,7 @@ impl Measurement {
     ///
     /// # Errors
     /// The engine's.
-    pub fn step(&mut self, generator: &mut Generator) -> Done<Option<f64>> {
+    pub fn step(&mut self, generator: &mut Generator) -> Done<Option<ReplicaCapacity>> {
         let Some(under_way) = &mut self.under_way else {
             let begun = || Some(UnderWay { since: Instant::now(), steps: 0, tokens: 0 });
             // From here on there is something to take out again.
@@ -64,7 +65,8 @@ impl Measurement {
         }
         let tokens = under_way.tokens;
         self.stop(generator);
-        Ok(Some(tokens as f64 / took.as_secs_f64().max(1e-6)))
+        let generation = tokens as f64 / took.as_secs_f64().max(1e-6);
+        Ok(Some(ReplicaCapacity { prompt: generation, generation, sequences: self.sequences as u32 }))
     }
 
     /// Takes its sequences out of the engine.

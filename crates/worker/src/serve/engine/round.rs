@@ -217,7 +217,7 @@ impl Round {
         let alive = measured.is_ok();
         match measured {
             Ok(Ok(None)) => return true,
-            Ok(Ok(Some(tokens_per_second))) => self.setup.load.can(tokens_per_second),
+            Ok(Ok(Some(capacity))) => self.setup.load.can(capacity),
             Ok(Err(error)) => {
                 tracing::error!(?error, "the capacity could not be measured");
                 measurement.stop(generator);
