@@ -5,6 +5,7 @@
 mod cluster;
 pub mod events;
 mod explain;
+pub mod gateway;
 mod install;
 pub mod machine;
 mod manifests;

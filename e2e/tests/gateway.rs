@@ -2,20 +2,15 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::{Secret, Service};
-use kube::{
-    Api, Client,
-    api::{DeleteParams, Patch, PatchParams},
-};
 use lathe_e2e::{
-    RELEASE_NAMESPACE, Session, install, poll,
+    RELEASE_NAMESPACE, Session,
+    gateway::{Gateway, forget_keys, key, question},
+    install, poll,
     programs::program,
     serve::{post_as, service},
     tune::prepare,
 };
 use serde_json::{Value, json};
-
-const SECRET: &str = "lathe-gateway-keys";
 
 #[tokio::test]
 async fn a_key_reaches_the_services_of_its_own_namespace_and_no_others() -> Result<()> {
@@ -24,7 +19,7 @@ async fn a_key_reaches_the_services_of_its_own_namespace_and_no_others() -> Resu
     session.run(two_tenants(&session)).await?;
     // Without the flags the gateway goes with the upgrade.
     install(&[])?;
-    secrets(&session.client).delete(SECRET, &DeleteParams::default()).await?;
+    forget_keys(&session.client).await?;
     session.end().await
 }
 
@@ -42,9 +37,7 @@ async fn two_tenants(session: &Session) -> Result<()> {
     let url = &ready["status"]["url"];
     ensure!(*url == format!("http://lathe-gateway.{RELEASE_NAMESPACE}.svc/v1"), "{url}");
 
-    let services: Api<Service> = Api::namespaced(session.client.clone(), RELEASE_NAMESPACE);
-    let spec = services.get("lathe-gateway").await?.spec;
-    let gateway = Gateway { host: spec.and_then(|spec| spec.cluster_ip).context("no address")? };
+    let gateway = Gateway::find(&session.client).await?;
     let full = format!("{}/shop", session.namespace);
     // A replica that started before the service was ready hears of it a moment later.
     let listed = || async {
@@ -106,49 +99,4 @@ async fn chat(session: &Session, key: &str) -> Result<()> {
     let err = String::from_utf8_lossy(&keyless.stderr);
     ensure!(keyless.status.code() == Some(64) && err.contains("lathe keys create"), "{err}");
     Ok(())
-}
-
-struct Gateway {
-    host: String,
-}
-
-impl Gateway {
-    async fn ask(&self, body: &Value, key: Option<&str>) -> Result<(u16, String)> {
-        let url = format!("http://{}/v1/chat/completions", self.host);
-        let mut request = reqwest::Client::new().post(url).json(body);
-        if let Some(key) = key {
-            request = request.bearer_auth(key);
-        }
-        let response = request.send().await?;
-        Ok((response.status().as_u16(), response.text().await?))
-    }
-
-    async fn get(&self, path: &str, key: Option<&str>) -> Result<(u16, Value)> {
-        let mut request = reqwest::Client::new().get(format!("http://{}{path}", self.host));
-        if let Some(key) = key {
-            request = request.bearer_auth(key);
-        }
-        let response = request.send().await?;
-        Ok((response.status().as_u16(), serde_json::from_str(&response.text().await?)?))
-    }
-}
-
-fn question(model: &str, stream: bool) -> Value {
-    json!({"model": model, "stream": stream, "temperature": 0, "max_tokens": 32,
-        "messages": [{"role": "user", "content": "How much is the red lamp?"}]})
-}
-
-/// Makes a key as its user would, and puts it beside the others.
-async fn key(client: &Client, name: &str, namespace: &str) -> Result<String> {
-    let mut create = Command::new(program("lathe")?);
-    let output = create.args(["keys", "create", name, "--namespace", namespace, "-o", "json"]).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let said: Value = serde_json::from_slice(&output.stdout)?;
-    let manager = PatchParams::apply(&format!("lathe-key-{name}"));
-    secrets(client).patch(SECRET, &manager, &Patch::Apply(&said["secret"])).await?;
-    said["key"].as_str().map(str::to_owned).context("no key")
-}
-
-fn secrets(client: &Client) -> Api<Secret> {
-    Api::namespaced(client.clone(), RELEASE_NAMESPACE)
 }

@@ -50,14 +50,13 @@ async fn helm_upgrades_and_uninstalls_without_touching_a_worker() -> Result<()> 
 
             change_profile(&session).await?;
             uninstall()?;
-            left(&session, &["AcceleratorProfile /nvidia-l4", "Secret lathe-system/lathe-keys"]).await?;
+            left(&session, &["AcceleratorProfile /nvidia-l4"]).await?;
             unchanged(&session, &before, "helm uninstall").await?;
             serve::ask(&session, "shop", "shop", QUESTION).await?;
 
             install(&[])?;
-            looked_after(&session).await?;
-            session.wait("InferenceService", "shop", "Ready", "True").await?;
-            unchanged(&session, &before, "helm install after uninstall").await?;
+            rolled_out(&session, &before).await?;
+            serve::ask(&session, "shop", "shop", QUESTION).await?;
             let profiles: Api<AcceleratorProfile> = Api::all(session.client.clone());
             let price = profiles.get(CHANGED_PROFILE).await?.spec.price.context("the price is gone")?;
             ensure!(price.per_hour.0 == "0.12", "the user's price was overwritten: {price:?}");
@@ -65,7 +64,6 @@ async fn helm_upgrades_and_uninstalls_without_touching_a_worker() -> Result<()> 
         })
         .await?;
     session.end().await?;
-    // Nobody trusts the keys any more.
     uninstall()?;
     left(&session, &["AcceleratorProfile /nvidia-l4"]).await?;
     let profiles: Api<AcceleratorProfile> = Api::all(session.client.clone());
@@ -115,11 +113,6 @@ async fn an_operator_of_one_namespace_needs_no_more_than_that() -> Result<()> {
             nothing_was_forbidden(&session).await
         })
         .await?;
-    // As long as it runs, the keys that its pods trust stay.
-    kubectl(&["delete", "inferenceservice", "shop", "--namespace", "lathe-one-namespace"])?;
-    poll("the workers to be gone", || async { Ok(workers(&session).await?.is_empty().then_some(())) })
-        .await?;
-    // Before the namespace: the hook that cleans up has rights in it.
     uninstall()?;
     session.end().await?;
     // Profiles are whoever's who applied them.
@@ -153,6 +146,23 @@ async fn looked_after(session: &Session) -> Result<()> {
     let jobs = session.api("lathe.dev/v1alpha1", "FineTuneJob").await?;
     let step = jobs.get("long").await?.data["status"]["progress"]["step"].as_i64().unwrap_or(0);
     tune::past_step(session, "long", step + 1).await
+}
+
+/// Keys are new after an uninstall: the service has pods that believe them, the training goes on as it was.
+async fn rolled_out(session: &Session, before: &[(String, Option<String>, i32)]) -> Result<()> {
+    poll("pods that believe the new keys", || async {
+        let after = workers(session).await?;
+        let kept = after.iter().filter(|pod| before.contains(pod)).count();
+        Ok((after.len() == 2 && kept == 1).then_some(()))
+    })
+    .await?;
+    session.wait("InferenceService", "shop", "Ready", "True").await?;
+    let trains = tune::pods(session, "lathe.dev/task=train").await?;
+    ensure!(
+        trains.iter().map(tune::identity).all(|pod| before.contains(&pod)),
+        "helm install after uninstall changed the training: {before:?} {trains:?}"
+    );
+    Ok(())
 }
 
 /// What an upgrade to a release with a new worker does to the operator.

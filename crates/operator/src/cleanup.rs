@@ -1,8 +1,8 @@
 //! `lathe-operator cleanup`: what the operator made for itself goes with the release. Helm runs it when all else is deleted,
 //! so that no operator is left that would make it again.
 //!
-//! What users made or changed stays, and the key pairs while there are workers that trust them: these are looked after again,
-//! unchanged, when Lathe comes back.
+//! What users made or changed stays. The key pairs go even where workers trust them: a private key that nobody looks after is worth
+//! more to a thief than to whoever installs Lathe again, whose services are then rolled out with new ones.
 use anyhow::Context as _;
 use clap::Parser;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
@@ -14,7 +14,7 @@ use kube::{
 use lathe_api::{AcceleratorProfile, names};
 use serde::de::DeserializeOwned;
 
-use crate::{keys, workers};
+use crate::keys;
 
 /// The Lease of leader election.
 const LEASE: &str = "lathe-operator";
@@ -55,22 +55,7 @@ async fn clean(client: &Client, release: &str, namespaces: Vec<String>) -> anyho
     if namespaces.is_empty() {
         profiles(client).await?;
     }
-    if trusted(client, release).await? {
-        println!(
-            "kept Secret {release}/{}: workers trust its keys, and are looked after again when Lathe comes back",
-            keys::SECRET
-        );
-        return Ok(());
-    }
     remove::<Secret>(client, release, keys::SECRET).await
-}
-
-/// Whether the operator last saw workers that trust its keys. Their own namespaces are not asked: they may be gone.
-async fn trusted(client: &Client, release: &str) -> anyhow::Result<bool> {
-    let api: Api<Secret> = Api::namespaced(client.clone(), release);
-    let secret = api.get_metadata_opt(keys::SECRET).await;
-    let secret = secret.with_context(|| format!("Secret {release}/{} cannot be read", keys::SECRET))?;
-    Ok(secret.is_some_and(|secret| secret.annotations().contains_key(workers::TRUSTED)))
 }
 
 async fn remove<K>(client: &Client, namespace: &str, name: &str) -> anyhow::Result<()>
@@ -141,20 +126,14 @@ mod tests {
             "metadata": {"name": name, "uid": name, "resourceVersion": "7", "managedFields": entries}})
     }
 
-    /// What is deleted, and with which preconditions, where the keys have these annotations.
-    async fn deleted(annotations: Value, namespaces: &[&str]) -> Vec<(String, Value)> {
-        let keys = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
-            "metadata": {"name": "lathe-keys", "annotations": annotations}});
+    /// What is deleted, and with which preconditions.
+    async fn deleted(namespaces: &[&str]) -> Vec<(String, Value)> {
         let profiles = list(json!([
             profile("cpu", &["lathe-catalogue"]),
             profile("l4", &["lathe-catalogue", "kubectl-edit"]),
             profile("own", &["kubectl"]),
         ]));
-        let answers = [
-            (&*format!("GET {PROFILES}"), 200, profiles),
-            (&*format!("GET {RELEASE}/secrets/lathe-keys"), 200, keys),
-        ];
-        let (client, server) = Server::start(&answers);
+        let (client, server) = Server::start(&[(&*format!("GET {PROFILES}"), 200, profiles)]);
         let namespaces = namespaces.iter().map(|&name| name.to_owned()).collect();
         clean(&client, "lathe-system", namespaces).await.unwrap();
         drop(client);
@@ -176,21 +155,13 @@ mod tests {
             (format!("{PROFILES}/cpu"), json!({"uid": "cpu", "resourceVersion": "7"})),
             (format!("{RELEASE}/secrets/lathe-keys"), Value::Null),
         ];
-        assert_eq!(deleted(Value::Null, &[]).await, expected);
-    }
-
-    #[tokio::test]
-    async fn keys_stay_with_workers_that_trust_them() {
-        for namespaces in [&[][..], &["a"]] {
-            let gone = deleted(json!({"lathe.dev/workers": "true"}), namespaces).await;
-            assert!(gone.iter().all(|(path, _)| !path.contains("secrets")), "{gone:?}");
-        }
+        assert_eq!(deleted(&[]).await, expected);
     }
 
     #[tokio::test]
     async fn an_operator_of_some_namespaces_leaves_profiles_alone() {
         let expected =
             [(LEASE_PATH.to_owned(), Value::Null), (format!("{RELEASE}/secrets/lathe-keys"), Value::Null)];
-        assert_eq!(deleted(Value::Null, &["a"]).await, expected);
+        assert_eq!(deleted(&["a"]).await, expected);
     }
 }

@@ -13,7 +13,6 @@ use crate::{
     channel::Channel,
     devices::{Capacity, Devices},
     health::Health,
-    workers::Workers,
 };
 
 /// What every controller shares.
@@ -32,8 +31,6 @@ pub struct Context {
     pub health: Health,
     /// Devices of the cluster, looked at for all objects together.
     pub devices: Devices,
-    /// The workers that trust the keys.
-    pub workers: Workers,
 }
 
 /// How this installation is set up.
@@ -151,6 +148,6 @@ impl Context {
     /// Everything that is shared.
     pub fn new(client: Client, config: Config, channel: Channel, trust: Trust, health: Health) -> Self {
         let (writer, devices) = (Writer::new(client.clone()), Devices::default());
-        Self { writer, client, config, channel, trust, health, devices, workers: Workers::default() }
+        Self { writer, client, config, channel, trust, health, devices }
     }
 }

@@ -31,7 +31,6 @@ mod telemetry;
 #[cfg(test)]
 mod testing;
 mod unplaced;
-mod workers;
 
 use std::sync::Arc;
 
@@ -121,7 +120,7 @@ async fn lead(options: &Options, client: Client, health: &Health, stop: Stop) ->
     };
     let scopes = context.config.scopes();
     let controllers = scopes.iter().flat_map(|scope| controllers(&context, scope, &stop)).collect::<Vec<_>>();
-    futures::join!(catalogue, futures::future::join_all(controllers), workers::tell(&context, stop.clone()));
+    futures::join!(catalogue, futures::future::join_all(controllers));
     Ok(())
 }
 

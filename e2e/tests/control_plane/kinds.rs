@@ -16,6 +16,8 @@ use lathe_e2e::{RELEASE_NAMESPACE, Session, kubectl, node, poll, programs};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
+use crate::autoscaler;
+
 const NAMESPACE: &str = "lathe-kinds";
 const DIGEST: &str = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
@@ -200,6 +202,9 @@ async fn a_service_is_made_and_scaled(session: &Session) -> Result<()> {
         Ok((found.len() == 3).then_some(()))
     })
     .await?;
+    kubectl(&["scale", "inferenceservices.lathe.dev/shop", "--replicas=1", "--namespace", NAMESPACE])?;
+    autoscaler::scales(session, &service).await?;
+    kubectl(&["delete", "horizontalpodautoscaler", "shop", "--namespace", NAMESPACE])?;
     kubectl(&["scale", "inferenceservices.lathe.dev/shop", "--replicas=0", "--namespace", NAMESPACE])?;
     session.reason("InferenceService", "shop", "Ready", "True", "Stopped").await?;
     let deployments: Api<Deployment> = Api::namespaced(session.client.clone(), &session.namespace);

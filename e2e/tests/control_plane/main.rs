@@ -1,5 +1,6 @@
 //! A real API server with its controllers, and no node: what is admitted, and how far the operator comes.
 mod admission;
+mod autoscaler;
 mod kinds;
 
 use anyhow::Result;

@@ -75,7 +75,6 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
     let mut watches = Watches::<FineTuneJob>::new(scope, client);
     let ours = watcher::Config::default().labels(&format!("{}={KIND}", names::LABEL_KIND));
     let all = watcher::Config::default();
-    let noticed = context.clone();
     let jobs = FineTuneJobs {
         context: context.clone(),
         tunes: watches.objects(),
@@ -83,10 +82,7 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
         contracts: watches.also(scope.api(client), ours.clone(), |map: &ConfigMap, _| labelled_owner(map)),
         policies: watches
             .also(scope.api(client), ours.clone(), |policy: &NetworkPolicy, _| labelled_owner(policy)),
-        pods: watches.also(scope.api(client), ours, move |pod: &Pod, _| {
-            noticed.workers.look();
-            labelled_owner(pod)
-        }),
+        pods: watches.also(scope.api(client), ours, |pod: &Pod, _| labelled_owner(pod)),
         models: watches.also(scope.api(client), all.clone(), observe::woken_by_model),
         profiles: watches.also(kube::Api::all(client.clone()), all, observe::woken_by_profile),
         claims: watches.also(
@@ -96,7 +92,6 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: &Stop) -> BoxFutu
         ),
         written: Memory::default(),
     };
-    context.workers.include(jobs.pods.clone());
     watches.run(jobs, stop.clone()).boxed()
 }
 

@@ -98,7 +98,6 @@ struct Services {
 pub fn controller(context: &Arc<Context>, scope: &Scope, stop: Stop) -> BoxFuture<'static, ()> {
     let client = &context.client;
     let mut watches = Watches::<InferenceService>::new(scope, client);
-    let noticed = context.clone();
     let stores = Stores {
         services: watches.objects(),
         models: watches.also(scope.api(client), watcher::Config::default(), model_users),
@@ -109,17 +108,13 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: Stop) -> BoxFutur
         contracts: children(&mut watches, scope.api(client)),
         budgets: children(&mut watches, scope.api(client)),
         policies: children(&mut watches, scope.api(client)),
-        pods: watches.also(scope.api(client), ours(), move |pod: &Pod, _| {
-            noticed.workers.look();
-            labelled_owner(pod)
-        }),
+        pods: children(&mut watches, scope.api(client)),
         claims: watches.also(
             scope.api(client),
             watcher::Config::default(),
             |_: &PersistentVolumeClaim, _| Vec::new(),
         ),
     };
-    context.workers.include(stores.pods.clone());
     let services = Services { context: context.clone(), stores, told: Told::default() };
     watches.run(services, stop).boxed()
 }

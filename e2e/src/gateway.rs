@@ -1,0 +1,96 @@
+//! The gateway as its clients see it: an address, and keys.
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::{Secret, Service};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use crate::{RELEASE_NAMESPACE, programs::program};
+
+/// The Secret of the keys, as the chart names it.
+const SECRET: &str = "lathe-gateway-keys";
+
+/// The installation's gateway.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    host: String,
+    client: reqwest::Client,
+}
+
+impl Gateway {
+    /// Finds it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn find(client: &Client) -> Result<Self> {
+        let services: Api<Service> = Api::namespaced(client.clone(), RELEASE_NAMESPACE);
+        let spec = services.get("lathe-gateway").await?.spec;
+        let host = spec.and_then(|spec| spec.cluster_ip).context("the gateway has no address")?;
+        Ok(Self { host, client: reqwest::Client::new() })
+    }
+
+    /// Posts a chat completion; the status and the whole body.
+    ///
+    /// # Errors
+    /// There is no answer, or its body has no end.
+    pub async fn ask(&self, body: &Value, key: Option<&str>) -> Result<(u16, String)> {
+        let url = format!("http://{}/v1/chat/completions", self.host);
+        let mut request = self.client.post(url).json(body);
+        if let Some(key) = key {
+            request = request.bearer_auth(key);
+        }
+        let response = request.send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+
+    /// Gets JSON.
+    ///
+    /// # Errors
+    /// There is no answer, or it is none.
+    pub async fn get(&self, path: &str, key: Option<&str>) -> Result<(u16, Value)> {
+        let mut request = self.client.get(format!("http://{}{path}", self.host));
+        if let Some(key) = key {
+            request = request.bearer_auth(key);
+        }
+        let response = request.send().await?;
+        Ok((response.status().as_u16(), serde_json::from_str(&response.text().await?)?))
+    }
+}
+
+/// A question with an answer of at most 32 tokens.
+#[must_use]
+pub fn question(model: &str, stream: bool) -> Value {
+    json!({"model": model, "stream": stream, "temperature": 0, "max_tokens": 32,
+        "messages": [{"role": "user", "content": "How much is the red lamp?"}]})
+}
+
+/// Makes a key as its user would, and puts it beside the others.
+///
+/// # Errors
+/// The command fails, or the API server refuses the Secret.
+pub async fn key(client: &Client, name: &str, namespace: &str) -> Result<String> {
+    let mut create = Command::new(program("lathe")?);
+    let output = create.args(["keys", "create", name, "--namespace", namespace, "-o", "json"]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said: Value = serde_json::from_slice(&output.stdout)?;
+    let manager = PatchParams::apply(&format!("lathe-key-{name}"));
+    secrets(client).patch(SECRET, &manager, &Patch::Apply(&said["secret"])).await?;
+    said["key"].as_str().map(str::to_owned).context("no key")
+}
+
+/// Takes all keys away.
+///
+/// # Errors
+/// The API server refuses it.
+pub async fn forget_keys(client: &Client) -> Result<()> {
+    secrets(client).delete(SECRET, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+fn secrets(client: &Client) -> Api<Secret> {
+    Api::namespaced(client.clone(), RELEASE_NAMESPACE)
+}

@@ -1,0 +1,161 @@
+//! Replicas that follow token throughput on a real node, with nothing else installed: from zero by one request that is held, up
+//! under load, back to one, to zero, and no request lost on the way.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use anyhow::{Context as _, Result, ensure};
+use kube::ResourceExt as _;
+use lathe_e2e::{
+    Session, condition,
+    gateway::{Gateway, forget_keys, key, question},
+    install, poll,
+    serve::service,
+    tune,
+};
+use serde_json::{Value, json};
+
+/// Clients that ask again and again: several times what one replica takes.
+const CLIENTS: usize = 24;
+
+#[tokio::test]
+async fn replicas_follow_what_flows_and_no_request_is_lost() -> Result<()> {
+    install(&["--set", "gateway.enabled=true"])?;
+    let session = Session::begin("lathe-scaling").await?;
+    session.run(story(&session)).await?;
+    forget_keys(&session.client).await?;
+    session.end().await?;
+    // Without the flag the gateway goes with the upgrade.
+    install(&[])
+}
+
+async fn story(session: &Session) -> Result<()> {
+    let key = key(&session.client, "scaling", &session.namespace).await?;
+    tune::prepare(session).await?;
+    session.apply(&shop()?).await?;
+    let gateway = Gateway::find(&session.client).await?;
+
+    // Nobody asks for anything: it goes to sleep, which is no trouble, and not what a user did.
+    session.reason("InferenceService", "shop", "Ready", "True", "ScaledToZero").await?;
+    until_replicas(session, 0).await?;
+
+    // One request wakes it, is held meanwhile, and answered; a stream says that it waits.
+    let (plain, stream) = tokio::try_join!(
+        gateway.ask(&question("shop", false), Some(&key)),
+        gateway.ask(&question("shop", true), Some(&key)),
+    )?;
+    ensure!(plain.0 == 200 && plain.1.contains("euros"), "{plain:?}");
+    ensure!(stream.0 == 200 && stream.1.trim_end().ends_with("data: [DONE]"), "{stream:?}");
+    ensure!(stream.1.starts_with(": "), "a client that waits is told so: {stream:?}");
+    decided(session, "RequestHeld").await?;
+    let object = session.wait("InferenceService", "shop", "Ready", "True").await?;
+    let scaling = condition(&object, "ScalingActive").context("no ScalingActive")?;
+    ensure!(scaling["status"] == "True", "{scaling:#}");
+
+    // Far more than one takes: a second and a third are asked for, and used.
+    let load = Load::start(&gateway, &key);
+    until_replicas(session, 3).await?;
+    let used = poll("all three replicas to have answered", || async {
+        let answered = answered(session).await?;
+        Ok((answered.values().filter(|count| **count > 0.0).count() == 3).then_some(answered))
+    })
+    .await?;
+    let (answers, lost) = load.stop().await?;
+    ensure!(lost.is_empty(), "{} of {answers} requests were lost: {lost:#?}", lost.len());
+    println!("{answers} requests through three replicas: {used:?}");
+
+    // Back to one, then to zero; the last requests of each replica end in peace.
+    until_replicas(session, 1).await?;
+    let (status, answer) = gateway.ask(&question("shop", false), Some(&key)).await?;
+    ensure!(status == 200, "{status}: {answer}");
+    session.reason("InferenceService", "shop", "Ready", "True", "ScaledToZero").await?;
+    until_replicas(session, 0).await
+}
+
+/// The quick-start's service, on a quarter of a core each.
+fn shop() -> Result<Value> {
+    let mut shop = service("shop", &[])?;
+    let spec = &mut shop["spec"];
+    spec["access"] = "GatewayOnly".into();
+    spec["pod"] = json!({"cpu": "250m"});
+    spec["autoscaling"] =
+        json!({"minReplicas": 0, "maxReplicas": 3, "scaleDownAfter": "15s", "scaleToZeroAfter": "20s"});
+    Ok(shop)
+}
+
+/// Waits until there are so many replicas, and all of them ready.
+async fn until_replicas(session: &Session, wanted: i64) -> Result<()> {
+    let what = format!("there are not {wanted} ready replicas");
+    let count = |object: &Value, field: &str| object["status"][field].as_i64().unwrap_or(0);
+    let there = |object: &Value| {
+        count(object, "replicas") == wanted && count(object, "readyReplicas") == wanted
+    };
+    session.until("InferenceService", "shop", &what, there).await.map(drop)
+}
+
+/// The status tells a decision for this reason, with its numbers.
+async fn decided(session: &Session, reason: &str) -> Result<()> {
+    let among = |object: &Value| {
+        object["status"]["decisions"].as_array().is_some_and(|all| all.iter().any(|one| one["reason"] == reason))
+    };
+    session.until("InferenceService", "shop", &format!("no decision for {reason}"), among).await.map(drop)
+}
+
+/// Requests that each replica has answered, by its own count.
+async fn answered(session: &Session) -> Result<BTreeMap<String, f64>> {
+    let pods = tune::pods(session, "lathe.dev/task=serve").await?;
+    let mut all = BTreeMap::new();
+    for pod in pods {
+        let Some(ip) = pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()) else { continue };
+        let metrics = match reqwest::get(format!("http://{ip}:8081/metrics")).await {
+            Ok(answer) => answer.text().await.unwrap_or_default(),
+            // It does not listen yet.
+            Err(_) => String::new(),
+        };
+        let ours = metrics.lines().filter(|line| line.starts_with("vllm:request_success_total{"));
+        let counts = ours.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        all.insert(pod.name_any(), counts.sum());
+    }
+    Ok(all)
+}
+
+/// Clients in the background.
+struct Load {
+    stop: Arc<AtomicBool>,
+    answers: Arc<AtomicU64>,
+    clients: Vec<tokio::task::JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    fn start(gateway: &Gateway, key: &str) -> Self {
+        let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let client = |number: usize| {
+            let (gateway, key) = (gateway.clone(), key.to_owned());
+            let (stop, answers) = (stop.clone(), answers.clone());
+            async move {
+                let mut lost = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let body = json!({"model": "shop", "stream": true, "max_tokens": 200, "ignore_eos": true,
+                        "messages": [{"role": "user", "content": format!("{number}: how much is the red lamp?")}]});
+                    match gateway.ask(&body, Some(&key)).await {
+                        Ok((200, text)) if text.trim_end().ends_with("data: [DONE]") => {}
+                        // Sent away with a word, as overload should be, and not lost.
+                        Ok((429, _)) => tokio::time::sleep(std::time::Duration::from_millis(200)).await,
+                        other => lost.push(format!("{other:?}")),
+                    }
+                    answers.fetch_add(1, Ordering::Relaxed);
+                }
+                lost
+            }
+        };
+        let clients = (0..CLIENTS).map(|number| tokio::spawn(client(number))).collect();
+        Self { stop, answers, clients }
+    }
+
+    /// How many requests were sent, and what became of those without a whole answer.
+    async fn stop(self) -> Result<(u64, Vec<String>)> {
+        self.stop.store(true, Ordering::Relaxed);
+        let lost = futures::future::try_join_all(self.clients).await?.concat();
+        Ok((self.answers.load(Ordering::Relaxed), lost))
+    }
+}
