@@ -93,9 +93,9 @@ impl Served {
 async fn read(mut mailbox: Mailbox) -> Delivery {
     let mut whole = Delivery::default();
     while whole.end.is_none() {
-        let Delivery { text, tokens, end } = mailbox.next().await;
+        let Delivery { text, tokens, cached, end } = mailbox.next().await;
         whole.text.push_str(&text);
-        (whole.tokens, whole.end) = (tokens, end);
+        (whole.tokens, whole.cached, whole.end) = (tokens, cached, end);
     }
     whole
 }
