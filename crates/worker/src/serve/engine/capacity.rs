@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use lathe_contract::ReplicaCapacity;
 use lathe_engine::Generator;
-use lathe_engine::plan::ServePlan;
+use lathe_engine::plan::{BLOCK, ServePlan};
 
 use super::warm_up::GREEDY;
 use crate::failure::Done;
@@ -28,7 +28,7 @@ const TIME: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(250);
 /// Tokens of the first prompt, by which the length of the others is chosen.
 const SHORT: usize = 64;
-/// Tokens of an answer, at most: the cache need not hold long ones.
+/// Tokens of an answer, at most.
 const ANSWER: usize = 64;
 
 /// A measurement, a step at a time.
@@ -44,11 +44,13 @@ pub struct Measurement {
 impl Measurement {
     /// Of what `plan` holds.
     pub fn new(plan: &ServePlan) -> Self {
+        // So many that no sequence is sent away for want of room: one token is the prompt.
+        let fitting = (plan.cache_blocks / plan.max_sequences).max(1) * BLOCK - 1;
         Self {
             course: Course::new(plan.max_batch_tokens.min(plan.context - 1)),
             sequences: plan.max_sequences,
             vocab: plan.shape.vocab,
-            answer: ANSWER.min(plan.context - 1),
+            answer: ANSWER.min(fitting).min(plan.context - 1),
             under_way: false,
         }
     }
@@ -69,13 +71,11 @@ impl Measurement {
         if generator.idle() {
             match work {
                 Work::Prompt(length) => {
-                    let prompt: Vec<u32> = (0..length).map(|place| any_token(place, self.vocab)).collect();
-                    generator.add_sequence(u64::MAX, &prompt, None, GREEDY, 1)?;
+                    generator.add_sequence(u64::MAX, &self.prompt(length), None, GREEDY, 1)?;
                 }
                 Work::Answers => {
-                    for (place, id) in self.ids().enumerate() {
-                        let prompt = [any_token(place, self.vocab)];
-                        generator.add_sequence(id, &prompt, None, GREEDY, self.answer)?;
+                    for (id, token) in self.ids().zip(self.prompt(self.sequences)) {
+                        generator.add_sequence(id, &[token], None, GREEDY, self.answer)?;
                     }
                 }
             }
@@ -103,15 +103,16 @@ impl Measurement {
         }
     }
 
+    /// Tokens that lie apart from each other in the vocabulary, as those of a text do.
+    pub(super) fn prompt(&self, length: usize) -> Vec<u32> {
+        let token = |place: u64| place.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.vocab.max(1) as u64;
+        (1..=length as u64).map(|place| token(place) as u32).collect()
+    }
+
     /// Numbers that no request has.
     fn ids(&self) -> impl Iterator<Item = u64> + use<> {
         (0..self.sequences as u64).map(|i| u64::MAX - i)
     }
-}
-
-/// Tokens that lie apart from each other in the vocabulary, as those of a text do.
-fn any_token(place: usize, vocab: usize) -> u32 {
-    ((place as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) % vocab.max(1) as u64) as u32
 }
 
 /// What a step has to do.
