@@ -1,7 +1,7 @@
 use std::time::Instant;
 
-use lathe_engine::{Generator, RandomWeights};
 use lathe_engine::plan::{AdapterBudget, ModelShape, Precision, RopeScaling, ServeRequest, plan_serving};
+use lathe_engine::{Generator, RandomWeights};
 use prometheus_client::registry::Registry;
 use rstest::rstest;
 
