@@ -37,7 +37,10 @@ def answers():
     assert choice.message.role == "assistant" and choice.finish_reason == "length"
     assert len(choice.message.content) == answer.usage.completion_tokens == 12
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
-    assert chat(seed=1).choices == answer.choices
+    again = chat(seed=1)
+    assert again.choices == answer.choices
+    cached = again.usage.prompt_tokens_details.cached_tokens
+    assert answer.usage.prompt_tokens - 16 <= cached < answer.usage.prompt_tokens, cached
     assert chat(seed=2).choices != answer.choices
     assert chat(seed=1, model="team/tuned").choices != answer.choices
     assert chat(seed=1, max_tokens=openai.omit, max_completion_tokens=12).choices == answer.choices

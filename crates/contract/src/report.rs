@@ -285,11 +285,11 @@ pub struct Load {
     pub waiting: i64,
     /// Share of the key-value cache in use, 0 to 1.
     pub cache_usage: f64,
-    /// Prompt tokens a second, over the last 10 s.
+    /// Prompt tokens that were read a second, over the last 10 s.
     pub prompt_tokens_per_second: f64,
     /// Generated tokens a second, over the last 10 s.
     pub generation_tokens_per_second: f64,
-    /// What this replica measured for itself; absent: nothing yet.
+    /// What this replica measured for itself, or learned from its load; absent: nothing yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capacity: Option<ReplicaCapacity>,
     /// Since its start, for whoever sums up what flows without a gateway.
@@ -316,7 +316,7 @@ pub struct Totals {
     pub arrived: i64,
     /// Requests that ended.
     pub finished: i64,
-    /// Prompt tokens that were read.
+    /// Prompt tokens that were read, those from the cache not with them.
     pub prompt: i64,
     /// Tokens that were generated.
     pub generation: i64,

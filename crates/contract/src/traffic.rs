@@ -63,7 +63,7 @@ pub struct Flow {
     pub arrived: u64,
     /// Requests that ended, however they did.
     pub finished: u64,
-    /// Prompt tokens that replicas read.
+    /// Prompt tokens that replicas read, those from their caches not with them.
     pub prompt: u64,
     /// Tokens that replicas generated.
     pub generation: u64,

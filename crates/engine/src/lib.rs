@@ -26,7 +26,7 @@ pub mod train;
 
 pub use adapter::Adapter;
 pub use error::Error;
-pub use generate::{AdapterId, Capacity, Emitted, Generator, Sampling};
+pub use generate::{AdapterId, Capacity, Emitted, Generator, Sampling, StepTokens};
 pub use lathe_plan as plan;
 pub use model::Model;
 pub use source::{Dtype, NamedTensor, RandomWeights, TensorView, WeightSource};

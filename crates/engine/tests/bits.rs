@@ -121,6 +121,91 @@ fn with_the_cache_as_without(#[values(llama(), qwen(), mistral())] shape: ModelS
     }
 }
 
+/// Prompts of which some begin alike, by the base and by an adapter.
+fn alike(shape: &ModelShape) -> Vec<Prompt> {
+    let tokens = |from: u64, count: usize| -> Vec<u32> {
+        (0..count).map(|t| ((noise(from, t as u64) + 1.0) / 2.0 * shape.vocab as f64) as u32).collect()
+    };
+    let beginning = tokens(1, 36);
+    let mut longer = beginning.clone();
+    longer.extend(tokens(2, 9));
+    let mut other = beginning[..20].to_vec();
+    other.extend(tokens(3, 5));
+    let greedy = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
+    let prompt = |tokens: &[u32], adapter| Prompt { tokens: tokens.to_vec(), adapter, sampling: greedy };
+    vec![
+        prompt(&beginning, None),
+        prompt(&longer, None),
+        prompt(&other, None),
+        prompt(&beginning, Some(0)),
+        prompt(&longer, Some(0)),
+        prompt(&beginning[..32], None),
+        prompt(&longer, None),
+    ]
+}
+
+#[rstest]
+fn a_beginning_that_others_have_read_is_not_read_again_and_gives_the_same_bits(
+    #[values(llama(), qwen(), mistral())] shape: ModelShape,
+    #[values(Precision::F32, Precision::BF16)] precision: Precision,
+) {
+    let start = |tokens: Option<usize>| {
+        let mut generator = generator(&shape, precision, |r| r.cache_tokens = tokens);
+        let id = generator.add_adapter(&adapter(&shape, 2)).unwrap();
+        (generator, id)
+    };
+    let (mut unshared, id) = start(None);
+    let mut expected = Answers::new();
+    for (i, p) in alike(&shape).into_iter().enumerate() {
+        unshared.add_sequence(i as u64, &p.tokens, p.adapter.map(|_| id), p.sampling, ANSWER).unwrap();
+        finish(&mut unshared, &mut expected);
+    }
+
+    // One after the other: what is read is what is new, and the rest of a block.
+    let (mut generator, id) = start(None);
+    let (mut answers, mut read, mut cached) = (Answers::new(), Vec::new(), Vec::new());
+    for (i, p) in alike(&shape).into_iter().enumerate() {
+        generator.add_shared(i as u64, &p.tokens, p.adapter.map(|_| id), p.sampling, ANSWER).unwrap();
+        let first = generator.step().unwrap();
+        assert_eq!(generator.last_step().generation, 0);
+        read.push(generator.last_step().prompt);
+        cached.push(first[0].cached);
+        answers.entry(i as u64).or_default().push((first[0].token, first[0].log_prob.to_bits()));
+        finish(&mut generator, &mut answers);
+    }
+    assert_eq!(answers, expected);
+    assert_eq!(cached, [0, 32, 16, 0, 32, 16, 32]);
+    assert_eq!(read, [36, 13, 9, 36, 13, 16, 13]);
+
+    // Together, also where there is so little room that sequences are sent away and begin again.
+    for tokens in [None, Some(80), Some(64)] {
+        let (mut generator, id) = start(tokens);
+        let mut answers = Answers::new();
+        for round in 0..2 {
+            for (i, p) in alike(&shape).into_iter().enumerate() {
+                let adapter = p.adapter.map(|_| id);
+                generator.add_shared(i as u64, &p.tokens, adapter, p.sampling, ANSWER).unwrap();
+            }
+            answers.clear();
+            finish(&mut generator, &mut answers);
+            assert_eq!(answers, expected, "{tokens:?}, round {round}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_shared_is_not_found_and_finds_nothing() {
+    let shape = llama();
+    let mut generator = generator(&shape, Precision::F32, |_| ());
+    let Prompt { tokens, sampling, .. } = &alike(&shape)[0];
+    let mut cached = |shared: bool| {
+        let add = if shared { Generator::add_shared } else { Generator::add_sequence };
+        add(&mut generator, 1, tokens, None, *sampling, 1).unwrap();
+        generator.step().unwrap()[0].cached
+    };
+    assert_eq!([false, true, false, true].map(&mut cached), [0, 0, 0, 32]);
+}
+
 #[test]
 fn training_and_generation_see_the_same_model() {
     let shape = llama();

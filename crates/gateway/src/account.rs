@@ -157,7 +157,7 @@ impl Account {
         match (self.usage, status) {
             (Some(usage), _) => (Some(usage), false),
             (None, 200..300 | CLIENT_LEFT) => {
-                (Some(Usage { prompt: self.asked.estimate.prompt, completion: self.pieces }), true)
+                (Some(Usage { completion: self.pieces, ..self.asked.estimate }), true)
             }
             // What was refused was not worked for.
             (None, _) => (None, false),
@@ -204,6 +204,7 @@ impl Account {
             status,
             request_id = self.asked.id.to_str().ok(),
             prompt_tokens = usage.map(|u| u.prompt),
+            cached_tokens = usage.map(|u| u.cached),
             completion_tokens = usage.map(|u| u.completion),
             estimated,
             first_byte_ms = times.first_byte.map(|t| t.as_millis() as u64),

@@ -106,7 +106,7 @@ impl Question {
         let answer = limit.filter_map(|raw| raw.get().parse::<u64>().ok()).next().unwrap_or(USUAL_ANSWER);
         let asked = prompt.map_or(0, |prompt| prompt.get().len() as u64 / 4).min(MOST_TOKENS);
         let answer = answer.clamp(u64::from(asked == 0), MOST_TOKENS - asked);
-        let estimate = Usage { prompt: asked, completion: answer };
+        let estimate = Usage { prompt: asked, completion: answer, cached: 0 };
         let beginning = match (prompt, endpoint) {
             (Some(messages), Endpoint::Chat) => opening(messages.get()),
             (Some(prompt), Endpoint::Completion) => prompt.get(),
@@ -261,7 +261,7 @@ mod tests {
         let prompt = "x".repeat(SHORT);
         let body = format!(r#"{{"model":"m","messages":[],"prompt":"{prompt}","max_tokens":1}}"#);
         let question = Question::read(body.into(), Endpoint::Completion).await.unwrap();
-        assert_eq!(question.estimate, Usage { prompt: (SHORT as u64 + 2) / 4, completion: 1 });
+        assert_eq!(question.estimate, Usage { prompt: (SHORT as u64 + 2) / 4, completion: 1, cached: 0 });
         assert!(question.beginning.starts_with(b"\"xxx"));
         let body = r#"{"model":"m","messages":[{"role":"user","content":"x"}],"prompt":""}"#;
         let question = Question::read(body.into(), Endpoint::Chat).await.unwrap();

@@ -102,6 +102,6 @@ mod tests {
             ("retry-after", "3"),
         ]);
         assert_eq!(for_client(&worker), headers(&[("retry-after", "3")]));
-        assert_eq!(usage(&worker), Some(Usage { prompt: 1, completion: 2 }));
+        assert_eq!(usage(&worker), Some(Usage { prompt: 1, completion: 2, cached: 0 }));
     }
 }

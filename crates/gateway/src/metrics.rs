@@ -22,6 +22,7 @@ pub struct Metrics {
     requests: Family<Answered, Counter>,
     refused: Family<Refused, Counter>,
     prompt_tokens: Family<Asked, Counter>,
+    cached_tokens: Family<Asked, Counter>,
     generation_tokens: Family<Asked, Counter>,
     repeats: Family<Repeated, Counter>,
     broken: Family<Broken, Counter>,
@@ -101,6 +102,7 @@ impl Default for Metrics {
             requests: Family::default(),
             refused: Family::default(),
             prompt_tokens: Family::default(),
+            cached_tokens: Family::default(),
             generation_tokens: Family::default(),
             repeats: Family::default(),
             broken: Family::default(),
@@ -135,6 +137,11 @@ impl Metrics {
             self.refused.clone(),
         );
         registry.register("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
+        registry.register(
+            "cached_tokens",
+            "Of the tokens of prompts, those that came from a replica's cache",
+            self.cached_tokens.clone(),
+        );
         registry.register("generation_tokens", "Generated tokens", self.generation_tokens.clone());
         registry.register(
             "requests_repeated",
@@ -227,6 +234,7 @@ impl Metrics {
         self.requests.get_or_create(&Answered { key, namespace, model, adapter, code, by: by.label() }).inc();
         if let Some(usage) = usage {
             self.prompt_tokens.get_or_create(&asked).inc_by(usage.prompt);
+            self.cached_tokens.get_or_create(&asked).inc_by(usage.cached);
             self.generation_tokens.get_or_create(&asked).inc_by(usage.completion);
         }
         if let Some(first) = times.first_byte {
@@ -241,6 +249,7 @@ impl Metrics {
         let gone: Vec<_> = seen.extract_if(|asked, _| !known(asked.series())).collect();
         for (asked, statuses) in gone {
             self.prompt_tokens.remove(&asked);
+            self.cached_tokens.remove(&asked);
             self.generation_tokens.remove(&asked);
             for (code, by) in statuses {
                 let Asked { key, namespace, model, adapter } = asked.clone();
@@ -326,7 +335,7 @@ mod tests {
         );
         let metrics = Metrics::default();
         let times = Times { first_byte: Some(Duration::from_millis(3)), total: Duration::from_millis(400) };
-        let usage = Some(Usage { prompt: 7, completion: 3 });
+        let usage = Some(Usage { prompt: 7, completion: 3, cached: 4 });
         metrics.answered("k", table.get("a", "tone").unwrap(), (200, By::Replica), usage, times);
         metrics.answered(
             "k",
@@ -343,6 +352,7 @@ mod tests {
             r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="tone",code="200",by="replica"} 1"#,
             r#"lathe_gateway_requests_total{key="k",namespace="a",model="s",adapter="",code="502",by="gateway"} 1"#,
             r#"lathe_gateway_prompt_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 7"#,
+            r#"lathe_gateway_cached_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 4"#,
             r#"lathe_gateway_generation_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 3"#,
             r#"lathe_gateway_requests_refused_total{reason="invalid_api_key"} 1"#,
             r#"lathe_gateway_time_to_first_byte_seconds_bucket{le="0.005",namespace="a",model="s"} 2"#,
@@ -366,7 +376,7 @@ mod tests {
         );
         let metrics = Metrics::default();
         let times = Times { first_byte: Some(Duration::from_millis(30)), total: Duration::from_millis(400) };
-        let usage = Some(Usage { prompt: 70, completion: 30 });
+        let usage = Some(Usage { prompt: 70, completion: 30, cached: 40 });
         let no_replica = ApiError::no_replica("team-a/support");
         for (key, name, (code, by), usage) in [
             ("web", "support", (200, By::Replica), usage),

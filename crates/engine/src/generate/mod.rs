@@ -2,10 +2,11 @@
 
 mod adapters;
 mod batch;
-mod cache;
+mod blocks;
 mod sampling;
 mod schedule;
 mod settings;
+mod slots;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,9 +17,10 @@ use crate::decoder::{Block, Kept, LayerCache, LayerLora, Planned, Work, last_log
 use crate::device::{Buf, DataMut, Op};
 use crate::{Adapter, Error, Model, Result};
 use batch::{Device as BatchBuffers, Host};
-use cache::{Blocks, Slots};
+use blocks::{Before, Blocks};
 pub use schedule::{Chunk, SequenceState, State, StepPlan, schedule};
-pub use settings::{AdapterId, Capacity, Emitted, Sampling};
+pub use settings::{AdapterId, Capacity, Emitted, Sampling, StepTokens};
+use slots::Slots;
 
 /// A sequence in flight.
 #[derive(Debug)]
@@ -34,6 +36,19 @@ struct Sequence {
     adapter: Option<usize>,
     sampling: Sampling,
     max_new_tokens: usize,
+    /// How others find its blocks; `None`: they do not.
+    shared: Option<Shared>,
+    /// Tokens of the prompt that were in the cache when it began; `None`: it has not begun.
+    cached: Option<usize>,
+}
+
+/// Where a sequence stands among the beginnings that are kept.
+#[derive(Debug, Clone, Copy)]
+struct Shared {
+    start: Before,
+    /// Its blocks that can be found, and what comes after them.
+    blocks: usize,
+    after: Before,
 }
 
 /// Continues sequences with a model: owns it, the cache and the resident adapters. Not shared: one thread owns a
@@ -56,6 +71,7 @@ pub struct Generator {
     /// By arrival.
     sequences: BTreeMap<u64, Sequence>,
     arrivals: u64,
+    last: StepTokens,
     /// On the host one row of logits; of every row the largest, the sum of exponentials and one more; and sums to draw by.
     logits: Vec<f32>,
     stats: Vec<f32>,
@@ -117,6 +133,7 @@ impl Generator {
             slots: Slots::new(plan.adapters.slots),
             sequences: BTreeMap::new(),
             arrivals: 0,
+            last: StepTokens::default(),
             logits: vec![0.0; shape.vocab],
             stats: Vec::new(),
             sums: Vec::new(),
@@ -124,6 +141,28 @@ impl Generator {
             planned,
             model,
         })
+    }
+
+    /// As [`Generator::add_sequence`], but what others have read of its beginning is not read again, and others find
+    /// what it reads and writes. On the CPU to the same bits. Only for sequences that may know of each other: how long
+    /// a first token takes tells what others have asked.
+    ///
+    /// # Errors
+    /// As [`Generator::add_sequence`].
+    pub fn add_shared(
+        &mut self,
+        id: u64,
+        prompt: &[u32],
+        adapter: Option<AdapterId>,
+        sampling: Sampling,
+        max_new_tokens: usize,
+    ) -> Result<()> {
+        self.add_sequence(id, prompt, adapter, sampling, max_new_tokens)?;
+        if let Some(mut added) = self.sequences.last_entry() {
+            let start = Before::Start(adapter);
+            added.get_mut().shared = Some(Shared { start, blocks: 0, after: start });
+        }
+        Ok(())
     }
 
     /// Queues a sequence. It produces at most `max_new_tokens` tokens, fewer when the context ends.
@@ -157,6 +196,8 @@ impl Generator {
             adapter,
             sampling,
             max_new_tokens,
+            shared: None,
+            cached: None,
         };
         self.sequences.insert(self.arrivals, sequence);
         self.arrivals += 1;
@@ -195,17 +236,30 @@ impl Generator {
     /// # Errors
     /// Reading back from the device failed.
     pub fn step(&mut self) -> Result<Vec<Emitted>> {
-        let plan = schedule(&self.state());
+        let mut found = self.find_beginnings();
+        let plan = schedule(&self.state(&found));
         for id in &plan.preempt {
             if let Some(sequence) = self.find(*id).and_then(|at| self.sequences.get_mut(&at)) {
                 self.blocks.give_back(&mut sequence.blocks);
                 sequence.computed = 0;
             }
         }
-        let mut run: Vec<(u64, usize)> = Vec::with_capacity(plan.run.len());
-        for Chunk { id, rows, new_blocks } in plan.run {
-            if let Some((&at, sequence)) = self.sequences.iter_mut().find(|(_, s)| s.id == id) {
+        let chosen: Vec<(u64, Chunk)> =
+            plan.run.into_iter().filter_map(|chunk| Some((self.find(chunk.id)?, chunk))).collect();
+        // Before anybody takes a free block: it could be one of these.
+        for (at, _) in &chosen {
+            if let (Some(sequence), Some((blocks, after))) = (self.sequences.get_mut(at), found.remove(at)) {
+                self.blocks.hold(&blocks);
+                sequence.begin(blocks, after);
+            }
+        }
+        self.last = StepTokens::default();
+        let mut run: Vec<(u64, usize)> = Vec::with_capacity(chosen.len());
+        for (at, Chunk { rows, new_blocks, .. }) in chosen {
+            if let Some(sequence) = self.sequences.get_mut(&at) {
                 self.blocks.take(new_blocks, &mut sequence.blocks);
+                let answers = sequence.computed >= sequence.prompt && rows == 1;
+                *(if answers { &mut self.last.generation } else { &mut self.last.prompt }) += rows;
                 run.push((at, rows));
             }
         }
@@ -257,6 +311,7 @@ impl Generator {
         for &(at, rows) in run {
             let Some(sequence) = self.sequences.get_mut(&at) else { continue };
             sequence.computed += rows;
+            sequence.tell(&mut self.blocks);
             if sequence.computed < sequence.tokens.len() {
                 continue;
             }
@@ -272,7 +327,8 @@ impl Generator {
             sequence.tokens.push(token);
             let finished = sequence.tokens.len() - sequence.prompt >= sequence.max_new_tokens
                 || sequence.tokens.len() >= self.plan.context;
-            emitted.push(Emitted { sequence: sequence.id, token, log_prob, finished });
+            let cached = sequence.cached.unwrap_or(0);
+            emitted.push(Emitted { sequence: sequence.id, token, log_prob, finished, cached });
             if finished {
                 done.push(sequence.id);
             }
@@ -280,6 +336,11 @@ impl Generator {
         done.into_iter().for_each(|id| self.remove(id));
         emitted.sort_by_key(|e| e.sequence);
         Ok(emitted)
+    }
+
+    /// What the last step computed.
+    pub fn last_step(&self) -> StepTokens {
+        self.last
     }
 
     /// Whether no sequence is queued or running.
@@ -346,21 +407,66 @@ impl Generator {
         self.sequences.iter().find(|(_, s)| s.id == id).map(|(&at, _)| at)
     }
 
-    fn state(&self) -> State {
-        let seen = |s: &Sequence| SequenceState {
-            id: s.id,
-            total: s.tokens.len(),
-            computed: s.computed,
-            blocks: s.blocks.len(),
-        };
-        let (running, waiting): (Vec<&Sequence>, Vec<_>) =
-            self.sequences.values().partition(|s| !s.blocks.is_empty());
+    /// Of each sequence that waits and may share: the blocks that keep its beginning, and what comes after them. At
+    /// least one token is left to be read: its row gives the next one.
+    fn find_beginnings(&self) -> BTreeMap<u64, (Vec<u32>, Before)> {
+        let waiting = self.sequences.iter().filter(|(_, s)| s.blocks.is_empty());
+        let found = waiting.filter_map(|(&at, s)| {
+            let Shared { start, .. } = s.shared?;
+            Some((at, self.blocks.find(start, &s.tokens[..s.tokens.len() - 1])))
+        });
+        found.collect()
+    }
+
+    fn state(&self, found: &BTreeMap<u64, (Vec<u32>, Before)>) -> State {
+        let (mut running, mut waiting) = (Vec::new(), Vec::new());
+        for (at, s) in &self.sequences {
+            let seen = SequenceState {
+                id: s.id,
+                total: s.tokens.len(),
+                computed: s.computed,
+                blocks: s.blocks.len(),
+                unheld: 0,
+            };
+            match found.get(at) {
+                _ if !s.blocks.is_empty() => running.push(seen),
+                None => waiting.push(seen),
+                Some((kept, _)) => {
+                    let unheld = self.blocks.unheld(kept);
+                    let (computed, blocks) = (kept.len() * BLOCK, kept.len());
+                    waiting.push(SequenceState { computed, blocks, unheld, ..seen });
+                }
+            }
+        }
         State {
-            running: running.into_iter().map(seen).collect(),
-            waiting: waiting.into_iter().map(seen).collect(),
+            running,
+            waiting,
             free_blocks: self.blocks.free(),
             max_sequences: self.plan.max_sequences,
             max_batch_tokens: self.plan.max_batch_tokens,
+        }
+    }
+}
+
+impl Sequence {
+    /// Takes blocks that keep its beginning, maybe none.
+    fn begin(&mut self, blocks: Vec<u32>, after: Before) {
+        self.computed = blocks.len() * BLOCK;
+        // Begun again, its own answer may be kept too.
+        self.cached.get_or_insert(self.computed);
+        if let Some(shared) = &mut self.shared {
+            (shared.blocks, shared.after) = (blocks.len(), after);
+        }
+        self.blocks = blocks;
+    }
+
+    /// Lets others find the blocks that are full now.
+    fn tell(&mut self, blocks: &mut Blocks) {
+        let Some(shared) = &mut self.shared else { return };
+        let full = self.tokens[..self.computed].as_chunks::<BLOCK>().0;
+        for (&block, &tokens) in self.blocks.iter().zip(full).skip(shared.blocks) {
+            shared.after = blocks.keep(block, shared.after, tokens);
+            shared.blocks += 1;
         }
     }
 }

@@ -14,10 +14,12 @@ pub struct SequenceState {
     pub id: u64,
     /// Tokens known: prompt and answer so far.
     pub total: usize,
-    /// Tokens in the cache.
+    /// Tokens in the cache; of one that waits, those of its beginning that are kept there.
     pub computed: usize,
-    /// Blocks held.
+    /// Blocks that hold them.
     pub blocks: usize,
+    /// Of those, the ones that are free as long as it waits.
+    pub unheld: usize,
 }
 
 /// All that the decision depends on.
@@ -25,7 +27,7 @@ pub struct SequenceState {
 pub struct State {
     /// Sequences with blocks, the oldest first.
     pub running: Vec<SequenceState>,
-    /// Sequences without, the oldest first.
+    /// Sequences that hold none, the oldest first.
     pub waiting: Vec<SequenceState>,
     /// Blocks that nobody holds.
     pub free_blocks: usize,
@@ -97,7 +99,7 @@ pub fn schedule(state: &State) -> StepPlan {
     // New sequences begin only where the whole prompt and one more token have room, and never in place of one
     // that was just sent away.
     for sequence in &state.waiting {
-        let needed = more_blocks(sequence, sequence.total + 1 - sequence.computed);
+        let needed = sequence.unheld + more_blocks(sequence, sequence.total + 1 - sequence.computed);
         if running == state.max_sequences || rows_left == 0 || needed > free || !plan.preempt.is_empty() {
             break;
         }
@@ -118,7 +120,7 @@ mod tests {
     use super::*;
 
     fn sequence(id: u64, total: usize, computed: usize) -> SequenceState {
-        SequenceState { id, total, computed, blocks: computed.div_ceil(BLOCK) }
+        SequenceState { id, total, computed, blocks: computed.div_ceil(BLOCK), unheld: 0 }
     }
 
     fn state(running: &[SequenceState], waiting: &[SequenceState], free_blocks: usize) -> State {
@@ -159,5 +161,14 @@ mod tests {
         assert_eq!(run(&plan), []);
         let plan = schedule(&state(&[], &[sequence(1, 47, 0), sequence(2, 3, 0)], 3));
         assert_eq!(run(&plan), [(1, 32, 2)]);
+    }
+
+    #[test]
+    fn a_beginning_that_is_kept_is_not_read_and_needs_room_only_where_nobody_holds_it() {
+        let held = sequence(1, 47, 32);
+        assert_eq!(run(&schedule(&state(&[], &[held], 1))), [(1, 15, 1)]);
+        let unheld = SequenceState { unheld: 2, ..held };
+        assert_eq!(run(&schedule(&state(&[], &[unheld], 2))), []);
+        assert_eq!(run(&schedule(&state(&[], &[unheld], 3))), [(1, 15, 1)]);
     }
 }

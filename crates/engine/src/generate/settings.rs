@@ -29,6 +29,17 @@ pub struct Emitted {
     /// The sequence has reached its `max_new_tokens` or the context and is gone; otherwise it goes on until
     /// [`crate::Generator::remove`].
     pub finished: bool,
+    /// Tokens of its prompt that were in the cache when the sequence began, and were not read again.
+    pub cached: usize,
+}
+
+/// What a step computed, in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepTokens {
+    /// Of prompts, and of sequences that gave their blocks back and are computed again.
+    pub prompt: usize,
+    /// Of answers, each from the one before.
+    pub generation: usize,
 }
 
 /// What is free and what is in use.
@@ -36,7 +47,7 @@ pub struct Emitted {
 pub struct Capacity {
     /// Blocks of the cache.
     pub total_blocks: usize,
-    /// Blocks that no sequence holds.
+    /// Blocks that no sequence holds, those with them that keep a beginning.
     pub free_blocks: usize,
     /// Tokens of a block.
     pub block_tokens: usize,

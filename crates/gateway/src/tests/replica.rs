@@ -159,4 +159,4 @@ pub fn events(pieces: &[&str]) -> String {
 }
 
 /// The end of a stream.
-pub const LAST_CHUNK: &str = "0\r\nlathe-usage: prompt=11,completion=5\r\n\r\n";
+pub const LAST_CHUNK: &str = "0\r\nlathe-usage: prompt=11,completion=5,cached=8\r\n\r\n";

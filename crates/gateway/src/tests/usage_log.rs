@@ -60,6 +60,7 @@ async fn a_request_is_a_line_of_numbers_without_a_word_of_its_prompt() {
         "status",
         "request_id",
         "prompt_tokens",
+        "cached_tokens",
         "completion_tokens",
         "estimated",
         "first_byte_ms",
@@ -73,11 +74,11 @@ async fn a_request_is_a_line_of_numbers_without_a_word_of_its_prompt() {
     );
     assert!(id.starts_with("req_") && lines[1]["request_id"] != lines[0]["request_id"]);
     let told = |line: &Value| {
-        ["key", "namespace", "model", "status", "prompt_tokens", "completion_tokens"]
+        ["key", "namespace", "model", "status", "prompt_tokens", "cached_tokens", "completion_tokens"]
             .map(|field| line[field].clone())
     };
-    assert_eq!(json!(told(&lines[0])), json!(["k", "team-a", "tone", 200, 7, 3]));
-    assert_eq!(json!(told(&lines[1])), json!(["k", "team-a", "tone", 200, 11, 5]));
+    assert_eq!(json!(told(&lines[0])), json!(["k", "team-a", "tone", 200, 7, 0, 3]));
+    assert_eq!(json!(told(&lines[1])), json!(["k", "team-a", "tone", 200, 11, 8, 5]));
 
     let everything = String::from_utf8(everything.0.lock().unwrap().clone()).unwrap();
     let key = lathe_contract::new_key([1; 32]).0;

@@ -14,7 +14,7 @@ use lathe_contract::{USAGE_HEADER, Usage};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::mailbox::{Finish, Mailbox};
+use super::mailbox::{Delivery, Finish, Mailbox};
 
 const USAGE: HeaderName = HeaderName::from_static(USAGE_HEADER);
 
@@ -50,11 +50,11 @@ pub struct Frame {
 /// The engine's.
 pub async fn whole(frame: Frame, mut mailbox: Mailbox) -> Result<Response, ApiError> {
     let mut text = String::new();
-    let (finish, tokens) = loop {
-        let delivery = mailbox.next().await;
+    let (finish, usage) = loop {
+        let mut delivery = mailbox.next().await;
         text.push_str(&delivery.text);
-        if let Some(end) = delivery.end {
-            break (end?, delivery.tokens);
+        if let Some(end) = delivery.end.take() {
+            break (end?, frame.took(&delivery));
         }
     };
     let choice = match frame.endpoint {
@@ -69,9 +69,9 @@ pub async fn whole(frame: Frame, mut mailbox: Mailbox) -> Result<Response, ApiEr
         }
     };
     let mut body = frame.body(false, json!([choice]));
-    body["usage"] = frame.usage(tokens);
+    body["usage"] = in_body(usage);
     let mut response = Json(body).into_response();
-    response.headers_mut().extend(told(frame.took(tokens)));
+    response.headers_mut().extend(told(usage));
     Ok(response)
 }
 
@@ -105,9 +105,24 @@ fn told(usage: Usage) -> Option<(HeaderName, HeaderValue)> {
     Some((USAGE, HeaderValue::from_str(&usage.to_string()).ok()?))
 }
 
+/// The same in OpenAI's words.
+fn in_body(usage: Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.total(),
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+    })
+}
+
 impl Frame {
-    fn took(&self, tokens: usize) -> Usage {
-        Usage { prompt: self.prompt_tokens as u64, completion: tokens as u64 }
+    /// What the answer took up to a delivery.
+    fn took(&self, so_far: &Delivery) -> Usage {
+        Usage {
+            prompt: self.prompt_tokens as u64,
+            completion: so_far.tokens as u64,
+            cached: so_far.cached as u64,
+        }
     }
 
     fn body(&self, chunk: bool, choices: Value) -> Value {
@@ -123,14 +138,6 @@ impl Frame {
             "model": self.model,
             "choices": choices,
             "system_fingerprint": self.fingerprint,
-        })
-    }
-
-    fn usage(&self, tokens: usize) -> Value {
-        json!({
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": tokens,
-            "total_tokens": self.prompt_tokens + tokens,
         })
     }
 }
@@ -163,9 +170,10 @@ impl Events {
         if !delivery.text.is_empty() {
             self.chunk(json!({"content": delivery.text}), None);
         }
+        let usage = self.frame.took(&delivery);
         if delivery.end.is_some() {
             // Set once, here.
-            let _ = self.took.set(self.frame.took(delivery.tokens));
+            let _ = self.took.set(usage);
         }
         match delivery.end {
             None => return,
@@ -173,7 +181,7 @@ impl Events {
                 self.chunk(json!({}), Some(finish));
                 if self.include_usage {
                     let mut body = self.frame.body(true, json!([]));
-                    body["usage"] = self.frame.usage(delivery.tokens);
+                    body["usage"] = in_body(usage);
                     self.ready.push_back(body.to_string());
                 }
                 self.ready.push_back("[DONE]".into());

@@ -27,7 +27,8 @@ impl Door {
         Arc::new(Door { slots, limit: slots + waiting, inside, closed: false.into(), load })
     }
 
-    /// Whether a request would be let in now: to refuse it before its body is read.
+    /// Whether a request would be let in now: to refuse it before its body is read. One that is refused for want of room
+    /// is counted in the load, here or by [`Door::enter`], as every other one is between its place and that place's end.
     ///
     /// # Errors
     /// 429 where all places are taken, 503 where the replica shuts down.
@@ -46,7 +47,10 @@ impl Door {
             free
         });
         // From here on the place is given back, also where the door has closed meanwhile.
-        let place = entered.then(|| Place(Arc::clone(self)));
+        let place = entered.then(|| {
+            self.load.arrived();
+            Place(Arc::clone(self))
+        });
         self.refuse_where(place.is_none())?;
         place.ok_or_else(ApiError::internal)
     }
@@ -67,6 +71,8 @@ impl Door {
             return Err(ApiError::unavailable("shutting_down", "This replica is shutting down; ask again."));
         }
         if full {
+            self.load.arrived();
+            self.load.finished();
             let inside = *self.inside.borrow();
             let after = self.load.retry_after(inside, self.slots);
             return Err(ApiError::queue_full(inside, self.limit, after));
@@ -77,6 +83,7 @@ impl Door {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.0.load.finished();
         self.0.inside.send_modify(|inside| *inside -= 1);
     }
 }
@@ -99,9 +106,12 @@ mod tests {
         let refused = door.enter().expect_err("full");
         assert_eq!((refused.status.as_u16(), refused.retry_after), (429, Some(2)));
         assert_eq!(door.check(), Err(refused));
+        let totals = || door.load.read(Instant::now()).totals;
+        assert_eq!((totals().arrived, totals().finished), (4, 2));
         drop(first);
         assert!(door.check().is_ok());
         assert!(door.enter().is_ok());
+        assert_eq!((totals().arrived, totals().finished), (5, 4));
     }
 
     #[tokio::test]

@@ -39,7 +39,17 @@ impl LoadMeter {
         }))
     }
 
-    /// What the engine measured for itself.
+    /// A request came, let in or not.
+    pub fn arrived(&self) {
+        self.lock().totals.arrived += 1;
+    }
+
+    /// A request is over, however it ended.
+    pub fn finished(&self) {
+        self.lock().totals.finished += 1;
+    }
+
+    /// What the engine measured for itself, or learned.
     pub fn can(&self, capacity: ReplicaCapacity) {
         self.lock().capacity = Some(capacity);
     }
@@ -50,7 +60,7 @@ impl LoadMeter {
         (figures.running, figures.waiting, figures.cache_usage) = (running, waiting, cache_usage);
     }
 
-    /// Counts tokens of prompts that were read, and tokens that were generated.
+    /// Counts tokens of prompts that were read, those from the cache not with them, and tokens that were generated.
     pub fn count(&self, now: Instant, prompt: usize, generated: usize) {
         let mut figures = self.lock();
         figures.totals.prompt += prompt as i64;

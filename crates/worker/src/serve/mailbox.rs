@@ -35,6 +35,8 @@ pub struct Delivery {
     pub text: String,
     /// Tokens generated so far, from the first.
     pub tokens: usize,
+    /// Tokens of the prompt that came from the cache; known with the first token.
+    pub cached: usize,
     /// Nothing follows.
     pub end: Option<Result<Finish, ApiError>>,
 }
@@ -68,6 +70,11 @@ pub fn mailbox() -> (Poster, Mailbox) {
 }
 
 impl Poster {
+    /// The answer begins; so many tokens of its prompt came from the cache.
+    pub fn begin(&self, cached: usize) {
+        self.0.lock().cached = cached;
+    }
+
     /// Text of one more token (may be empty) and how many there are now.
     pub fn post(&self, text: &str, tokens: usize) {
         let mut delivery = self.0.lock();
@@ -108,6 +115,7 @@ impl Mailbox {
                     return Delivery {
                         text: std::mem::take(&mut delivery.text),
                         tokens: delivery.tokens,
+                        cached: delivery.cached,
                         end: delivery.end.clone(),
                     };
                 }
@@ -130,12 +138,13 @@ mod tests {
     #[tokio::test]
     async fn a_slow_client_gets_all_text_in_one_piece_with_the_end() {
         let (poster, mut mailbox) = mailbox();
+        poster.begin(16);
         poster.post("a", 1);
         poster.post("", 2);
         poster.post("b", 3);
         poster.end(Ok(Finish::Length));
         poster.end(Err(ApiError::internal()));
-        let expected = Delivery { text: "ab".into(), tokens: 3, end: Some(Ok(Finish::Length)) };
+        let expected = Delivery { text: "ab".into(), tokens: 3, cached: 16, end: Some(Ok(Finish::Length)) };
         assert_eq!(mailbox.next().await, expected);
     }
 

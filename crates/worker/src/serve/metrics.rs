@@ -20,6 +20,10 @@ pub struct Metrics {
     pub cache_usage: Gauge<f64, AtomicU64>,
     /// Tokens of prompts, counted with the first token of their answers.
     pub prompt_tokens: Counter,
+    /// Tokens of prompts that were looked for among the beginnings that the cache keeps.
+    pub prefix_queries: Counter,
+    /// Of those, the ones that were found, and so not read again.
+    pub prefix_hits: Counter,
     /// Generated tokens.
     pub generation_tokens: Counter,
     finished: Family<Finished, Counter>,
@@ -72,6 +76,8 @@ impl Metrics {
             waiting: Gauge::default(),
             cache_usage: Gauge::default(),
             prompt_tokens: Counter::default(),
+            prefix_queries: Counter::default(),
+            prefix_hits: Counter::default(),
             generation_tokens: Counter::default(),
             finished: Family::default(),
             loras: Family::default(),
@@ -95,6 +101,16 @@ impl Metrics {
             metrics.cache_usage.clone(),
         );
         labelled.register("vllm:prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
+        labelled.register(
+            "vllm:prefix_cache_queries",
+            "Tokens of prompts that were looked for in the prefix cache",
+            metrics.prefix_queries.clone(),
+        );
+        labelled.register(
+            "vllm:prefix_cache_hits",
+            "Tokens of prompts that were found in the prefix cache, and not read again",
+            metrics.prefix_hits.clone(),
+        );
         labelled.register("vllm:generation_tokens", "Generated tokens", metrics.generation_tokens.clone());
         labelled.register("vllm:request_success", "Requests by how they ended", metrics.finished.clone());
         labelled.register("vllm:lora_requests_info", "Adapters in use, in labels", metrics.loras.clone());
@@ -145,6 +161,8 @@ mod tests {
             r#"vllm:num_requests_waiting{model_name="base"} 0"#,
             r#"vllm:kv_cache_usage_perc{model_name="base"} 0.0"#,
             r#"vllm:prompt_tokens_total{model_name="base"} 0"#,
+            r#"vllm:prefix_cache_queries_total{model_name="base"} 0"#,
+            r#"vllm:prefix_cache_hits_total{model_name="base"} 0"#,
             r#"vllm:generation_tokens_total{model_name="base"} 3"#,
             r#"vllm:request_success_total{model_name="base",finished_reason="stop"} 1"#,
             r#"vllm:request_success_total{model_name="base",finished_reason="error"} 0"#,

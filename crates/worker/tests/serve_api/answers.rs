@@ -10,7 +10,8 @@ use crate::server::{joined, start};
 #[tokio::test]
 async fn a_chat_completion_has_openais_shape() {
     let server = start(|_, _| {}).await;
-    let body = json!({"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 7});
+    let body =
+        json!({"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 7, "seed": 1});
     let response = server.request("/v1/chat/completions", &body).send().await.expect("an answer");
     let load = response.headers()["endpoint-load-metrics"].to_str().expect("text").to_owned();
     assert!(load.starts_with("TEXT named_metrics.kv_cache_usage_perc="), "{load}");
@@ -25,8 +26,13 @@ async fn a_chat_completion_has_openais_shape() {
     assert_eq!((&choice["index"], &choice["finish_reason"]), (&json!(0), &json!("length")));
     // "<|turn|>user: hi\n<|turn|>assistant:", a token for each turn's mark and one for each byte.
     let prompt = 1 + "user: hi\n".len() + 1 + "assistant:".len();
-    let usage = json!({"prompt_tokens": prompt, "completion_tokens": 7, "total_tokens": prompt + 7});
+    let mut usage = json!({"prompt_tokens": prompt, "completion_tokens": 7, "total_tokens": prompt + 7,
+                           "prompt_tokens_details": {"cached_tokens": 0}});
     assert_eq!(answer["usage"], usage);
+    // The first block of 16 need not be read again, and the answer is the same.
+    let (_, again) = server.post("/v1/chat/completions", &body).await;
+    usage["prompt_tokens_details"]["cached_tokens"] = json!(16);
+    assert_eq!((&again["usage"], &again["choices"]), (&usage, &answer["choices"]));
 }
 
 #[tokio::test]
@@ -51,7 +57,9 @@ async fn a_stream_joined_is_the_whole_answer() {
             .all(|event| event["object"] == "chat.completion.chunk" && event["id"] == parsed[0]["id"])
     );
     let (usage, before) = parsed.split_last().expect("events");
-    assert_eq!((&usage["choices"], &usage["usage"]), (&json!([]), &whole["usage"]));
+    let mut expected = whole["usage"].clone();
+    expected["prompt_tokens_details"]["cached_tokens"] = json!(16);
+    assert_eq!((&usage["choices"], &usage["usage"]), (&json!([]), &expected));
     assert!(before.iter().all(|event| event["usage"].is_null() && event.get("usage").is_some()));
     // Without the option no event speaks of usage.
     let events = server.stream("/v1/chat/completions", body).await.rest().await;
@@ -64,7 +72,9 @@ async fn a_completion_takes_text_or_tokens() {
     let ask = |prompt: Value| json!({"model": "base", "prompt": prompt, "seed": 1});
     let text = server.complete(ask(json!("ab"))).await;
     assert_eq!(text["object"], "text_completion");
-    assert_eq!(text["usage"], json!({"prompt_tokens": 2, "completion_tokens": 16, "total_tokens": 18}));
+    let usage = json!({"prompt_tokens": 2, "completion_tokens": 16, "total_tokens": 18,
+                       "prompt_tokens_details": {"cached_tokens": 0}});
+    assert_eq!(text["usage"], usage);
     for same in [json!([97, 98]), json!([[97, 98]]), json!(["ab"])] {
         assert_eq!(server.complete(ask(same)).await["choices"], text["choices"]);
     }
@@ -153,7 +163,7 @@ async fn what_an_answer_took_is_told_in_a_header_or_to_who_asks_for_trailers_aft
     let mut body = json!({"model": "base", "prompt": "hello", "max_tokens": 7, "ignore_eos": true});
     let answer = server.request("/v1/completions", &body).send().await.expect("an answer");
     // The prompt's bytes, one token each.
-    assert_eq!(answer.headers()["lathe-usage"], "prompt=5,completion=7");
+    assert_eq!(answer.headers()["lathe-usage"], "prompt=5,completion=7,cached=0");
 
     body["stream"] = json!(true);
     let address = server.base.strip_prefix("http://").expect("an address");
@@ -171,7 +181,12 @@ async fn what_an_answer_took_is_told_in_a_header_or_to_who_asks_for_trailers_aft
         text
     };
     let told = ask("te: trailers\r\n").await;
-    assert!(told.ends_with("0\r\nlathe-usage: prompt=5,completion=7\r\n\r\n"), "{told}");
+    assert!(told.ends_with("0\r\nlathe-usage: prompt=5,completion=7,cached=0\r\n\r\n"), "{told}");
     let plain = ask("").await;
     assert!(plain.contains("[DONE]") && plain.ends_with("0\r\n\r\n"), "{plain}");
+
+    let longer = json!({"model": "base", "prompt": "hello, hello, hello", "max_tokens": 1});
+    server.complete(longer.clone()).await;
+    let answer = server.request("/v1/completions", &longer).send().await.expect("an answer");
+    assert_eq!(answer.headers()["lathe-usage"], "prompt=19,completion=1,cached=16");
 }

@@ -27,15 +27,30 @@ async fn tokens_are_counted_exactly_under_many_requests() {
                 last["usage"].clone()
             };
             let length = prompt.len();
-            let expected = json!({"prompt_tokens": length, "completion_tokens": tokens, "total_tokens": length + tokens});
+            // Which of them found another's beginning is chance: whole blocks of 16, and never the last token.
+            let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a number") as usize;
+            assert!(cached.is_multiple_of(16) && cached < length, "request {n}: {cached} of {length}");
+            let expected = json!({"prompt_tokens": length, "completion_tokens": tokens, "total_tokens": length + tokens,
+                                  "prompt_tokens_details": {"cached_tokens": cached}});
             assert_eq!(usage, expected, "request {n}");
-            (length, tokens)
+            (length, tokens, cached)
         }
     });
     let counts = futures::future::join_all(requests).await;
-    let sum = |which: fn(&(usize, usize)) -> usize| counts.iter().map(which).sum::<usize>() as f64;
+    let sum = |which: fn(&(usize, usize, usize)) -> usize| counts.iter().map(which).sum::<usize>() as f64;
     assert_eq!(server.metric("vllm:prompt_tokens_total{").await, sum(|c| c.0));
     assert_eq!(server.metric("vllm:generation_tokens_total{").await, sum(|c| c.1));
+    assert_eq!(server.metric("vllm:prefix_cache_queries_total{").await, sum(|c| c.0));
+    assert_eq!(server.metric("vllm:prefix_cache_hits_total{").await, sum(|c| c.2));
+    let totals = until("the report counts all of them", async || {
+        server.report().await.load.map(|load| load.totals).filter(|totals| totals.finished == 60)
+    })
+    .await;
+    let read = sum(|c| c.0 - c.2);
+    assert_eq!(
+        (totals.arrived as f64, totals.prompt as f64, totals.generation as f64),
+        (60.0, read, sum(|c| c.1))
+    );
     let count = async |name: &str| server.metric(&format!("vllm:{name}_count{{")).await;
     for name in ["time_to_first_token_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds"] {
         assert_eq!(count(name).await, 60.0, "{name}");
@@ -61,7 +76,7 @@ async fn every_metric_is_there_before_the_first_request() {
     for gauge in ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"] {
         assert_eq!(server.metric(&format!("vllm:{gauge}{{model_name=\"base\"}}")).await, 0.0, "{gauge}");
     }
-    for counter in ["prompt_tokens", "generation_tokens"] {
+    for counter in ["prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits"] {
         assert_eq!(
             server.metric(&format!("vllm:{counter}_total{{model_name=\"base\"}}")).await,
             0.0,
@@ -116,14 +131,14 @@ async fn one_more_than_may_wait_is_sent_away_and_a_leaving_client_frees_its_slot
     assert_eq!(server.metric(ABORTED).await, 1.0);
     assert_eq!(joined(&waiting.rest().await).1, "length");
     let load = until("the capacity is measured when nobody asks for anything", async || {
-        server
-            .report()
-            .await
-            .load
-            .filter(|load| load.capacity.is_some_and(|capacity| capacity.generation > 0.0))
+        server.report().await.load.filter(|load| {
+            load.capacity.is_some_and(|capacity| capacity.generation > 0.0 && capacity.prompt > 0.0)
+        })
     })
     .await;
     assert_eq!((load.running, load.waiting), (0, 0));
+    // Two that were let in and one that was sent away; nothing of the measurement.
+    assert_eq!((load.totals.arrived, load.totals.finished), (3, 3));
 }
 
 #[tokio::test]

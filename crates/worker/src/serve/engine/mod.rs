@@ -3,6 +3,7 @@
 //! A round is: take the commands, forget those whose clients left, fill free sequences from the queue, one batched
 //! forward pass, hand each token to its client. Nothing in a round waits for a client.
 mod capacity;
+mod learning;
 mod round;
 mod sequence;
 mod warm_up;

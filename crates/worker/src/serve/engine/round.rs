@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lathe_engine::{Adapter, AdapterId, Emitted, Generator, Model};
 
 use super::capacity::{Measurement, PAUSE};
+use super::learning::Learner;
 use super::sequence::{Sequence, Surroundings};
 use super::warm_up::warm_up;
 use super::{Command, Commands, Job, Setup};
@@ -26,6 +27,7 @@ pub struct Round {
     next: u64,
     /// Of the replica's capacity, until it is known.
     measurement: Option<Measurement>,
+    learner: Learner,
     /// Nobody has asked for anything for a while.
     quiet: bool,
     /// What the metrics say of adapters in use.
@@ -42,7 +44,8 @@ impl Round {
     pub fn new(model: Model, setup: Setup) -> Done<Self> {
         let mut generator = Generator::new(model, &setup.plan)?;
         warm_up(&mut generator)?;
-        let measurement = Some(Measurement::new(setup.plan.max_sequences));
+        let measurement = Some(Measurement::new(&setup.plan));
+        let learner = Learner::new(setup.plan.max_sequences);
         Ok(Round {
             generator,
             setup,
@@ -51,6 +54,7 @@ impl Round {
             adapters: BTreeMap::new(),
             next: 1,
             measurement,
+            learner,
             quiet: false,
             told: None,
             #[cfg(test)]
@@ -81,6 +85,9 @@ impl Round {
     fn take_commands(&mut self, commands: &Commands) -> bool {
         let mut idle = self.running.is_empty() && self.queue.is_empty();
         self.quiet = false;
+        if idle {
+            self.learner.idle();
+        }
         loop {
             let command = match &self.measurement {
                 _ if !idle => commands.try_recv(),
@@ -159,7 +166,7 @@ impl Round {
             };
             let generator = &mut self.generator;
             let added = adapter.and_then(|adapter| {
-                let add = || generator.add_sequence(id, &job.prompt, adapter, job.sampling, job.max_tokens);
+                let add = || generator.add_shared(id, &job.prompt, adapter, job.sampling, job.max_tokens);
                 match catch_unwind(AssertUnwindSafe(add)) {
                     Ok(added) => added.map_err(|error| error.to_string()),
                     Err(_) => Err("the engine panicked over it".to_owned()),
@@ -187,13 +194,19 @@ impl Round {
         if self.running.is_empty() {
             return !self.quiet || self.measure();
         }
+        let full = self.running.len() == self.setup.plan.max_sequences;
         let stepped = catch_unwind(AssertUnwindSafe(|| {
             #[cfg(test)]
             assert!(!std::mem::take(&mut self.panic), "asked to");
             self.generator.step()
         }));
         match stepped {
-            Ok(Ok(emitted)) => self.deliver(&emitted),
+            Ok(Ok(emitted)) => {
+                self.deliver(&emitted);
+                if let Some(capacity) = self.learner.step(Instant::now(), full, self.generator.last_step()) {
+                    self.setup.load.can(capacity);
+                }
+            }
             Ok(Err(error)) => {
                 tracing::error!(%error, "a forward pass failed");
                 for &id in self.running.keys() {
@@ -217,7 +230,7 @@ impl Round {
         let alive = measured.is_ok();
         match measured {
             Ok(Ok(None)) => return true,
-            Ok(Ok(Some(capacity))) => self.setup.load.can(capacity),
+            Ok(Ok(Some(capacity))) => self.setup.load.can(self.learner.measured(capacity)),
             Ok(Err(error)) => {
                 tracing::error!(?error, "the capacity could not be measured");
                 measurement.stop(generator);
@@ -234,7 +247,7 @@ impl Round {
             Surroundings { eos: &setup.eos, load: &setup.load, metrics: &setup.metrics, now: Instant::now() };
         for token in emitted {
             let Some(sequence) = self.running.get_mut(&token.sequence) else { continue };
-            let take = || sequence.take(token.token, token.finished, &around);
+            let take = || sequence.take(token, &around);
             let over = catch_unwind(AssertUnwindSafe(take)).unwrap_or_else(|_| {
                 // Its poster's drop tells the client.
                 around.metrics.finished("error");
@@ -260,7 +273,19 @@ impl Round {
     fn rebuild(self) -> Done<Self> {
         tracing::error!("the engine panicked; what was in flight is lost, the engine is built anew");
         let again = move || -> Done<Self> {
-            let Round { generator, setup, mut adapters, queue, running, next, measurement, told, .. } = self;
+            let Round {
+                generator,
+                setup,
+                mut adapters,
+                queue,
+                running,
+                next,
+                measurement,
+                mut learner,
+                told,
+                ..
+            } = self;
+            learner.idle();
             let mut generator = Generator::new(generator.into_model(), &setup.plan)?;
             warm_up(&mut generator)?;
             for (id, adapter) in adapters.values_mut() {
@@ -274,6 +299,7 @@ impl Round {
                 adapters,
                 next,
                 measurement,
+                learner,
                 quiet: false,
                 told,
                 #[cfg(test)]

@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use lathe_engine::Emitted;
 use lathe_engine::files::{FileError, TextStream, Tokenizer};
 
 use super::{Job, Resident};
@@ -61,10 +62,11 @@ impl Sequence {
         }
     }
 
-    /// Takes a token; `full` where no other can follow. Returns true where the answer is over.
-    pub fn take(&mut self, token: u32, full: bool, around: &Surroundings<'_>) -> bool {
-        self.measure(around);
-        match self.grow(token, full, around) {
+    /// Takes a token. Returns true where the answer is over.
+    pub fn take(&mut self, emitted: &Emitted, around: &Surroundings<'_>) -> bool {
+        let Emitted { token, finished, cached, .. } = *emitted;
+        self.measure(cached, around);
+        match self.grow(token, finished, around) {
             Ok(None) => false,
             Ok(Some(finish)) => {
                 self.end(Ok(finish), finish.name(), around.metrics, around.now);
@@ -96,24 +98,30 @@ impl Sequence {
         self.poster.end(end);
     }
 
-    fn measure(&mut self, around: &Surroundings<'_>) {
+    /// `cached`: tokens of the prompt that were not read.
+    fn measure(&mut self, cached: usize, around: &Surroundings<'_>) {
         let Surroundings { load, metrics, now, .. } = *around;
-        let prompt = if self.first.is_none() { self.prompt_tokens } else { 0 };
+        let mut read = 0;
         match self.first {
             None => {
+                read = self.prompt_tokens.saturating_sub(cached);
+                self.poster.begin(cached);
                 self.first = Some(now);
                 metrics.first_token.observe(seconds(self.arrived, now));
                 metrics.prefill.observe(seconds(self.started, now));
-                metrics.prompt_tokens.inc_by(prompt as u64);
+                metrics.prompt_tokens.inc_by(self.prompt_tokens as u64);
+                metrics.prefix_queries.inc_by(self.prompt_tokens as u64);
+                metrics.prefix_hits.inc_by(cached as u64);
             }
             Some(_) => metrics.inter_token.observe(seconds(self.last, now)),
         }
         metrics.generation_tokens.inc();
-        load.count(now, prompt, 1);
+        load.count(now, read, 1);
         self.last = now;
         self.generated += 1;
     }
 
+    /// `full`: no other token can follow.
     fn grow(
         &mut self,
         token: u32,

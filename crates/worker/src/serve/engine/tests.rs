@@ -1,7 +1,7 @@
 use std::time::Instant;
 
-use lathe_engine::RandomWeights;
 use lathe_engine::plan::{AdapterBudget, ModelShape, Precision, RopeScaling, ServeRequest, plan_serving};
+use lathe_engine::{Generator, RandomWeights};
 use prometheus_client::registry::Registry;
 use rstest::rstest;
 
@@ -93,9 +93,9 @@ impl Served {
 async fn read(mut mailbox: Mailbox) -> Delivery {
     let mut whole = Delivery::default();
     while whole.end.is_none() {
-        let Delivery { text, tokens, end } = mailbox.next().await;
+        let Delivery { text, tokens, cached, end } = mailbox.next().await;
         whole.text.push_str(&text);
-        (whole.tokens, whole.end) = (tokens, end);
+        (whole.tokens, whole.cached, whole.end) = (tokens, cached, end);
     }
     whole
 }
@@ -156,6 +156,27 @@ async fn abort_tells_those_in_flight_and_those_that_wait() {
         assert!(end == Some(Err(why.clone())) || end == Some(Ok(Finish::Length)), "{end:?}");
     }
     served.door.empty().await;
+}
+
+#[test]
+fn a_measurement_that_is_broken_off_leaves_nothing_behind() {
+    let setup = setup(vec![]);
+    let model = Model::load(&shape(), Precision::F32, &RandomWeights::new(&shape(), 7), 1).expect("a model");
+    let mut generator = Generator::new(model, &setup.plan).expect("a generator");
+    let mut measurement = capacity::Measurement::new(&setup.plan);
+    for steps in [1, 5] {
+        for _ in 0..steps {
+            assert_eq!(measurement.step(&mut generator).expect("a step"), None);
+        }
+        assert!(measurement.is_under_way());
+        measurement.stop(&mut generator);
+        let left = generator.capacity();
+        assert_eq!((left.free_blocks, generator.idle()), (left.total_blocks, true));
+    }
+    // The same prompt is not found by somebody who asks it.
+    let prompt = measurement.prompt(CONTEXT - 1);
+    generator.add_shared(1, &prompt, None, warm_up::GREEDY, 1).expect("taken");
+    assert_eq!(generator.step().expect("a step")[0].cached, 0);
 }
 
 #[tokio::test]

@@ -1,37 +1,6 @@
-//! The blocks of the key and value cache and the slots of resident adapters: who holds what.
+//! The slots of resident adapters: who holds them.
 
 use super::AdapterId;
-
-/// Free blocks, by number.
-#[derive(Debug)]
-pub(super) struct Blocks {
-    free: Vec<u32>,
-    total: usize,
-}
-
-impl Blocks {
-    pub(super) fn new(total: usize) -> Blocks {
-        Blocks { free: (0..total as u32).rev().collect(), total }
-    }
-
-    pub(super) fn total(&self) -> usize {
-        self.total
-    }
-
-    pub(super) fn free(&self) -> usize {
-        self.free.len()
-    }
-
-    /// Moves `count` blocks to `to`.
-    pub(super) fn take(&mut self, count: usize, to: &mut Vec<u32>) {
-        to.extend(self.free.drain(self.free.len() - count..).rev());
-    }
-
-    /// Takes all blocks of `from` back.
-    pub(super) fn give_back(&mut self, from: &mut Vec<u32>) {
-        self.free.append(from);
-    }
-}
 
 /// One place for an adapter.
 #[derive(Debug, Clone, Copy)]
