@@ -76,8 +76,28 @@
 - apiGroups: [lathe.dev]
   resources: [inferenceservices]
   verbs: [list, watch]
+# How jobs go, for the page.
+- apiGroups: [lathe.dev]
+  resources: [finetunejobs]
+  verbs: [list, watch]
 # Which of their pods are ready.
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [list, watch]
+{{- end }}
+{{/* And in its own, where it writes one object. */}}
+{{- define "lathe.gatewayUsageRules" -}}
+# What keys used, of all its replicas together.
+- apiGroups: [""]
+  resources: [configmaps]
+  resourceNames: [lathe-gateway-usage]
+  verbs: [get, update]
+# It is made on first need; a right to make has no names.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [create]
+# How many replicas share the limits.
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list]
 {{- end }}

@@ -1,10 +1,16 @@
 //! `InferenceService`: a model and its adapters behind an OpenAI-compatible endpoint.
+mod autoscaling;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{NameRef, PlanStatus, PodOverrides, conditions, wording};
+pub use autoscaling::{
+    Autoscaling, CapacityStatus, DecisionStatus, MAX_DECISION_MESSAGE, MAX_DECISIONS, ScalingBlock,
+    ScalingMemory, ScalingPeak, ScalingStatus,
+};
 
 /// A model and its adapters behind an OpenAI-compatible endpoint.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -25,6 +31,9 @@ use crate::{NameRef, PlanStatus, PodOverrides, conditions, wording};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.adapterRefs) || self.adapterRefs.all(a, a.name != self.modelRef.name)")
     .message("`adapterRefs` must not name the model of `modelRef`").field_path(".adapterRefs"))]
+#[x_kube(validation = Rule::new("!has(self.autoscaling) || !has(self.access) || self.access != 'Direct' || !has(self.autoscaling.minReplicas) || self.autoscaling.minReplicas >= 1")
+    .message("`minReplicas` must be at least 1 with `access: Direct`, where nobody holds a request until a replica is awake")
+    .field_path(".autoscaling.minReplicas"))]
 pub struct InferenceServiceSpec {
     /// Base Model. Changing it is a roll-out.
     pub model_ref: NameRef,
@@ -38,10 +47,13 @@ pub struct InferenceServiceSpec {
     /// On what it runs.
     #[serde(default)]
     pub accelerator: ServeAccelerator,
-    /// Replicas; 0 stops the service.
+    /// Replicas; 0 stops the service. With `autoscaling` it is only how many a new service begins with, within the bounds.
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 10000))]
     pub replicas: i32,
+    /// How many replicas there are, by the tokens that flow; absent: as many as `replicas` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
     /// Who may ask. GatewayOnly: whoever has a key of the gateway, through it alone, so that the installation needs one
     /// (`gateway.enabled` of the chart). Direct: every pod of the cluster, without a key. Changing it is a roll-out.
     #[serde(default)]
@@ -161,6 +173,13 @@ pub struct InferenceServiceStatus {
     /// What flows, summed over the replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throughput: Option<ThroughputStatus>,
+    /// The last changes of the number of replicas, oldest first, with `autoscaling`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]
+    pub decisions: Vec<DecisionStatus>,
+    /// Notes of the scaler, with `autoscaling`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<ScalingStatus>,
     /// Every choice that Lathe made, with the memory table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanStatus>,
@@ -182,4 +201,7 @@ pub struct ThroughputStatus {
     #[serde(default)]
     #[schemars(range(min = 0, max = 1_000_000_000))]
     pub waiting: i64,
+    /// What one replica can do; absent until one has measured itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_per_replica: Option<CapacityStatus>,
 }

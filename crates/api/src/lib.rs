@@ -29,8 +29,9 @@ pub use finetune::{
     Trainable, TrainingSpec,
 };
 pub use inference::{
-    Access, InferenceService, InferenceServiceSpec, InferenceServiceStatus, ServeAccelerator, ServingSpec,
-    ThroughputStatus, WeightPrecision,
+    Access, Autoscaling, CapacityStatus, DecisionStatus, InferenceService, InferenceServiceSpec,
+    InferenceServiceStatus, MAX_DECISION_MESSAGE, MAX_DECISIONS, ScalingBlock, ScalingMemory, ScalingPeak,
+    ScalingStatus, ServeAccelerator, ServingSpec, ThroughputStatus, WeightPrecision,
 };
 pub use model::{
     DerivedFrom, LicenseSpec, Model, ModelSpec, ModelStatus, ReclaimPolicy, ScoreStatus, ShapeStatus,

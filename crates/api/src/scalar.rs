@@ -9,11 +9,21 @@ use crate::wording;
 
 /// What a [`Decimal`] is.
 const DECIMAL: &str = "^[0-9]{1,12}([.][0-9]{1,12})?([eE]-?[0-9]{1,2})?$";
+/// What a [`Duration`] is.
+const DURATION: &str = "^([0-9]{1,6}(s|m|h)){1,3}$";
 
 /// The rule that a [`Decimal`] field of an object is in a range, e.g. `double(self.warmup) <= 1.0`. What is no number is
 /// refused by the field's own rule, and here not turned into one.
 pub(crate) fn in_range(field: &str, range: &str) -> Rule {
     Rule::new(format!("!has(self.{field}) || !self.{field}.matches('{DECIMAL}') || ({range})"))
+        .field_path(format!(".{field}"))
+}
+
+/// The rule that a [`Duration`] field of an object is from `least` to `most`. What is no duration is refused by the field's own rule.
+pub(crate) fn in_time(field: &str, least: &str, most: &str) -> Rule {
+    let is = format!("duration(self.{field})");
+    let holds = format!("{is} >= duration('{least}') && {is} <= duration('{most}')");
+    Rule::new(format!("!has(self.{field}) || !self.{field}.matches('{DURATION}') || ({holds})"))
         .field_path(format!(".{field}"))
 }
 
@@ -70,7 +80,7 @@ text_scalar!(
 text_scalar!(
     /// A duration in Go's notation.
     Duration,
-    r"^([0-9]{1,6}(s|m|h)){1,3}$",
+    DURATION,
     "must be numbers with the units h, m and s: e.g. \"90s\", \"10m\" or \"1h30m\"",
     "A duration, e.g. \"90s\", \"10m\" or \"1h30m\"."
 );

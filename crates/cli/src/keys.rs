@@ -42,6 +42,9 @@ struct Create {
     /// Tokens a minute, of prompts and answers together; absent: no limit.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     tokens_per_minute: Option<u32>,
+    /// Tokens a calendar month (UTC), of prompts and answers together; absent: no limit.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    tokens_per_month: Option<u64>,
     /// The gateway's Secret, as `NAMESPACE/NAME`.
     #[arg(long, default_value = "lathe-system/lathe-gateway-keys")]
     secret: String,
@@ -52,7 +55,7 @@ struct Create {
 
 const HELP: &str = "Examples:
   lathe keys create ci --namespace team-a | kubectl apply --server-side --field-manager lathe-key-ci -f -
-  lathe keys create web --namespace team-a --models support --tokens-per-minute 100000
+  lathe keys create web --namespace team-a --models support --tokens-per-minute 100000 --tokens-per-month 50000000
 
 A field manager for each key: so keys of one Secret come and go apart from each other.
 
@@ -109,6 +112,7 @@ fn made(create: &Create, seed: [u8; 32]) -> Done<Made> {
         models: (!create.models.is_empty()).then(|| create.models.clone()),
         requests_per_minute: create.requests_per_minute,
         tokens_per_minute: create.tokens_per_minute,
+        tokens_per_month: create.tokens_per_month,
     };
     let json = serde_json::to_vec(&entry).map_err(|error| unwritten(&error))?;
     // The gateway's own reader judges.
@@ -143,6 +147,7 @@ mod tests {
             models: vec!["support".to_owned()],
             requests_per_minute: Some(600),
             tokens_per_minute: None,
+            tokens_per_month: Some(1_000_000),
             secret: "lathe-system/lathe-gateway-keys".to_owned(),
             output: Output::Text,
         }
@@ -159,6 +164,7 @@ mod tests {
         assert!(found.hash.matches(&KeyHash::of(&key)));
         assert_eq!(found, entry);
         assert_eq!((found.requests_per_minute, found.tokens_per_minute), (Some(600), None));
+        assert_eq!(found.tokens_per_month, Some(1_000_000));
         assert_ne!(made(&create(), [8; 32]).unwrap().key, key);
     }
 

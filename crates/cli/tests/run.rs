@@ -155,8 +155,6 @@ fn a_job_is_tuned_once_and_then_served() {
         ("epochs: 6", "epochs: 3"),
         ("metrics: [Perplexity, BLEU, ROUGEL]", "metrics: [ROUGEL]"),
         ("\"0.7\"", "\"0.6\""),
-        // Served on localhost without a key all the same.
-        ("access: Direct", "access: GatewayOnly"),
     ]);
     let (code, events) = world.run(&["--no-serve"]);
     assert_eq!(code, Some(0), "{events:#?}");

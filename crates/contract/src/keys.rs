@@ -76,6 +76,9 @@ pub struct KeyEntry {
     /// Of prompts and answers together; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_minute: Option<u32>,
+    /// Of prompts and answers together, in a calendar month in UTC; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_month: Option<u64>,
 }
 
 /// Why an entry is no key. The text names the field and what is allowed.
@@ -113,9 +116,11 @@ impl KeyEntry {
         if self.models.as_ref().is_some_and(|models| models.len() > MAX_MODELS) {
             return refused(format!("`models` must have at most {MAX_MODELS} names; leave it out for all"));
         }
-        for (field, limit) in
-            [("requestsPerMinute", self.requests_per_minute), ("tokensPerMinute", self.tokens_per_minute)]
-        {
+        for (field, limit) in [
+            ("requestsPerMinute", self.requests_per_minute.map(u64::from)),
+            ("tokensPerMinute", self.tokens_per_minute.map(u64::from)),
+            ("tokensPerMonth", self.tokens_per_month),
+        ] {
             if limit == Some(0) {
                 return refused(format!("`{field}` must be at least 1; leave it out for no limit"));
             }
@@ -163,14 +168,15 @@ mod tests {
 
     #[test]
     fn an_entry_reads_back_and_what_is_absent_is_no_limit() {
-        let full =
-            json!({"models": ["support", "tone.v1"], "requestsPerMinute": 600, "tokensPerMinute": 100_000});
+        let full = json!({"models": ["support", "tone.v1"], "requestsPerMinute": 600, "tokensPerMinute": 100_000, "tokensPerMonth": 5_000_000_000_u64});
         let full = entry(full).expect("an entry");
+        assert_eq!(full.tokens_per_month, Some(5_000_000_000));
         assert_eq!((full.requests_per_minute, full.tokens_per_minute), (Some(600), Some(100_000)));
         let written = serde_json::to_vec(&full).expect("JSON");
         assert_eq!(KeyEntry::parse(&written), Ok(full));
         let plain = entry(json!({})).expect("an entry");
         assert_eq!((plain.models, plain.requests_per_minute, plain.tokens_per_minute), (None, None, None));
+        assert_eq!(plain.tokens_per_month, None);
     }
 
     #[rstest]
@@ -183,6 +189,8 @@ mod tests {
     #[case(json!({"models": ["support", ".."]}), "`models[1]` must be")]
     #[case(json!({"requestsPerMinute": 0}), "`requestsPerMinute` must be at least 1")]
     #[case(json!({"tokensPerMinute": -1}), "invalid value")]
+    #[case(json!({"tokensPerMonth": 0}), "`tokensPerMonth` must be at least 1")]
+    #[case(json!({"tokensPerMonth": 1.5}), "invalid type")]
     fn an_entry_that_is_wrong_says_where(#[case] changes: Value, #[case] said: &str) {
         let error = entry(changes).expect_err("refused");
         assert!(error.contains(said), "{error}");

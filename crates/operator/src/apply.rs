@@ -163,6 +163,17 @@ impl Writer {
         old: Option<&S>,
         fresh: &S,
     ) -> Result<bool, Error> {
+        self.status_as(FIELD_MANAGER, object, old, fresh).await
+    }
+
+    /// As [`Writer::status`], for another field manager, whose fields are those of `fresh` and no others.
+    pub async fn status_as<K: Written, S: Serialize>(
+        &self,
+        manager: &str,
+        object: &K,
+        old: Option<&S>,
+        fresh: &S,
+    ) -> Result<bool, Error> {
         let json = |status: &S| {
             serde_json::to_value(status).map_err(|source| Error::Build { what: "status", source })
         };
@@ -177,7 +188,7 @@ impl Writer {
             "metadata": {"name": name, "uid": object.uid()},
             "status": fresh,
         });
-        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let params = PatchParams::apply(manager).force();
         let api = self.answerless::<K>(namespace);
         api.patch_status(name, &params, &Patch::Apply(&body))
             .await

@@ -1,12 +1,15 @@
-//! The control channel to a worker: its report, and the adapters that it should hold.
+//! The control channel: a worker's report, the adapters that it should hold, and what flows through a gateway.
 //!
 //! A worker is spoken to by its pod's IP, over plain HTTP, with a token made for this one object and call. It may be
 //! anything: its answer is bounded in time and size and read by the contract's own parser; redirects and proxies of the
 //! environment are never followed.
 use std::{net::IpAddr, time::Duration};
 
-use lathe_contract::{AdapterStatus, CONTROL_PORT, DesiredAdapters, MAX_REPORT_BYTES, Report, Scope, Signer};
-use reqwest::{Client, Method, redirect};
+use lathe_contract::{
+    AdapterStatus, CONTROL_PORT, DesiredAdapters, MAX_REPORT_BYTES, MAX_TRAFFIC_BYTES, Report, Scope, Signer,
+    TRAFFIC_AUDIENCE, TRAFFIC_PATH, Traffic, TrafficQuery,
+};
+use reqwest::{Client, Method, RequestBuilder, Url, redirect};
 
 /// The client, with the operator's key.
 pub struct Channel {
@@ -30,9 +33,9 @@ pub enum ChannelError {
     /// An answer that refuses.
     #[error("{0} answered {1}")]
     Refused(IpAddr, u16),
-    /// More bytes than a worker may send.
-    #[error("{0} sent more than {MAX_REPORT_BYTES} bytes")]
-    TooLong(IpAddr),
+    /// More bytes than it may send.
+    #[error("{0} sent more than {1} bytes")]
+    TooLong(IpAddr, usize),
     /// Not what was agreed.
     #[error("{0} sent something else than the contract says: {1}")]
     Malformed(IpAddr, String),
@@ -47,7 +50,8 @@ impl Channel {
         Self::on_port(signer, CONTROL_PORT)
     }
 
-    fn on_port(signer: Signer, port: u16) -> Result<Self, ChannelError> {
+    /// As [`Channel::new`], on another port than the contract's.
+    pub fn on_port(signer: Signer, port: u16) -> Result<Self, ChannelError> {
         // A second call is no error: both are ring.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()
@@ -67,7 +71,9 @@ impl Channel {
     /// [`ChannelError`]; a worker that is starting or gone is no reason to fail a reconcile.
     pub async fn report(&self, ip: &str, uid: &str) -> Result<Report, ChannelError> {
         let ip = address(ip)?;
-        let bytes = self.call(Method::GET, ip, "/v1/report", uid, Scope::Report, None).await?;
+        let call =
+            Call { method: Method::GET, path: "/v1/report", query: &[], audience: uid, scope: Scope::Report };
+        let bytes = self.call(ip, call, |request| request, MAX_REPORT_BYTES).await?;
         Report::parse(&bytes).map_err(|e| ChannelError::Malformed(ip, e.to_string()))
     }
 
@@ -83,28 +89,45 @@ impl Channel {
     ) -> Result<AdapterStatus, ChannelError> {
         let ip = address(ip)?;
         let body = serde_json::to_vec(wanted).map_err(|e| ChannelError::Malformed(ip, e.to_string()))?;
-        let bytes = self.call(Method::PUT, ip, "/v1/adapters", uid, Scope::Adapters, Some(body)).await?;
+        let (path, scope) = ("/v1/adapters", Scope::Adapters);
+        let call = Call { method: Method::PUT, path, query: &[], audience: uid, scope };
+        let with = |request: RequestBuilder| request.header("content-type", "application/json").body(body);
+        let bytes = self.call(ip, call, with, MAX_REPORT_BYTES).await?;
         // Within a report, so that the same bounds hold.
         let report = [br#"{"adapters":"#.as_slice(), &bytes, b"}"].concat();
         let report = Report::parse(&report).map_err(|e| ChannelError::Malformed(ip, e.to_string()))?;
         Ok(report.adapters)
     }
 
+    /// What flowed through a gateway since `known`; it answers once there is something new.
+    ///
+    /// # Errors
+    /// [`ChannelError`]
+    pub async fn traffic(&self, ip: &str, known: &TrafficQuery) -> Result<Traffic, ChannelError> {
+        let ip = address(ip)?;
+        let (method, path, audience) = (Method::GET, TRAFFIC_PATH, TRAFFIC_AUDIENCE);
+        let query = [("instance", known.instance.clone()), ("after", known.after.to_string())];
+        let call = Call { method, path, query: &query, audience, scope: Scope::Report };
+        let bytes = self.call(ip, call, |request| request, MAX_TRAFFIC_BYTES).await?;
+        Traffic::parse(&bytes).map_err(|e| ChannelError::Malformed(ip, e.to_string()))
+    }
+
+    /// The answer, of at most `limit` bytes.
     async fn call(
         &self,
-        method: Method,
         ip: IpAddr,
-        path: &str,
-        uid: &str,
-        scope: Scope,
-        body: Option<Vec<u8>>,
+        Call { method, path, query, audience, scope }: Call<'_>,
+        with: impl FnOnce(RequestBuilder) -> RequestBuilder,
+        limit: usize,
     ) -> Result<Vec<u8>, ChannelError> {
-        let token = self.signer.sign(uid, scope, jiff::Timestamp::now().as_second());
+        let token = self.signer.sign(audience, scope, jiff::Timestamp::now().as_second());
         let host = std::net::SocketAddr::new(ip, self.port);
-        let mut request = self.client.request(method, format!("http://{host}{path}")).bearer_auth(token);
-        if let Some(body) = body {
-            request = request.header("content-type", "application/json").body(body);
+        let mut url = Url::parse(&format!("http://{host}{path}"))
+            .map_err(|error| ChannelError::Malformed(ip, error.to_string()))?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
         }
+        let request = with(self.client.request(method, url).bearer_auth(token));
         let failed = |error: reqwest::Error| ChannelError::Network(ip, error.without_url());
         let mut answer = request.send().await.map_err(failed)?;
         if !answer.status().is_success() {
@@ -112,13 +135,22 @@ impl Channel {
         }
         let mut bytes = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(failed)? {
-            if bytes.len() + chunk.len() > MAX_REPORT_BYTES {
-                return Err(ChannelError::TooLong(ip));
+            if bytes.len() + chunk.len() > limit {
+                return Err(ChannelError::TooLong(ip, limit));
             }
             bytes.extend_from_slice(&chunk);
         }
         Ok(bytes)
     }
+}
+
+/// What is asked, and what its token says.
+struct Call<'a> {
+    method: Method,
+    path: &'a str,
+    query: &'a [(&'a str, String)],
+    audience: &'a str,
+    scope: Scope,
 }
 
 /// An address that a pod can have: never loopback or link-local, where the operator's own neighbours listen.
@@ -195,7 +227,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_is_too_long_or_leads_elsewhere_is_not_followed() {
         let long = channel(Router::new().route("/v1/report", get(|| async { "x".repeat(1 << 20) }))).await;
-        assert!(matches!(long.report("127.0.0.1", "u").await, Err(ChannelError::TooLong(_))));
+        assert!(matches!(long.report("127.0.0.1", "u").await, Err(ChannelError::TooLong(..))));
         let elsewhere = get(|| async { Redirect::temporary("http://127.0.0.1:1/secret") });
         let away = channel(Router::new().route("/v1/report", elsewhere)).await;
         assert!(matches!(away.report("127.0.0.1", "u").await, Err(ChannelError::Refused(_, 307))));

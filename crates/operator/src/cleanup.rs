@@ -1,11 +1,14 @@
-//! `lathe-operator cleanup`: what the operator made for itself goes with the release. Helm runs it when all else is deleted,
-//! so that no operator is left that would make it again.
+//! `lathe-operator cleanup`: what the operator and the gateway made for themselves goes with the release. Helm runs it when all else is
+//! deleted, so that neither is left that would make it again.
 //!
 //! What users made or changed stays. The key pairs go even where workers trust them: a private key that nobody looks after is worth
 //! more to a thief than to whoever installs Lathe again, whose services are then rolled out with new ones.
 use anyhow::Context as _;
 use clap::Parser;
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Secret},
+};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, ListParams, Preconditions},
@@ -18,8 +21,10 @@ use crate::keys;
 
 /// The Lease of leader election.
 const LEASE: &str = "lathe-operator";
+/// What the gateway's keys used.
+const USAGE: &str = "lathe-gateway-usage";
 
-/// Removes what the operator made for itself: its Lease, its key pairs, and profiles that nobody changed.
+/// Removes what operator and gateway made for themselves: Lease, key pairs, counts of keys, and profiles that nobody changed.
 #[derive(Debug, Parser)]
 #[command(name = "lathe-operator cleanup", version)]
 struct Options {
@@ -52,6 +57,7 @@ pub async fn run() -> anyhow::Result<()> {
 
 async fn clean(client: &Client, release: &str, namespaces: Vec<String>) -> anyhow::Result<()> {
     remove::<Lease>(client, release, LEASE).await?;
+    remove::<ConfigMap>(client, release, USAGE).await?;
     if namespaces.is_empty() {
         profiles(client).await?;
     }
@@ -114,6 +120,7 @@ mod tests {
 
     const RELEASE: &str = "/api/v1/namespaces/lathe-system";
     const LEASE_PATH: &str = "/apis/coordination.k8s.io/v1/namespaces/lathe-system/leases/lathe-operator";
+    const USAGE_PATH: &str = "/api/v1/namespaces/lathe-system/configmaps/lathe-gateway-usage";
     const PROFILES: &str = "/apis/lathe.dev/v1alpha1/acceleratorprofiles";
 
     fn list(items: Value) -> Value {
@@ -149,9 +156,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_operator_made_for_itself_goes_and_changed_profiles_stay() {
+    async fn what_was_made_for_the_installation_alone_goes_and_changed_profiles_stay() {
         let expected = [
             (LEASE_PATH.to_owned(), Value::Null),
+            (USAGE_PATH.to_owned(), Value::Null),
             (format!("{PROFILES}/cpu"), json!({"uid": "cpu", "resourceVersion": "7"})),
             (format!("{RELEASE}/secrets/lathe-keys"), Value::Null),
         ];
@@ -160,8 +168,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_operator_of_some_namespaces_leaves_profiles_alone() {
-        let expected =
-            [(LEASE_PATH.to_owned(), Value::Null), (format!("{RELEASE}/secrets/lathe-keys"), Value::Null)];
+        let expected = [
+            (LEASE_PATH.to_owned(), Value::Null),
+            (USAGE_PATH.to_owned(), Value::Null),
+            (format!("{RELEASE}/secrets/lathe-keys"), Value::Null),
+        ];
         assert_eq!(deleted(&["a"]).await, expected);
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     channel::Channel,
     devices::{Capacity, Devices},
     health::Health,
+    scaling::Traffic,
 };
 
 /// What every controller shares.
@@ -31,6 +32,8 @@ pub struct Context {
     pub health: Health,
     /// Devices of the cluster, looked at for all objects together.
     pub devices: Devices,
+    /// What flows through the gateways.
+    pub traffic: Traffic,
 }
 
 /// How this installation is set up.
@@ -148,6 +151,7 @@ impl Context {
     /// Everything that is shared.
     pub fn new(client: Client, config: Config, channel: Channel, trust: Trust, health: Health) -> Self {
         let (writer, devices) = (Writer::new(client.clone()), Devices::default());
-        Self { writer, client, config, channel, trust, health, devices }
+        let traffic = Traffic::default();
+        Self { writer, client, config, channel, trust, health, devices, traffic }
     }
 }

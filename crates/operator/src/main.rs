@@ -26,6 +26,7 @@ mod profiles;
 #[cfg(test)]
 mod recorded;
 mod runtime;
+mod scaling;
 mod server;
 mod telemetry;
 #[cfg(test)]
@@ -120,7 +121,11 @@ async fn lead(options: &Options, client: Client, health: &Health, stop: Stop) ->
     };
     let scopes = context.config.scopes();
     let controllers = scopes.iter().flat_map(|scope| controllers(&context, scope, &stop)).collect::<Vec<_>>();
-    futures::join!(catalogue, futures::future::join_all(controllers));
+    futures::join!(
+        catalogue,
+        futures::future::join_all(controllers),
+        scaling::gateways::listen(context.clone(), stop.clone()),
+    );
     Ok(())
 }
 

@@ -7,6 +7,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::scaling::ScalingMetrics;
+
 /// Counters of reconciles.
 pub struct Metrics {
     registry: Registry,
@@ -14,6 +16,8 @@ pub struct Metrics {
     failures: Family<Failure, Counter>,
     seconds: Family<Kind, Histogram>,
     leader: Gauge,
+    /// Those of scaling.
+    pub scaling: ScalingMetrics,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -46,7 +50,8 @@ impl Default for Metrics {
             "1 while this replica works, 0 while it waits for the lease",
             leader.clone(),
         );
-        Self { registry, reconciles, failures, seconds, leader }
+        let scaling = ScalingMetrics::register(&mut registry);
+        Self { registry, reconciles, failures, seconds, leader, scaling }
     }
 }
 
@@ -95,6 +100,8 @@ mod recorded;
 
 #[cfg(test)]
 mod tests {
+    use lathe_scaling::{Decision, Memory, Reason};
+
     use super::*;
 
     #[test]
@@ -105,6 +112,12 @@ mod tests {
         }
         metrics.failed("InferenceService", "WriteFailed");
         metrics.lead();
+        for (reason, replicas) in [(Reason::RequestHeld, 1), (Reason::ReportsMissing, 1)] {
+            let (message, memory) = (String::new(), Memory::default());
+            let decision = Decision { replicas, reason, message, load: 0.5, memory };
+            metrics.scaling.decided(("shop", "support"), &decision, reason == Reason::RequestHeld);
+        }
+        [true, false].iter().for_each(|answered| metrics.scaling.asked(*answered));
         recorded::hold("operator.txt", &metrics.text().expect("text"));
     }
 }

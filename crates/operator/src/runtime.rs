@@ -157,6 +157,14 @@ impl<K: Kind> Watches<K> {
         reader
     }
 
+    /// Resolves once every store of the watches so far is filled.
+    pub fn filled(&mut self) -> BoxFuture<'static, ()> {
+        let ready = std::mem::take(&mut self.ready);
+        let filled = futures::future::join_all(ready).map(drop).boxed().shared();
+        self.ready.push(filled.clone().boxed());
+        filled.boxed()
+    }
+
     /// Reconciles until `stop`; then finishes what is under way.
     pub async fn run<R: Reconcile<Object = K>>(self, reconciler: R, stop: Stop) {
         let Self { part, objects, queue, ready } = self;

@@ -23,7 +23,7 @@ mod window;
 use serde::{Deserialize, Serialize};
 
 use load::Load;
-pub use memory::{Memory, Peak, REPLAY};
+pub use memory::{MAX_PEAKS, Memory, Peak, REPLAY};
 pub use reason::Reason;
 pub use window::{Report, Window};
 
@@ -87,6 +87,8 @@ pub struct Decision {
     pub reason: Reason,
     /// For people, with the numbers.
     pub message: String,
+    /// Replicas' worth of work that there is; 0 where no capacity was measured.
+    pub load: f64,
     /// To be handed to the next decision.
     pub memory: Memory,
 }
@@ -107,7 +109,7 @@ pub fn decide(
     let load = load::at(window, &memory, replicas, now);
     let (wanted, reason) = choose(policy, &mut memory, replicas, &load, now);
     let message = reason.sentence(policy, &memory, &load, wanted, now);
-    Decision { replicas: wanted, reason, message, memory }
+    Decision { replicas: wanted, reason, message, load: load.total(), memory }
 }
 
 fn choose(

@@ -5,8 +5,10 @@ use super::{Capacity, LATE_AFTER, Policy, RAISE_FACTOR, RAISE_SECONDS, Replicas,
 
 /// Seconds that can be folded in again from reports: a memory that is written so often loses nothing in a restart.
 pub const REPLAY: Seconds = 60;
-/// The quiet window is remembered in so many parts.
+/// The quiet window is remembered in at most so many parts.
 const PARTS: Seconds = 10;
+/// Peaks that are kept: of those parts, of one that began before the window and of one that goes on.
+pub const MAX_PEAKS: usize = PARTS as usize + 2;
 /// Seconds after which a request counts for a third in the mean work of requests.
 const FORGET: u64 = 300;
 /// Sums are kept in millionths, so that they are the same after being written and read.
@@ -24,7 +26,7 @@ pub struct Memory {
     pub since: Seconds,
     /// Last second in which the service had anything to do.
     pub busy: Seconds,
-    /// The most replicas that were wanted in each part of the quiet window, oldest first; at most 12.
+    /// The most replicas that were wanted in each part of the quiet window, oldest first; at most [`MAX_PEAKS`].
     pub peaks: Vec<Peak>,
     /// When replicas were last raised, and from how many.
     pub raised: Option<Peak>,
@@ -49,7 +51,14 @@ impl Memory {
     pub(super) fn advance(&mut self, policy: &Policy, window: &Window, replicas: &Replicas, now: Seconds) {
         self.follow(now);
         let first = now.saturating_sub(REPLAY);
-        let next = self.seen.map_or(first, |seen| seen.saturating_add(1));
+        let next = match self.seen {
+            Some(seen) => seen.saturating_add(1),
+            None => {
+                // A service that is new was never idle, though nothing has flowed to it.
+                self.interrupt(now);
+                first
+            }
+        };
         if next < first {
             self.interrupt(first);
         }
@@ -98,7 +107,7 @@ impl Memory {
     fn fold(&mut self, policy: &Policy, window: &Window, replicas: &Replicas, at: Seconds) {
         let Some(report) = window.of(at) else { return };
         if report.arrived + report.running + report.waiting + report.held > 0.0 {
-            self.busy = at;
+            self.busy = self.busy.max(at);
         }
         if let Some(capacity) = replicas.capacity.filter(Capacity::is_usable) {
             let millionths = |number: f64| (number * MILLION).round() as u64;
@@ -111,7 +120,7 @@ impl Memory {
         }
         let kept = load::at(window, self, replicas, at).kept(policy).unwrap_or(replicas.asked);
         let quiet = policy.quiet_window(replicas);
-        let part = (quiet / PARTS).max(1);
+        let part = quiet.saturating_add(PARTS - 1) / PARTS;
         let start = at.saturating_sub(at.rem_euclid(part));
         match self.peaks.last_mut() {
             Some(peak) if peak.at == start => peak.replicas = peak.replicas.max(kept),
@@ -119,6 +128,12 @@ impl Memory {
         }
         let kept = quiet.saturating_add(part);
         self.peaks.retain(|peak| peak.at > at.saturating_sub(kept));
+        // Parts of a shorter window, which has become a longer one, are too many: the oldest become one, which is kept as long as its
+        // end.
+        while self.peaks.len() > MAX_PEAKS {
+            let oldest = self.peaks.remove(0).replicas;
+            self.peaks[0].replicas = self.peaks[0].replicas.max(oldest);
+        }
     }
 
     /// What happened before `at` is not known.

@@ -67,7 +67,7 @@ impl Reason {
     ) -> String {
         let newest = load.newest.unwrap_or_default();
         let load_words = format!(
-            "the load is {:.2} replicas' worth ({:.1} requests/s come, {:.0} prompt and {:.0} generated tokens/s flow, {:.0} requests wait)",
+            "the load is {:.2} replicas' worth ({:.1} requests/s come, {:.0} prompt and {:.0} generated tokens/s flow, {:.0} wait)",
             load.total(),
             load.arriving,
             newest.prompt,
@@ -77,23 +77,25 @@ impl Reason {
         let percent = policy.target_throughput_percent;
         let least = memory.most_wanted();
         let idle = now.saturating_sub(memory.busy);
+        let wanted = some(replicas, "replica");
         match self {
-            Self::OnTarget => format!("{load_words}: {replicas} replicas keep it at {percent} % or below"),
-            Self::ThroughputAboveTarget => format!("{load_words}: {replicas} replicas for {percent} %"),
-            Self::RequestsWaiting => format!("{load_words}: {replicas} replicas to catch up with what waits"),
+            Self::OnTarget => format!("{load_words}: {wanted} for {percent} % or less"),
+            Self::ThroughputAboveTarget => format!("{load_words}: {wanted} for {percent} %"),
+            Self::RequestsWaiting => format!("{load_words}: {wanted} to catch up with what waits"),
             Self::RequestHeld => {
-                format!("{:.0} requests are held and no replica runs: {replicas} asked for", load.in_flight())
+                let held = some(load.in_flight().round() as u32, "request");
+                format!("{held} held while no replica runs: {wanted} asked for")
             }
-            Self::ReplicasStarting => format!("{load_words}: {replicas} replicas were asked for and start"),
+            Self::ReplicasStarting => format!("{load_words}: {wanted} asked for, of which some start"),
             Self::QuietWindow => format!(
-                "{load_words}: {replicas} replicas until fewer have done for {} s",
+                "{load_words}: {wanted} until fewer have done for {} s",
                 policy.scale_down_after
             ),
             Self::ReplicasDraining => {
-                format!("{load_words}: {replicas} replicas until those that were given back have drained")
+                format!("{load_words}: {wanted} until those that were given back have drained")
             }
             Self::ThroughputBelowTarget => format!(
-                "{load_words}: no second of the last {} s needed more than {least} replicas",
+                "{load_words}: no second of the last {} s needed more than {least}",
                 policy.scale_down_after
             ),
             Self::ScaledToZero => format!("nothing to do for {idle} s: the next request wakes a replica"),
@@ -108,12 +110,19 @@ impl Reason {
                     .to_owned(),
             },
             Self::ReportsMissing => format!(
-                "{} gateways did not report: no replica is given back. Next: look at the gateways' pods",
-                newest.missing
+                "{} did not report: no replica is given back. Next: look at the gateways' pods",
+                some(newest.missing, "gateway")
             ),
             Self::CapacityUnknown => {
                 "no replica has measured its throughput yet: the replicas stay as they are".to_owned()
             }
         }
+    }
+}
+
+fn some(number: u32, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        _ => format!("{number} {what}s"),
     }
 }

@@ -96,8 +96,8 @@ fn on_target_at_a_steady_load() {
     let mut service = Service::new(1);
     let decision = service.seconds(120, 3.4);
     assert_eq!((decision.replicas, decision.reason), (5, Reason::OnTarget));
-    let words = "the load is 3.40 replicas' worth (11.3 requests/s come, 9067 prompt and 2267 generated tokens/s flow, 0 requests \
-                 wait): 5 replicas keep it at 70 % or below";
+    let words = "the load is 3.40 replicas' worth (11.3 requests/s come, 9067 prompt and 2267 generated tokens/s flow, 0 wait): \
+                 5 replicas for 70 % or less";
     assert_eq!(decision.message, words);
 }
 
@@ -198,6 +198,17 @@ fn to_zero_when_idle_and_back_by_one_held_request() {
     assert_eq!((decision.replicas, decision.reason), (0, Reason::ScaledToZero));
     let decision = service.second(|at| Report { held: 1.0, arrived: 1.0, ..report(at, 0.0) });
     assert_eq!((decision.replicas, decision.reason), (1, Reason::RequestHeld));
+}
+
+#[test]
+fn a_new_service_is_not_idle_since_for_ever() {
+    let mut service = Service::new(1);
+    // The gateways know of no request to it, long before it was there.
+    (-120..0).for_each(|at| service.window.push(report(START + at, 0.0)));
+    for second in 0..900 {
+        assert_eq!(service.seconds(1, 0.0).replicas, 1, "{second}");
+    }
+    assert_eq!(service.seconds(2, 0.0).reason, Reason::ScaledToZero);
 }
 
 #[test]
@@ -440,5 +451,36 @@ fn a_restart_changes_no_decision() {
             }
         }
         assert!(written.len() < 1000, "{} bytes", written.len());
+    }
+}
+
+#[test]
+fn what_is_remembered_has_bounded_room_whatever_the_window_becomes() {
+    for seed in 0..40 {
+        let mut random = Random(seed);
+        let mut service = Service::new(3);
+        for second in 0..400 {
+            if second % 20 == 0 {
+                service.policy.scale_down_after = random.choose(&[1, 9, 10, 11, 15, 19, 60, 300, 100_000]);
+                service.replicas.start_up = random.choose(&[0, 5, 23, 400]);
+            }
+            let load = random.uniform() * 5.0;
+            service.second(|at| report(at, load));
+            assert!(service.memory.peaks.len() <= MAX_PEAKS, "{seed} {second}: {:?}", service.memory.peaks);
+        }
+    }
+}
+
+#[test]
+fn peaks_that_are_joined_are_remembered_as_long_as_the_newest_of_them() {
+    let mut service = Service::new(9);
+    service.policy.scale_down_after = 20;
+    // Nine replicas' load in the first part alone, of a window whose parts are short.
+    service.seconds(2, 6.0);
+    service.seconds(18, 0.5);
+    service.policy.scale_down_after = 300;
+    for second in 0..270 {
+        let decision = service.seconds(1, 0.5);
+        assert_eq!(decision.replicas, 9, "{second}: {:?}", service.memory.peaks);
     }
 }

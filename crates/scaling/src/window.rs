@@ -36,6 +36,14 @@ pub struct Report {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Window(Vec<Report>);
 
+impl FromIterator<Report> for Window {
+    fn from_iter<I: IntoIterator<Item = Report>>(reports: I) -> Self {
+        let mut window = Self::default();
+        reports.into_iter().for_each(|report| window.push(report));
+        window
+    }
+}
+
 impl Window {
     /// Takes a report; it replaces the one of the same second. Numbers that cannot be count as 0 and the report as incomplete.
     pub fn push(&mut self, report: Report) {

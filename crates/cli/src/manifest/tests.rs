@@ -26,6 +26,16 @@ fn the_quick_start_is_read_and_what_is_not_ours_is_told() {
     assert!(all.folder.ends_with("examples/quickstart"), "{}", all.folder.display());
 }
 
+#[test]
+fn the_example_of_scaling_is_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/autoscaling");
+    let all = read(&[folder]).unwrap();
+    let [service] = all.services.as_slice() else { panic!("one service") };
+    let autoscaling = service.spec.autoscaling.as_ref().unwrap();
+    assert_eq!((autoscaling.min_replicas, autoscaling.max_replicas), (0, 3));
+    assert_eq!(autoscaling.sleeps_after(), Some(900));
+}
+
 /// Most clusters' default storage class gives volumes that one node can mount at a time, and nothing else.
 #[test]
 fn the_quick_start_asks_for_no_more_than_any_cluster_has() {

@@ -14,7 +14,7 @@ impl Run {
     pub(super) async fn serve(&mut self, services: &[InferenceService]) -> Done<()> {
         let mut running = Vec::new();
         for service in services {
-            if service.spec.replicas == 0 {
+            if service.spec.replicas == 0 && service.spec.autoscaling.is_none() {
                 self.skip(&format!("InferenceService {}", name(&service.metadata)), "`spec.replicas` is 0");
                 continue;
             }

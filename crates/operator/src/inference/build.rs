@@ -26,8 +26,12 @@ use lathe_resolve::{
 };
 use serde_json::Value;
 
-use super::{CHANGE_CAUSE, KIND, Names, PROFILE, RANK, SCALED, SLOTS};
-use crate::{drift::stamp, job::Owner};
+use super::{CHANGE_CAUSE, KIND, Names, PROFILE, RANK, SLOTS};
+use crate::{
+    drift::stamp,
+    job::Owner,
+    scaling::{SCALED, begin},
+};
 
 /// Key of the pods' template in the ConfigMap of their revision, beside their contract: what they were made of.
 const TEMPLATE_KEY: &str = "template.json";
@@ -223,7 +227,7 @@ fn deployment(
     Deployment {
         metadata,
         spec: Some(DeploymentSpec {
-            replicas: (!scaled).then_some(service.spec.replicas),
+            replicas: (!scaled).then(|| begin(service)),
             selector: label_selector(service),
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),

@@ -5,8 +5,9 @@
 //! ([`adapters`]), which needs no new pod.
 //!
 //! **Invariants.** Where the service cannot be planned, what runs goes on running. `spec.replicas` of the Deployment belongs to
-//! the field manager [`SCALER`] alone. `replicas: 0` is a service that does what its spec asks for: `Ready=True Stopped`,
-//! `Available=False`, so that those who wait for the object to settle do not wait for ever.
+//! the scaler ([`scaling`]) alone, which a round here calls only where `spec.autoscaling` is not set. `replicas: 0` is a service that
+//! does what its spec asks for: `Ready=True Stopped`, `Available=False`, so that those who wait for the object to settle do not
+//! wait for ever; so is one that sleeps: `Ready=True ScaledToZero`.
 mod adapters;
 mod build;
 #[cfg(test)]
@@ -17,12 +18,9 @@ mod status;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::{FutureExt as _, future, future::BoxFuture};
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    apps::v1::Deployment,
-    core::v1::{PersistentVolumeClaim, Pod},
-};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::PersistentVolumeClaim};
 use kube::{
     Api, Resource, ResourceExt as _,
     core::NamespaceResourceScope,
@@ -32,7 +30,6 @@ use lathe_api::{CapacityType, InferenceService, conditions, names};
 use lathe_contract::{AdapterState, AdapterStatus};
 use lathe_resolve::inference::Serving;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 
 use crate::{
     apply::{Happened, Written},
@@ -43,18 +40,16 @@ use crate::{
     job::look_again,
     pods,
     runtime::{Guard, Reconcile, Stop, Watches, labelled_owner, readable},
+    scaling::{self, Scaler},
 };
 use adapters::Told;
 use build::{Installation, Live, Wanted};
+pub use observe::reports;
 use observe::{Children, Observed, Stores};
 use status::Facts;
 
 /// Value of the label `lathe.dev/kind`.
 const KIND: &str = "inferenceservice";
-/// Field manager of a Deployment's `spec.replicas`.
-const SCALER: &str = "lathe-scaler";
-/// Annotation of a Deployment: the replicas that the scaler set last; absent until it has the field.
-const SCALED: &str = "lathe.dev/replicas";
 /// Annotation of a Deployment: adapters that its pods have room for.
 const SLOTS: &str = "lathe.dev/adapter-slots";
 /// Annotation of a Deployment: the largest rank that its pods have room for.
@@ -115,8 +110,14 @@ pub fn controller(context: &Arc<Context>, scope: &Scope, stop: Stop) -> BoxFutur
             |_: &PersistentVolumeClaim, _| Vec::new(),
         ),
     };
+    let seen = scaling::Stores {
+        services: stores.services.clone(),
+        deployments: stores.deployments.clone(),
+        pods: stores.pods.clone(),
+    };
+    let scaler = Scaler::new(context.clone(), seen).run(watches.filled(), stop.clone());
     let services = Services { context: context.clone(), stores, told: Told::default() };
-    watches.run(services, stop).boxed()
+    future::join(watches.run(services, stop), scaler).map(drop).boxed()
 }
 
 /// Watches objects that carry a service's labels; each wakes its service.
@@ -252,7 +253,10 @@ impl Services {
             deployment = self.keep(&wanted_deployment, deployment.as_ref()).await?.or(deployment);
         }
         let Some(deployment) = deployment else { return Ok(None) };
-        self.scale(service, deployment).await.map(Some)
+        if service.spec.autoscaling.is_some() {
+            return Ok(Some(deployment));
+        }
+        scaling::set(&self.context.writer, deployment, service.spec.replicas).await.map(Some)
     }
 
     /// Deletes the contracts that no pod reads any more.
@@ -296,26 +300,11 @@ impl Services {
         if surplus.is_empty() { Ok(()) } else { self.context.writer.take_out(live, surplus).await }
     }
 
-    /// Sets the replicas as the scaler, who alone owns them from then on.
-    async fn scale(&self, service: &InferenceService, deployment: Deployment) -> Result<Deployment, Error> {
-        let wanted = service.spec.replicas;
-        let is = deployment.spec.as_ref().and_then(|spec| spec.replicas);
-        if is == Some(wanted)
-            && deployment.annotations().get(SCALED).is_some_and(|set| *set == wanted.to_string())
-        {
-            return Ok(deployment);
-        }
-        let fields = json!({
-            "metadata": {"annotations": {SCALED: wanted.to_string()}},
-            "spec": {"replicas": wanted},
-        });
-        self.context.writer.apply_fields(SCALER, &deployment, fields).await
-    }
-
     async fn write_status(&self, service: &InferenceService, facts: &Facts<'_>) -> Result<(), Error> {
         let fresh = status::status(facts);
         let writer = &self.context.writer;
-        if !writer.status(service, service.status.as_ref(), &fresh).await? {
+        let old = service.status.clone().map(status::without_scaling);
+        if !writer.status(service, old.as_ref(), &fresh).await? {
             return Ok(());
         }
         if fresh.throughput != service.status.as_ref().and_then(|old| old.throughput.clone()) {

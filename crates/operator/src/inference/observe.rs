@@ -72,7 +72,7 @@ pub struct Observed {
 }
 
 /// Our objects.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Children {
     /// One for each revision.
     pub contracts: Vec<ConfigMap>,
@@ -198,9 +198,9 @@ fn own_pods(store: &Store<Pod>, namespace: &str, service: &str) -> Vec<Pod> {
     pods
 }
 
-/// A worker that does not answer is no error: its probes speak for it. All of them together have [`ASKING`], since whoever
+/// What the ready ones among `pods` say, by their names. A worker that does not answer is no error: its probes speak for it. All of them together have [`ASKING`], since whoever
 /// makes pods could keep a round, and with it other tenants' objects, waiting.
-async fn reports(pods: &[Pod], channel: &Channel, uid: &str) -> BTreeMap<String, Report> {
+pub async fn reports(pods: &[Pod], channel: &Channel, uid: &str) -> BTreeMap<String, Report> {
     let ask = |(name, ip): (String, String)| async move {
         match channel.report(&ip, uid).await {
             Ok(report) => Some((name, report)),

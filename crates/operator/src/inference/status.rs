@@ -1,4 +1,5 @@
 //! Pure: what the service's status says.
+mod scaling;
 mod throughput;
 
 use std::collections::BTreeMap;
@@ -101,7 +102,6 @@ pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
     let stalled = stalled(facts, trouble.as_ref());
     let ready = ready(facts, &planned, &available, &rolled_out, trouble.as_ref());
     let reconciling = reconciling(&ready, &rolled_out, &counts, &stalled);
-    let scaling = Said::new(false, "Manual", "`spec.replicas` alone decides how many replicas there are.");
 
     let mut conditions = old.conditions.clone();
     let all = [
@@ -109,7 +109,7 @@ pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
         (PLANNED, planned),
         (AVAILABLE, available),
         (ROLLED_OUT, rolled_out),
-        (SCALING_ACTIVE, scaling),
+        (SCALING_ACTIVE, scaling::active(service)),
         (RECONCILING, reconciling),
         (STALLED, stalled),
     ];
@@ -126,8 +126,17 @@ pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
         ready_replicas: counts.ready,
         selector: Some(selector_text(service)),
         throughput: throughput::throughput(facts, old.throughput.as_ref()),
+        decisions: Vec::new(),
+        scaling: None,
         plan: facts.plan.ok().map(|serving| serving.plan.clone()).or(old.plan),
     }
+}
+
+/// The fields that a round of the service writes.
+#[must_use]
+pub fn without_scaling(mut status: InferenceServiceStatus) -> InferenceServiceStatus {
+    (status.decisions, status.scaling) = (Vec::new(), None);
+    status
 }
 
 /// The condition that sums the others up.
@@ -146,7 +155,7 @@ fn counts(facts: &Facts<'_>) -> Counts {
     let ready: Vec<&Pod> = facts.pods.iter().filter(|pod| pods::is_ready(pod)).collect();
     let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
     Counts {
-        wanted: facts.service.spec.replicas,
+        wanted: scaling::wanted(facts),
         all: count(facts.pods.iter().filter(|pod| stays(pod)).count()),
         ready: count(ready.len()),
         current: count(ready.iter().copied().filter(of).count()),
@@ -213,7 +222,7 @@ fn available(facts: &Facts<'_>, counts: &Counts, trouble: Option<&Trouble>) -> S
         return Said::new(true, "Answering", format!("{ready} of {wanted} replicas answer."));
     }
     if wanted == 0 {
-        return Said::new(false, "Stopped", "`spec.replicas` is 0. Next: raise it to start the service.");
+        return scaling::at_rest(facts.service, false);
     }
     match (trouble, facts.plan) {
         (Some(trouble), _) => Said::new(false, &trouble.reason, &*trouble.message),
@@ -256,7 +265,7 @@ fn rolled_out(facts: &Facts<'_>, counts: &Counts, trouble: Option<&Trouble>) -> 
     let Counts { wanted, current, old, .. } = *counts;
     let settled = observed(deployment) && revision(deployment) == Some(&serving.checksum);
     if wanted == 0 && facts.pods.is_empty() {
-        return Said::new(true, "Stopped", "`spec.replicas` is 0.");
+        return scaling::at_rest(facts.service, true);
     }
     if !settled || current < wanted || old > 0 || count_of(facts) > wanted {
         let progress = format!("{current} of {wanted} replicas are as the spec says{cause}");
@@ -320,7 +329,7 @@ fn everywhere(facts: &Facts<'_>, id: &str) -> bool {
     ready.peek().is_some() && ready.all(answers)
 }
 
-/// Whether the service does what its spec asks for. One that was stopped does.
+/// Whether the service does what its spec asks for. One that was stopped or sleeps does.
 fn ready(
     facts: &Facts<'_>,
     planned: &Said,
@@ -334,12 +343,8 @@ fn ready(
     if facts.refused.is_some() {
         return Said::new(false, &rolled_out.reason, format!("{}{}", rolled_out.message, goes_on(available)));
     }
-    if facts.service.spec.replicas == 0 {
-        return Said::new(
-            true,
-            "Stopped",
-            "stopped, as `spec.replicas: 0` asks. Next: raise it to start the service.",
-        );
+    if scaling::wanted(facts) == 0 {
+        return scaling::at_rest(facts.service, true);
     }
     if available.state != State::True {
         return Said::new(false, &available.reason, &*available.message);
@@ -386,13 +391,14 @@ fn reconciling(ready: &Said, rolled_out: &Said, counts: &Counts, stalled: &Said)
     Said::new(true, &cause.reason, &*cause.message)
 }
 
-/// Ids that every ready replica answers to.
+/// Ids that every ready replica answers to; of a service that sleeps, those that wake it.
 fn model_ids(facts: &Facts<'_>, counts: &Counts) -> Vec<String> {
-    if counts.ready == 0 {
+    let sleeps = counts.wanted == 0 && facts.service.spec.autoscaling.is_some() && facts.deployment.is_some();
+    if counts.ready == 0 && !sleeps {
         return Vec::new();
     }
     let adapters = facts.plan.map(adapter_ids).unwrap_or_default();
-    let answering = adapters.into_iter().filter(|id| everywhere(facts, id)).map(str::to_owned);
+    let answering = adapters.into_iter().filter(|id| sleeps || everywhere(facts, id)).map(str::to_owned);
     std::iter::once(facts.service.name_any()).chain(answering).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Rounds against a scripted API server: which calls, in which order, and none when nothing changed.
 mod recorded;
 
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::core::DeserializeGuard;
 use lathe_api::{InferenceServiceStatus, Model};
 use rstest::rstest;
@@ -11,7 +11,10 @@ use super::{
     fixtures::{model, pod, profiles, ready, seen, service, serving},
     *,
 };
-use crate::testing::{Call, Server, context, failure, filled, object, paths, sent};
+use crate::{
+    scaling::{SCALED, SCALER},
+    testing::{Call, Server, context, failure, filled, object, paths, sent},
+};
 
 const POLICY: &str = "/apis/networking.k8s.io/v1/namespaces/n/networkpolicies/svc-serve";
 const ENDPOINT: &str = "/api/v1/namespaces/n/services/svc";
@@ -87,10 +90,13 @@ async fn attempt(
 /// What the API server holds after the calls of a round of `service`.
 fn children(service: &InferenceService, calls: &[Call]) -> Children {
     let mut deployment: Deployment = sent(calls, &patch(DEPLOYMENT));
-    let scaled: Value = sent(calls, &scale());
-    let replicas = &scaled["spec"]["replicas"];
+    // The scaler of an autoscaled service takes what is there.
+    let replicas = match service.spec.autoscaling {
+        None => sent::<Value>(calls, &scale())["spec"]["replicas"].as_i64().expect("a number") as i32,
+        Some(_) => scaling::begin(service),
+    };
     deployment.annotations_mut().insert(SCALED.to_owned(), replicas.to_string());
-    deployment.spec.as_mut().expect("a spec").replicas = replicas.as_i64().map(|n| n as i32);
+    deployment.spec.as_mut().expect("a spec").replicas = Some(replicas);
     Children {
         contracts: vec![sent(calls, &patch(&contract(service)))],
         policy: Some(sent(calls, &patch(POLICY))),
@@ -271,6 +277,59 @@ async fn replicas_are_the_scalers_and_no_plan_is_needed_to_stop() {
     let calls = round(&stopped, children(&was, &calls), Vec::new(), &[]).await;
     assert_eq!(writes(&calls), [scale().as_str(), STATUS]);
     assert_eq!(sent::<Value>(&calls, &scale())["spec"], json!({"replicas": 0}));
+}
+
+/// Of a service whose replicas the tokens that flow decide.
+fn autoscaled(min: i32, more: Value) -> InferenceService {
+    let mut spec = json!({"access": "GatewayOnly", "autoscaling": {"minReplicas": min, "maxReplicas": 3}});
+    json_patch::merge(&mut spec, &more);
+    service(spec)
+}
+
+#[rstest]
+#[case::as_the_spec_says(json!({"replicas": 2}), None, 2)]
+#[case::within_the_bounds(json!({"replicas": 9}), None, 3)]
+#[case::as_many_as_there_were_last(json!({}), Some(0), 0)]
+#[tokio::test]
+async fn an_autoscaled_deployment_is_made_with_its_replicas_and_left_to_the_scaler(
+    #[case] spec: Value,
+    #[case] last: Option<i32>,
+    #[case] expected: i32,
+) {
+    let mut service = autoscaled(0, spec);
+    if let Some(replicas) = last {
+        service.status = Some(object(json!({"observedGeneration": 1, "scaling": {"replicas": replicas}})));
+    }
+    let calls = round(&service, Children::default(), Vec::new(), &[]).await;
+    assert_eq!(sent::<Value>(&calls, &patch(DEPLOYMENT))["spec"]["replicas"], expected);
+    assert!(!paths(&calls).contains(&scale().as_str()), "{calls:?}");
+}
+
+#[tokio::test]
+async fn what_the_scaler_writes_of_the_status_is_no_change() {
+    let (manual, calls) = settled().await;
+    let mut service = autoscaled(1, json!({"access": "Direct"}));
+    let mut children = children(&manual, &calls);
+    // As the scaler left it.
+    let deployment = children.deployment.as_mut().expect("there");
+    deployment.spec.as_mut().expect("a spec").replicas = Some(2);
+    deployment.annotations_mut().insert(SCALED.to_owned(), "2".to_owned());
+    let first = round(&service, children.clone(), Vec::new(), &[]).await;
+    assert_eq!(writes(&first), [STATUS]);
+    let written: Value = sent(&first, STATUS);
+    assert!(written["status"].get("scaling").is_none() && written["status"].get("decisions").is_none());
+    let mut status = written["status"].clone();
+    status["scaling"] = json!({"replicas": 2});
+    status["decisions"] =
+        json!([{"time": "2026-01-01T00:00:00Z", "from": 1, "to": 2, "reason": "OnTarget", "message": "m"}]);
+    service.status = Some(object(status));
+    // Only the condition knows of it.
+    let second = round(&service, children.clone(), Vec::new(), &[]).await;
+    assert_eq!(said(&second, "ScalingActive")["reason"], "FollowsThroughput");
+    let mut both: Value = sent::<Value>(&second, STATUS)["status"].clone();
+    both["scaling"] = json!({"replicas": 2, "memory": {"busy": 7}});
+    service.status = Some(object(both));
+    assert!(round(&service, children, Vec::new(), &[]).await.is_empty());
 }
 
 #[tokio::test]

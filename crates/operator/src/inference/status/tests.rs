@@ -24,6 +24,8 @@ struct World {
     /// Conditions of the Deployment.
     made: Option<Vec<DeploymentCondition>>,
     checksum: Option<&'static str>,
+    /// Of the Deployment.
+    replicas: i32,
     pods: Vec<Pod>,
     adapters: BTreeMap<String, AdapterStatus>,
     reports: BTreeMap<String, Report>,
@@ -42,6 +44,7 @@ impl World {
             gateway: true,
             made: None,
             checksum: None,
+            replicas: 1,
             pods: Vec::new(),
             adapters: BTreeMap::new(),
             reports: BTreeMap::new(),
@@ -80,6 +83,9 @@ impl World {
             self.deployment.then(|| deployment(&checksum, json!({"kubernetes.io/change-cause": "a volume"})));
         if let Some(status) = deployment.as_mut().and_then(|deployment| deployment.status.as_mut()) {
             status.conditions = self.made.clone();
+        }
+        if let Some(spec) = deployment.as_mut().and_then(|deployment| deployment.spec.as_mut()) {
+            spec.replicas = Some(self.replicas);
         }
         status(&Facts {
             service: &self.service,
@@ -313,6 +319,62 @@ fn what_a_node_says_of_a_pod_is_told(
     );
 }
 
+fn asleep(spec: Value) -> World {
+    let mut own = json!({"access": "GatewayOnly", "adapterRefs": [{"name": TONE}],
+        "autoscaling": {"minReplicas": 0, "maxReplicas": 3}});
+    json_patch::merge(&mut own, &spec);
+    World { replicas: 0, ..World::new(own) }
+}
+
+#[rstest]
+#[case::nobody_asks(asleep(json!({})), "TFTFF", "ScaledToZero", "the next request is held", Kstatus::Current)]
+#[case::the_spec_says_nothing_of_it(asleep(json!({"replicas": 2})), "TFTFF", "ScaledToZero", "wakes one", Kstatus::Current)]
+#[case::it_wakes(World { replicas: 1, ..asleep(json!({})) }, "FFFTF", "Starting", "waiting for pods", Kstatus::InProgress)]
+fn a_service_that_sleeps_is_ready(
+    #[case] world: World,
+    #[case] states: &str,
+    #[case] reason: &str,
+    #[case] words: &str,
+    #[case] settled: Kstatus,
+) {
+    let status = world.status();
+    let told = summary(&status).unwrap();
+    assert_eq!((conditions_of(&status).as_str(), told.reason.as_str()), (states, reason), "{status:#?}");
+    assert!(told.message.contains(words), "{}", told.message);
+    // What wakes it can be named.
+    let ids: &[&str] = if reason == "ScaledToZero" { &["svc", TONE] } else { &[] };
+    assert_eq!(status.model_ids, ids);
+    let mut object = world.service.clone();
+    object.status = Some(status);
+    assert_eq!(kstatus(&serde_json::to_value(&object).unwrap()), settled);
+}
+
+#[rstest]
+#[case::by_the_user(json!({}), json!(null), "False", "Manual", "`spec.replicas` alone")]
+#[case::not_yet(json!({"autoscaling": {"maxReplicas": 3}}), json!(null), "Unknown", "NotDecided", "`spec.replicas` is left alone")]
+#[case::by_the_load(json!({"autoscaling": {"maxReplicas": 3}}), json!({}), "True", "FollowsThroughput", "between 1 and 3 replicas")]
+#[case::by_nobody(
+    json!({"autoscaling": {"maxReplicas": 3}}), json!({"blocked": "ReportsLate"}), "False", "ReportsLate", "Next: look at the gateways'")]
+#[case::never_down(
+    json!({"autoscaling": {"maxReplicas": 3}}), json!({"blocked": "ReportsMissing"}), "False", "ReportsMissing", "no replica is given back")]
+#[case::in_the_dark(
+    json!({"autoscaling": {"maxReplicas": 3}}), json!({"blocked": "CapacityUnknown"}), "False", "CapacityUnknown", "measured")]
+fn who_decides_the_replicas_is_told(
+    #[case] spec: Value,
+    #[case] scaling: Value,
+    #[case] state: &str,
+    #[case] reason: &str,
+    #[case] words: &str,
+) {
+    let mut world = World::new(spec).pods(&[ready()]);
+    world.service.status = Some(read(json!({"observedGeneration": 1, "scaling": scaling})));
+    let status = world.status();
+    let told = find(&status.conditions, SCALING_ACTIVE).unwrap();
+    assert_eq!((told.status.as_str(), told.reason.as_str()), (state, reason));
+    assert!(told.message.contains(words), "{}", told.message);
+    assert_eq!((status.scaling, status.decisions.len()), (None, 0), "they are the scaler's");
+}
+
 /// First letters of Ready, Available, RolledOut, Reconciling, Stalled.
 fn conditions_of(status: &InferenceServiceStatus) -> String {
     [READY, AVAILABLE, ROLLED_OUT, RECONCILING, STALLED]
@@ -379,7 +441,44 @@ fn throughput_is_written_when_it_moved(
     world.may_write_throughput = due;
     let load = lathe_contract::Load { generation_tokens_per_second: generated, ..Default::default() };
     world.reports.insert("p0".to_owned(), Report { load: Some(load), ..Default::default() });
-    let old = old.map(|rate| ThroughputStatus { prompt: "0.0".into(), generation: rate.into(), waiting: 0 });
+    let old = old.map(|rate| ThroughputStatus {
+        generation: rate.into(),
+        prompt: "0.0".into(),
+        ..Default::default()
+    });
     world.service.status = Some(InferenceServiceStatus { throughput: old, ..Default::default() });
     assert_eq!(world.status().throughput.map(|t| t.generation).as_deref(), expected);
+}
+
+/// A worker's measurement of itself.
+fn measured(prompt: f64, generation: f64) -> Report {
+    let capacity = Some(lathe_contract::ReplicaCapacity { prompt, generation, sequences: 16 });
+    Report { load: Some(lathe_contract::Load { capacity, ..Default::default() }), ..Default::default() }
+}
+
+#[rstest]
+#[case::first_and_not_due(None, measured(1234.5, 3.456), false, Some(("1234", "3.46")))]
+#[case::hardly_another(Some(("1300", "3.5")), measured(1234.5, 3.456), true, Some(("1300", "3.5")))]
+#[case::another(Some(("1300", "5")), measured(1234.5, 3.456), true, Some(("1234", "3.46")))]
+#[case::another_too_soon(Some(("1300", "5")), measured(1234.5, 3.456), false, Some(("1300", "5")))]
+#[case::none_runs(Some(("1300", "5")), Report::default(), true, Some(("1300", "5")))]
+#[case::nonsense(None, measured(f64::INFINITY, -1.0), true, None)]
+#[case::tiny(None, measured(1e-9, 0.012_345), true, Some(("0.000000", "0.0123")))]
+fn what_a_replica_can_do_is_told_at_once_and_kept(
+    #[case] old: Option<(&str, &str)>,
+    #[case] said: Report,
+    #[case] due: bool,
+    #[case] expected: Option<(&str, &str)>,
+) {
+    let mut world = World::new(json!({})).pods(&[ready()]);
+    world.may_write_throughput = due;
+    world.reports.insert("p0".to_owned(), said);
+    let known = |(prompt, generation): (&str, &str)| {
+        json!({"prompt": "0.0", "generation": "0.0", "capacityPerReplica":
+        {"prompt": prompt, "generation": generation, "sequences": 16}})
+    };
+    world.service.status = Some(read(json!({"observedGeneration": 1, "throughput": old.map(known)})));
+    let told = world.status().throughput.and_then(|throughput| throughput.capacity_per_replica);
+    let told = told.as_ref().map(|told| (told.prompt.as_str(), told.generation.as_str()));
+    assert_eq!(told, expected);
 }

@@ -110,6 +110,13 @@ async fn a_service_is_current_only_where_it_is_ready() {
         world.pods.push(pod("old", "before", ready()));
         world
     };
+    let asleep =
+        json!({"access": "GatewayOnly", "replicas": 0, "autoscaling": {"minReplicas": 0, "maxReplicas": 3}});
+    let scaled = |mut world: World, replicas: i32| {
+        let deployment = world.children.deployment.as_mut().expect("there");
+        deployment.spec.as_mut().expect("a spec").replicas = Some(replicas);
+        world
+    };
     let gone = |mut world: World| {
         world.models.clear();
         world
@@ -161,6 +168,11 @@ async fn a_service_is_current_only_where_it_is_ready() {
         ("only the gateway reaches it", through.clone(), made(&through, &[ready()]).await, Current),
         ("it is being stopped", stopped.clone(), made(&stopped, &[ready()]).await, InProgress),
         ("it is stopped", stopped.clone(), made(&stopped, &[]).await, Current),
+        ("it sleeps", asleep.clone(), scaled(made(&asleep, &[]).await, 0), Current),
+        ("it falls asleep", asleep.clone(), scaled(made(&asleep, &[ready()]).await, 0), InProgress),
+        ("it is being woken", asleep.clone(), scaled(made(&asleep, &[json!({})]).await, 1), InProgress),
+        ("it is awake", asleep.clone(), scaled(made(&asleep, &[ready()]).await, 1), Current),
+        ("it is to have more", asleep.clone(), scaled(made(&asleep, &[ready()]).await, 2), InProgress),
     ];
     let mut recorded = Recorded::new(READY);
     let mut expected = vec![("nobody came yet", InProgress)];

@@ -1,0 +1,117 @@
+//! Asks every gateway of the installation what flows, each in a loop of its own.
+//!
+//! A gateway answers as soon as a second is over, so there is one call a second to each, whatever the number of services and of
+//! their pods. It is asked by its pod's IP with a token of the operator; what it says is bounded in bytes and time.
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use futures::{StreamExt as _, pin_mut};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt as _,
+    runtime::{WatchStreamExt as _, reflector::store, watcher},
+};
+use lathe_api::names;
+use lathe_contract::TrafficQuery;
+use tokio::task::JoinHandle;
+
+use super::ledger::Awaited;
+use crate::{
+    context::Context,
+    pods,
+    runtime::{Stop, stopped},
+};
+
+/// Between two calls to one gateway, however soon it answers.
+const PAUSE: Duration = Duration::from_millis(20);
+/// After a call that failed.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Listens to the gateways until `stop`.
+pub async fn listen(context: Arc<Context>, stop: Stop) {
+    if !context.config.gateway {
+        return;
+    }
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &context.config.release_namespace);
+    let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/name={}", names::GATEWAY));
+    let (pods, writer) = store::<Pod>();
+    let events = watcher(api, ours).default_backoff().reflect(writer).take_until(stopped(stop));
+    pin_mut!(events);
+    let mut loops = Loops::default();
+    while let Some(event) = events.next().await {
+        match event {
+            // Until the first list is whole, nobody is gone.
+            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
+            Ok(_) => {
+                let there: Vec<Awaited> = pods.state().iter().filter_map(|pod| awaited(pod)).collect();
+                loops.follow(&context, &there);
+            }
+            Err(error) => tracing::warn!(%error, "the gateway's pods cannot be watched"),
+        }
+    }
+}
+
+/// The loop of each pod by its UID, with the address that it asks; they end with this.
+#[derive(Default)]
+struct Loops(HashMap<String, (String, JoinHandle<()>)>);
+
+impl Loops {
+    /// One loop for each of these pods and for no other.
+    fn follow(&mut self, context: &Arc<Context>, pods: &[Awaited]) {
+        context.traffic.ledger().expect(pods);
+        let there: HashMap<&str, &str> = pods.iter().map(|pod| (&*pod.uid, &*pod.ip)).collect();
+        self.0.retain(|uid, (ip, running)| {
+            let stays = there.get(&**uid) == Some(&&**ip);
+            if !stays {
+                running.abort();
+            }
+            stays
+        });
+        for Awaited { uid, ip, .. } in pods {
+            let begin = || (ip.clone(), tokio::spawn(ask(context.clone(), uid.clone(), ip.clone())));
+            self.0.entry(uid.clone()).or_insert_with(begin);
+        }
+    }
+}
+
+impl Drop for Loops {
+    fn drop(&mut self) {
+        self.0.values().for_each(|(_, running)| running.abort());
+    }
+}
+
+/// A pod that can be asked.
+fn awaited(pod: &Pod) -> Option<Awaited> {
+    let status = pod.status.as_ref().filter(|_| pods::phase(pod) == Some("Running"))?;
+    let container = status.container_statuses.iter().flatten().next();
+    Some(Awaited {
+        uid: pod.uid()?,
+        ip: status.pod_ip.clone()?,
+        ready: pods::is_ready(pod),
+        restarted: container.is_some_and(|container| container.restart_count > 0),
+    })
+}
+
+/// Asks one gateway again and again.
+async fn ask(context: Arc<Context>, uid: String, ip: String) {
+    let (traffic, metrics) = (&context.traffic, &context.health.metrics.scaling);
+    let mut known = TrafficQuery::default();
+    loop {
+        let answer = context.channel.traffic(&ip, &known).await;
+        metrics.asked(answer.is_ok());
+        match answer {
+            Ok(answer) => {
+                known = TrafficQuery { instance: answer.instance.clone(), after: answer.second };
+                traffic.hear(&uid, answer);
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => {
+                tracing::info!(%ip, %error, "a gateway does not say what flows");
+                traffic.ledger().fail(&uid);
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! How many replicas a service has, where `spec.autoscaling` says that the tokens that flow decide it.
+//!
+//! [`gateways`] asks each gateway once a second what flowed; [`ledger`] sums that up for each service. Each second, and at once
+//! when a request begins to be held, a [`round`] of each service decides (`lathe_scaling`) and writes what changed. A service whose
+//! workers everybody asks themselves (`access: Direct`) is told of by its workers instead ([`direct`]).
+//!
+//! **Invariants.** A Deployment's `spec.replicas` belongs to the field manager [`SCALER`], which writes it in [`set`] alone: where
+//! `autoscaling` is set nobody calls it but a round here, and elsewhere nobody but the service's reconcile. Of the service's status
+//! `decisions` and `scaling` are the scaler's and everything else the reconcile's. No service waits for another: a round has a task of
+//! its own, and what takes long leaves out its own seconds alone.
+mod direct;
+mod facts;
+mod gateway;
+pub mod gateways;
+mod ledger;
+mod metrics;
+mod notes;
+mod round;
+#[cfg(test)]
+mod tests;
+mod traffic;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{ResourceExt as _, runtime::reflector::Store};
+use lathe_api::InferenceService;
+use serde_json::json;
+use tokio::time::MissedTickBehavior;
+use tracing::Instrument as _;
+
+use crate::{
+    apply::Writer,
+    context::Context,
+    error::Error,
+    runtime::{Guard, Stop, stopped},
+};
+pub use facts::capacity as capacity_of;
+pub use ledger::mean;
+pub use metrics::ScalingMetrics;
+use notes::Scaled;
+use round::State;
+pub use traffic::Traffic;
+
+/// Field manager of a Deployment's `spec.replicas`, and of what a service's status says of scaling.
+pub const SCALER: &str = "lathe-scaler";
+/// Annotation of a Deployment: the replicas that the scaler set last; absent until it has the field.
+pub const SCALED: &str = "lathe.dev/replicas";
+/// Between two rounds of a service.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// Sets the replicas as the scaler, who alone owns them from then on. Gives back the Deployment as it then is.
+///
+/// # Errors
+/// [`Error::Write`]
+pub async fn set(writer: &Writer, deployment: Deployment, wanted: i32) -> Result<Deployment, Error> {
+    let is = deployment.spec.as_ref().and_then(|spec| spec.replicas);
+    if is == Some(wanted)
+        && deployment.annotations().get(SCALED).is_some_and(|set| *set == wanted.to_string())
+    {
+        return Ok(deployment);
+    }
+    let fields = json!({
+        "metadata": {"annotations": {SCALED: wanted.to_string()}},
+        "spec": {"replicas": wanted},
+    });
+    writer.apply_fields(SCALER, &deployment, fields).await
+}
+
+/// Replicas that a Deployment is made with: as many as were asked for last, else as `spec.replicas` says.
+pub fn begin(service: &InferenceService) -> i32 {
+    let Some(autoscaling) = &service.spec.autoscaling else { return service.spec.replicas };
+    let last = service.status.as_ref().and_then(|status| Some(status.scaling.as_ref()?.replicas));
+    autoscaling.bounded(last.unwrap_or(service.spec.replicas))
+}
+
+/// Objects as the watches last saw them.
+#[derive(Clone)]
+pub struct Stores {
+    pub services: Store<Guard<InferenceService>>,
+    pub deployments: Store<Deployment>,
+    pub pods: Store<Pod>,
+}
+
+/// Scales the services of one scope.
+pub struct Scaler {
+    context: Arc<Context>,
+    stores: Stores,
+    /// What is remembered of each service, by its UID.
+    states: Mutex<HashMap<String, Known>>,
+}
+
+/// One service that is scaled.
+struct Known {
+    place: (String, String),
+    /// Held by the round that is under way.
+    state: Arc<tokio::sync::Mutex<Option<State>>>,
+}
+
+impl Scaler {
+    /// A scaler that knows nothing yet.
+    pub fn new(context: Arc<Context>, stores: Stores) -> Self {
+        Self { context, stores, states: Mutex::default() }
+    }
+
+    /// Scales, once the stores are `filled`, until `stop`.
+    pub async fn run(self, filled: BoxFuture<'static, ()>, stop: Stop) {
+        let scaling = async {
+            filled.await;
+            let mut holds = self.context.traffic.holds();
+            let mut seconds = tokio::time::interval(ROUND);
+            seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = seconds.tick() => {
+                        let now = self.context.traffic.now();
+                        self.context.traffic.ledger().sweep(now);
+                        self.begin_rounds(None);
+                    }
+                    Ok(()) = holds.changed() => self.begin_rounds(Some(&self.context.traffic.held())),
+                }
+            }
+        };
+        tokio::select! {
+            () = scaling => {}
+            () = stopped(stop) => {}
+        }
+    }
+
+    /// Begins a round of every service, or of those that are named by their UIDs, unless its last one is still under way.
+    fn begin_rounds(&self, only: Option<&HashSet<String>>) {
+        let services = self.stores.services.state();
+        let services: Vec<&InferenceService> =
+            services.iter().filter_map(|guard| guard.0.as_ref().ok()).filter(|s| is_scaled(s)).collect();
+        if only.is_none() {
+            self.forget_others(&services);
+        }
+        for service in services {
+            let uid = service.uid().unwrap_or_default();
+            if only.is_some_and(|only| !only.contains(&uid)) {
+                continue;
+            }
+            let state = self.state(uid, service);
+            // The last round is still under way.
+            let Ok(mut state) = state.try_lock_owned() else { continue };
+            let (context, stores, service) = (self.context.clone(), self.stores.clone(), service.clone());
+            let span =
+                tracing::info_span!("scale", namespace = service.namespace(), name = service.name_any());
+            let round = async move {
+                if let Err(error) = round::round(&context, &stores, &service, &mut state).await {
+                    context.health.metrics.failed("InferenceService", error.category());
+                    tracing::warn!(%error, "a service could not be scaled; it is tried again");
+                }
+            };
+            tokio::spawn(round.instrument(span));
+        }
+    }
+
+    fn state(&self, uid: String, service: &InferenceService) -> Arc<tokio::sync::Mutex<Option<State>>> {
+        let known = || Known {
+            place: (service.namespace().unwrap_or_default(), service.name_any()),
+            state: Arc::default(),
+        };
+        self.states().entry(uid).or_insert_with(known).state.clone()
+    }
+
+    fn forget_others(&self, services: &[&InferenceService]) {
+        let there: HashSet<String> = services.iter().filter_map(|service| service.uid()).collect();
+        self.states().retain(|uid, known| {
+            let stays = there.contains(uid);
+            if !stays {
+                self.context.health.metrics.scaling.forget((&known.place.0, &known.place.1));
+            }
+            stays
+        });
+    }
+
+    fn states(&self) -> std::sync::MutexGuard<'_, HashMap<String, Known>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether there is anything to do for it: it is scaled, or its status says of old that it was.
+fn is_scaled(service: &InferenceService) -> bool {
+    service.metadata.deletion_timestamp.is_none()
+        && (service.spec.autoscaling.is_some() || Scaled::of(service.status.as_ref()) != Scaled::default())
+}

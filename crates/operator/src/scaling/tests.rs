@@ -1,0 +1,176 @@
+//! Rounds against a scripted API server: what is written, and that nothing is where nothing changed.
+use kube::core::DeserializeGuard;
+use lathe_contract::{Flow, ServiceTraffic, Traffic as Answer};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::testing::{Call, Server, context, failure, filled, object, paths, sent};
+
+const DEPLOYMENT: &str = "PATCH /apis/apps/v1/namespaces/n/deployments/svc-serve lathe-scaler";
+const STATUS: &str = "PATCH /apis/lathe.dev/v1alpha1/namespaces/n/inferenceservices/svc/status lathe-scaler";
+
+fn service(autoscaling: Value, status: Value) -> InferenceService {
+    object(json!({
+        "apiVersion": "lathe.dev/v1alpha1", "kind": "InferenceService",
+        "metadata": {"name": "svc", "namespace": "n", "uid": "uid-svc", "generation": 1},
+        "spec": {"modelRef": {"name": "base"}, "access": "GatewayOnly", "autoscaling": autoscaling},
+        "status": status,
+    }))
+}
+
+fn sleepy() -> Value {
+    json!({"minReplicas": 0, "maxReplicas": 3})
+}
+
+/// The scaler has set `asked`; somebody made it `is`.
+fn deployment(asked: &str, is: i32) -> Deployment {
+    object(json!({
+        "metadata": {
+            "name": "svc-serve", "namespace": "n", "uid": "uid-d", "annotations": {"lathe.dev/replicas": asked},
+            "ownerReferences": [{"apiVersion": "lathe.dev/v1alpha1", "kind": "InferenceService", "name": "svc", "uid": "uid-svc", "controller": true}],
+        },
+        "spec": {"replicas": is, "selector": {}, "template": {}},
+    }))
+}
+
+struct World {
+    context: Arc<Context>,
+    stores: Stores,
+    server: Server,
+}
+
+impl World {
+    fn new(service: &InferenceService, deployment: Deployment, answers: &[(&str, u16, Value)]) -> Self {
+        let (client, server) = Server::start(answers);
+        let context = context(client);
+        let stores = Stores {
+            services: filled(vec![DeserializeGuard(Ok(service.clone()))]),
+            deployments: filled(vec![deployment]),
+            pods: filled(Vec::new()),
+        };
+        let pod = ledger::Awaited { uid: "g".to_owned(), ip: String::new(), ready: true, restarted: false };
+        context.traffic.ledger().expect([&pod]);
+        Self { context, stores, server }
+    }
+
+    /// The gateway tells of its second, with so many requests held.
+    fn hear(&self, second: u64, held: u64) {
+        let seconds = vec![Flow { held, ..Flow::default() }];
+        let service = ServiceTraffic { uid: "uid-svc".to_owned(), seconds, held, capacity: None };
+        let answer = Answer { instance: "i".to_owned(), second, services: vec![service] };
+        self.context.traffic.hear("g", answer);
+    }
+
+    async fn round(&self, service: &InferenceService, state: &mut Option<State>) -> Result<(), Error> {
+        round::round(&self.context, &self.stores, service, state).await
+    }
+
+    async fn calls(self) -> Vec<Call> {
+        drop((self.context, self.stores));
+        self.server.calls().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_request_wakes_a_service_and_is_told_with_its_reason() {
+    let service = service(sleepy(), json!({"observedGeneration": 1, "scaling": {"replicas": 0}}));
+    assert_eq!(begin(&service), 0);
+    let world = World::new(&service, deployment("0", 0), &[]);
+    world.hear(100, 0);
+    world.hear(101, 2);
+    let mut state = None;
+    world.round(&service, &mut state).await.unwrap();
+    let calls = world.calls().await;
+    assert_eq!(paths(&calls), [DEPLOYMENT, STATUS]);
+    let written: Value = sent(&calls, DEPLOYMENT);
+    assert_eq!(written["spec"], json!({"replicas": 1}));
+    assert_eq!(written["metadata"]["annotations"], json!({"lathe.dev/replicas": "1"}));
+    let status: Value = sent::<Value>(&calls, STATUS)["status"].clone();
+    let decision = &status["decisions"][0];
+    assert_eq!((&decision["from"], &decision["to"]), (&json!(0), &json!(1)));
+    assert_eq!(decision["reason"], "RequestHeld");
+    assert_eq!(status["scaling"]["replicas"], 1);
+    // Nobody else's fields are taken.
+    assert_eq!(status.as_object().unwrap().len(), 2, "{status}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_sleeps_is_written_once_and_then_left_alone() {
+    let service = service(sleepy(), json!({"observedGeneration": 1}));
+    let world = World::new(&service, deployment("0", 0), &[]);
+    let mut state = None;
+    for second in 100..120 {
+        world.hear(second, 0);
+        world.round(&service, &mut state).await.unwrap();
+        tokio::time::advance(ROUND).await;
+    }
+    assert_eq!(paths(&world.calls().await), [STATUS]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_makes_of_the_replicas_is_set_right() {
+    let status = json!({"observedGeneration": 1, "scaling": {"replicas": 1}});
+    let service = service(json!({"minReplicas": 1, "maxReplicas": 3}), status);
+    let world = World::new(&service, deployment("1", 7), &[]);
+    world.round(&service, &mut None).await.unwrap();
+    let calls = world.calls().await;
+    assert_eq!(paths(&calls), [DEPLOYMENT]);
+    assert_eq!(sent::<Value>(&calls, DEPLOYMENT)["spec"]["replicas"], 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_taken_is_decided_anew_and_no_decision_until_then() {
+    let status = json!({"observedGeneration": 1, "scaling": {"replicas": 1}});
+    let service = service(json!({"minReplicas": 2, "maxReplicas": 3}), status);
+    let refused = [(DEPLOYMENT, 403, failure(403, "Forbidden"))];
+    let world = World::new(&service, deployment("1", 1), &refused);
+    let mut state = None;
+    for _ in 0..2 {
+        assert_eq!(world.round(&service, &mut state).await.unwrap_err().category(), "WriteRefused");
+    }
+    assert_eq!(paths(&world.calls().await), [DEPLOYMENT, DEPLOYMENT]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_scaled_no_more_loses_the_notes_and_its_replicas_are_left_alone() {
+    let status = json!({"observedGeneration": 1, "scaling": {"replicas": 1}});
+    let mut service = service(sleepy(), status);
+    service.spec.autoscaling = None;
+    assert!(is_scaled(&service));
+    let world = World::new(&service, deployment("1", 1), &[]);
+    world.round(&service, &mut None).await.unwrap();
+    let calls = world.calls().await;
+    assert_eq!(paths(&calls), [STATUS]);
+    assert_eq!(sent::<Value>(&calls, STATUS)["status"], json!({}));
+    service.status = None;
+    assert!(!is_scaled(&service));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_of_somebody_else_is_left_alone() {
+    let service = service(json!({"minReplicas": 2, "maxReplicas": 3}), json!({"observedGeneration": 1}));
+    let mut foreign = deployment("1", 1);
+    foreign.metadata.owner_references = None;
+    let world = World::new(&service, foreign, &[]);
+    world.round(&service, &mut None).await.unwrap();
+    assert!(world.calls().await.is_empty());
+}
+
+/// Held requests and seconds begin rounds; one that takes long is not begun twice.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_held_begins_a_round_at_once() {
+    let service = service(sleepy(), json!({"observedGeneration": 1, "scaling": {"replicas": 0}}));
+    let World { context, stores, server } = World::new(&service, deployment("0", 0), &[]);
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let scaler = Scaler::new(context.clone(), stores.clone());
+    let running = tokio::spawn(scaler.run(Box::pin(async {}), stopped));
+    let world = World { context, stores, server };
+    world.hear(100, 0);
+    // The first round of the interval is over, and time stands still until all tasks wait.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    world.hear(100, 1);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    stop.send(true).unwrap();
+    running.await.unwrap();
+    assert_eq!(paths(&world.calls().await), [DEPLOYMENT, STATUS]);
+}
