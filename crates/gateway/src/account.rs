@@ -7,9 +7,11 @@ use axum::http::HeaderValue;
 use lathe_contract::Usage;
 
 use crate::balance::{Balances, Shared};
+use crate::flow::{Flows, ReplicaLoad, Share};
 use crate::keys::Caller;
 use crate::limits::Quotas;
 use crate::metrics::{Metrics, Times};
+use crate::month::Month;
 use crate::places::Place;
 use crate::table::Model;
 
@@ -20,6 +22,8 @@ pub struct Books {
     pub balances: Balances,
     /// What keys may use.
     pub quotas: Arc<Quotas>,
+    /// What flows to services.
+    pub flows: Flows,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Whether each request is written to the usage log.
@@ -57,8 +61,10 @@ pub struct Asked {
     pub caller: Arc<Caller>,
     /// What is asked.
     pub model: Arc<Model>,
-    /// Tokens that were taken from the key's minute, and that its replica is charged with.
+    /// Tokens that were taken from the key's minute and month, and that its replica is charged with.
     pub estimate: Usage,
+    /// Of whose budget they were taken.
+    pub month: Month,
     /// When its head was here.
     pub arrived: Instant,
     /// Held until the account is closed.
@@ -72,6 +78,8 @@ pub struct Account {
     asked: Asked,
     /// Of the model's service.
     balance: Arc<Shared>,
+    /// Of what flows to the model's service.
+    flow: Share,
     replica: Option<SocketAddr>,
     first_byte: Option<Instant>,
     /// Of the answer that the client got, and whose it is; `None`: it left before.
@@ -85,6 +93,8 @@ pub struct Account {
 
 /// OpenTelemetry and nginx have no status for a client that left; nginx's own log says 499.
 const CLIENT_LEFT: u16 = 499;
+/// The gateway's own word that nobody is there: the request was none of its key's minute.
+const UNAVAILABLE: u16 = 503;
 
 impl Account {
     /// Opens an account for a request whose estimate was taken from its key's minute.
@@ -92,6 +102,7 @@ impl Account {
         books.metrics.in_flight.inc();
         Self {
             balance: books.balances.of(&asked.model.service.uid),
+            flow: Share::of(books.flows.of(&asked.model.service.uid)),
             books,
             asked,
             replica: None,
@@ -124,6 +135,9 @@ impl Account {
     pub fn sends(&mut self) {
         self.pieces += 1;
         self.first_byte.get_or_insert_with(Instant::now);
+        if self.open && self.usage.is_none() {
+            self.flow.took(self.seen());
+        }
     }
 
     /// The answer's end was reached.
@@ -139,7 +153,17 @@ impl Account {
 
     /// What the worker counted.
     pub fn took(&mut self, usage: Option<Usage>) {
-        self.usage = usage.or(self.usage);
+        let Some(usage) = usage else { return };
+        self.usage = Some(usage);
+        self.flow.took(usage);
+    }
+
+    /// What a replica that it was sent to says of itself.
+    pub fn hears(&self, replica: SocketAddr, load: &ReplicaLoad) {
+        self.balance.with(|balance| balance.told(replica, load, Instant::now()));
+        if let Some(capacity) = load.capacity {
+            self.flow.hears(capacity);
+        }
     }
 
     /// What is asked, what all requests to it are charged to, and what is counted.
@@ -147,19 +171,27 @@ impl Account {
         (Arc::clone(&self.asked.model), Arc::clone(&self.balance), Arc::clone(&self.books.metrics))
     }
 
+    /// UID of the model's service.
+    pub fn service(&self) -> &str {
+        &self.asked.model.service.uid
+    }
+
     /// What it is thought to take.
     pub fn estimate(&self) -> u64 {
         self.asked.estimate.total()
+    }
+
+    /// What it has taken as far as can be seen here.
+    fn seen(&self) -> Usage {
+        Usage { completion: self.pieces, ..self.asked.estimate }
     }
 
     /// What the worker counted, or nearly that where it could not say so any more, and whether the count is such an estimate.
     fn used(&self, status: u16) -> (Option<Usage>, bool) {
         match (self.usage, status) {
             (Some(usage), _) => (Some(usage), false),
-            (None, 200..300 | CLIENT_LEFT) => {
-                (Some(Usage { completion: self.pieces, ..self.asked.estimate }), true)
-            }
-            // What was refused was not worked for.
+            (None, 200..300 | CLIENT_LEFT) if self.replica.is_some() => (Some(self.seen()), true),
+            // What was refused, or left while no replica had it, was not worked for.
             (None, _) => (None, false),
         }
     }
@@ -167,20 +199,23 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.asks(None);
-        let Books { balances: _, quotas, metrics, usage_log } = &*self.books;
         let (status, by) = self.status.unwrap_or((CLIENT_LEFT, By::Client));
+        let (usage, estimated) = self.used(status);
+        self.asks(None);
+        let Books { balances: _, quotas, flows: _, metrics, usage_log } = &*self.books;
         if self.open {
             metrics.broken("client");
         }
-        let (usage, estimated) = self.used(status);
+        if (status, by) == (UNAVAILABLE, By::Gateway) {
+            quotas.give_back(&self.asked.caller.key, self.asked.month);
+        }
         let estimate = self.asked.estimate.total();
         let used = match usage.map_or(0, |usage| usage.total()) {
             // An answer of which little was seen may have been worked for all the same.
             seen if estimated => seen.max(estimate),
             counted => counted,
         };
-        quotas.settle(&self.asked.caller.key, estimate, used);
+        quotas.settle(&self.asked.caller.key, self.asked.month, estimate, used);
         let times = Times {
             first_byte: self.first_byte.map(|at| at.saturating_duration_since(self.asked.arrived)),
             total: self.asked.arrived.elapsed(),

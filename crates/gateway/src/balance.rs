@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::flow::ReplicaLoad;
+
 /// No replica has more than this many times the mean when it is given one request more.
 const BALANCE: f64 = 1.25;
 /// Of what a replica decodes at a time: with no more to do its cache is worth more than another's leisure.
@@ -17,6 +19,8 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(8);
 const ERRORS: u32 = 5;
 /// Until the EndpointSlice says of a replica that drains what it said itself.
 const DRAINING: Duration = Duration::from_secs(10);
+/// What a replica said of its queue is believed for so long: those that waited when it said so may run since.
+const WORD: Duration = Duration::from_secs(5);
 
 /// The balance of every service, by its UID: no two services share a replica's state, whatever their addresses are.
 #[derive(Debug, Default)]
@@ -83,6 +87,17 @@ struct Replica {
     /// Errors since it last answered without one.
     errors: u32,
     rest: Option<Rest>,
+    word: Option<Word>,
+}
+
+/// What a replica said of its load.
+#[derive(Clone, Copy, Debug)]
+struct Word {
+    at: Instant,
+    running: u32,
+    waiting: u32,
+    /// Requests there that are not this gateway's.
+    others: u32,
 }
 
 /// A time in which a replica is left alone.
@@ -194,6 +209,20 @@ impl Balance {
         state.rest = Some(Rest { since: now, until: now + DRAINING, drains: true });
     }
 
+    /// What it said of itself with an answer.
+    pub fn told(&mut self, replica: SocketAddr, load: &ReplicaLoad, at: Instant) {
+        let Some(state) = self.0.get_mut(&replica) else { return };
+        let ReplicaLoad { running, waiting, capacity: _ } = *load;
+        let others = running.saturating_add(waiting).saturating_sub(state.requests);
+        state.word = Some(Word { at, running, waiting, others });
+    }
+
+    /// How many of this gateway's requests are worked on, and how many wait at a replica, whose pods decode so many at a time.
+    pub fn in_flight(&self, slots: u32, now: Instant) -> (f64, f64) {
+        let each = self.0.values().map(|state| (f64::from(state.requests), state.waiting(slots, now)));
+        each.fold((0.0, 0.0), |(running, waiting), (all, waits)| (running + all - waits, waiting + waits))
+    }
+
     fn keep(&mut self, known: &BTreeSet<SocketAddr>) {
         self.0.retain(|address, state| known.contains(address) || state.requests > 0);
     }
@@ -212,6 +241,18 @@ impl Balance {
 impl Replica {
     fn rests(&self, now: Instant) -> bool {
         self.rest.is_some_and(|rest| now < rest.until)
+    }
+
+    /// Those of this gateway's requests that wait there: its share of all that are beyond what the replica decodes, so that the sum
+    /// over the gateways counts none twice.
+    fn waiting(&self, slots: u32, now: Instant) -> f64 {
+        let word = self.word.filter(|word| now.saturating_duration_since(word.at) < WORD);
+        // With a full cache fewer run than there are slots.
+        let full = word.filter(|word| word.waiting > 0 && word.running > 0);
+        let places = full.map_or(slots, |word| word.running.min(slots));
+        let all = self.requests.saturating_add(word.map_or(0, |word| word.others));
+        let share = f64::from(self.requests) / f64::from(all.max(1));
+        f64::from(all.saturating_sub(places)) * share
     }
 }
 
@@ -423,5 +464,37 @@ mod tests {
         balance.release(ready[0], 5);
         balance.keep(&BTreeSet::new());
         assert!(balance.0.is_empty());
+    }
+
+    #[test]
+    fn what_waits_at_a_replica_is_shared_out_and_counted_once() {
+        let (ready, now) = (replicas(1), Instant::now());
+        let gateway = |requests: u32| {
+            let mut balance = Balance::default();
+            assert!((0..requests).all(|_| balance.choose(&ready, ask(1, 10), now).is_some()));
+            balance
+        };
+        // Before the replica has said anything: what is beyond its slots.
+        assert_eq!(gateway(10).in_flight(4, now), (4.0, 6.0));
+        assert_eq!(gateway(3).in_flight(4, now), (3.0, 0.0));
+        let told = |requests, running, waiting| {
+            let mut balance = gateway(requests);
+            balance.told(ready[0], &ReplicaLoad { running, waiting, capacity: None }, now);
+            balance
+        };
+        // Two gateways' requests at one replica.
+        assert_eq!(told(6, 4, 4).in_flight(4, now), (3.0, 3.0));
+        assert_eq!(told(2, 4, 4).in_flight(4, now), (1.0, 1.0));
+        // Whose cache is full decodes fewer than it has slots; that is believed for a while.
+        let mut full = told(8, 2, 6);
+        assert_eq!(full.in_flight(4, now), (2.0, 6.0));
+        assert_eq!(full.in_flight(4, now + WORD), (4.0, 4.0));
+        (0..6).for_each(|_| full.release(ready[0], 10));
+        assert_eq!(full.in_flight(4, now), (2.0, 0.0));
+        // One that has not begun yet says nothing of how many it decodes.
+        assert_eq!(told(8, 0, 8).in_flight(16, now), (8.0, 0.0));
+        // Nobody's numbers make more of ours wait than there are.
+        let (running, waiting) = told(3, u32::MAX, u32::MAX).in_flight(1, now);
+        assert!(running >= 0.0 && waiting <= 3.0 && running + waiting == 3.0, "{running} {waiting}");
     }
 }

@@ -52,6 +52,8 @@ pub struct Question {
     pub beginning: Bytes,
     /// Tokens that it will take: a quarter of the prompt's bytes, and the answer's limit.
     pub estimate: Usage,
+    /// Whether the answer is asked for in pieces, as it comes.
+    pub stream: bool,
 }
 
 /// `null` is the same as absence; a field that stands twice is refused, as the worker does.
@@ -67,6 +69,8 @@ struct Fields<'a> {
     max_tokens: Option<&'a RawValue>,
     #[serde(borrow)]
     max_completion_tokens: Option<&'a RawValue>,
+    #[serde(borrow)]
+    stream: Option<&'a RawValue>,
 }
 
 impl Question {
@@ -115,7 +119,8 @@ impl Question {
         let beginning = &beginning.as_bytes()[..beginning.len().min(BEGINNING)];
         let beginning = if beginning.is_empty() { Bytes::new() } else { body.slice_ref(beginning) };
         let model_at = place(&body, raw.get());
-        Ok(Self { model, beginning, estimate, model_at, body })
+        let stream = fields.stream.is_some_and(|raw| raw.get() == "true");
+        Ok(Self { model, beginning, estimate, stream, model_at, body })
     }
 
     /// The body with another model's name; every other byte is as it came.

@@ -1,4 +1,4 @@
-//! The watches of InferenceServices and EndpointSlices, which become a [`Table`] after every change.
+//! The watches of InferenceServices and EndpointSlices, which become a [`Table`] after every change, and of what the page shows.
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use futures::stream::{BoxStream, select_all};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
-use kube::runtime::reflector::{Store, store};
+use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use lathe_api::InferenceService;
@@ -18,6 +18,8 @@ use tokio::sync::watch;
 
 use crate::account::Books;
 use crate::health::Health;
+use crate::jobs::{self, Jobs};
+use crate::metrics::Metrics;
 use crate::table::{SERVICE_NAME, Table};
 use crate::tasks::Tasks;
 
@@ -32,7 +34,55 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Of the watch of this number.
 type Change = (usize, Result<(), watcher::Error>);
 
-/// Follows the services of `namespaces` (none: all), whose workers listen at `port`, until nobody listens. The table is `None` until all of them were seen.
+/// What the cluster has, as it is now.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// `None` until the watches have seen everything.
+    pub table: watch::Receiver<Option<Arc<Table>>>,
+    /// The services of the table, as they are stored.
+    pub services: Services,
+    /// The jobs.
+    pub jobs: Jobs,
+}
+
+/// The services as the API server has them.
+#[derive(Clone, Debug)]
+pub struct Services(Vec<Store<DeserializeGuard<InferenceService>>>);
+
+impl Services {
+    /// What `read` finds in the one of this name; nothing where it cannot be read.
+    pub fn look<T>(
+        &self,
+        namespace: &str,
+        name: &str,
+        read: impl FnOnce(&InferenceService) -> T,
+    ) -> Option<T> {
+        let place = ObjectRef::new(name).within(namespace);
+        let found = self.0.iter().find_map(|store| store.get(&place))?;
+        found.0.as_ref().ok().map(read)
+    }
+}
+
+/// Which watches fail: each is told of once, until it works again.
+#[derive(Debug, Default)]
+pub struct Failing(BTreeSet<usize>);
+
+impl Failing {
+    /// What came of a watch last.
+    pub fn saw(&mut self, metrics: &Metrics, watch: usize, error: Option<&watcher::Error>) {
+        match error {
+            None if self.0.remove(&watch) => drop(metrics.watches_failing.dec()),
+            Some(error) if self.0.insert(watch) => {
+                metrics.watches_failing.inc();
+                tracing::warn!(%error, "a watch failed and is tried again; what was seen stays as it is");
+            }
+            None | Some(_) => {}
+        }
+    }
+}
+
+/// Follows the services of `namespaces` (none: all), whose workers listen at `port`, and the jobs beside them, until nobody
+/// listens.
 pub fn follow(
     tasks: &mut Tasks,
     client: &Client,
@@ -40,7 +90,7 @@ pub fn follow(
     port: u16,
     health: Health,
     books: Arc<Books>,
-) -> watch::Receiver<Option<Arc<Table>>> {
+) -> Cluster {
     health.lacks(PART, "InferenceServices and EndpointSlices were not listed yet");
     let scopes: Vec<Option<&str>> = match namespaces {
         [] => vec![None],
@@ -50,7 +100,7 @@ pub fn follow(
     let ours = watcher::Config::default().labels(&format!("{SERVICE_NAME},{LABEL_KIND}=inferenceservice"));
     let mut changes = Vec::new();
     let (mut services, mut slices) = (Vec::new(), Vec::new());
-    for scope in scopes {
+    for scope in scopes.iter().copied() {
         services.push(watched::<DeserializeGuard<InferenceService>>(
             client,
             scope,
@@ -59,26 +109,22 @@ pub fn follow(
         ));
         slices.push(watched::<EndpointSlice>(client, scope, ours.clone(), &mut changes));
     }
-    let (sender, receiver) = watch::channel(None);
+    let (sender, table) = watch::channel(None);
+    let jobs = jobs::follow(tasks, client, &scopes, Arc::clone(&books.metrics));
+    let cluster = Cluster { table, services: Services(services.clone()), jobs };
     tasks.spawn(async move {
         let mut changes = select_all(changes).ready_chunks(BATCH);
-        let mut failing = BTreeSet::new();
+        let mut failing = Failing::default();
         while let Some(batch) = changes.next().await {
             for (watch, change) in batch {
-                match change {
-                    Ok(()) => drop(failing.remove(&watch)),
-                    Err(error) if failing.insert(watch) => {
-                        tracing::warn!(%error, "a watch failed and is tried again; the table stays as it is");
-                    }
-                    Err(_) => {}
-                }
+                failing.saw(&books.metrics, watch, change.as_ref().err());
             }
-            books.metrics.watches_failing.set(failing.len() as i64);
             if !filled(&services) || !filled(&slices) {
                 continue;
             }
             let table = build(port, &services, &slices);
             books.balances.keep(&table.replicas());
+            books.flows.keep(|uid| table.service(uid).is_some());
             books.metrics.keep(|series| table.get(series.namespace, series.model).is_some());
             books.metrics.table_updated.set(jiff::Timestamp::now().as_second());
             sender.send_replace(Some(Arc::new(table)));
@@ -90,7 +136,7 @@ pub fn follow(
         }
         "the watches"
     });
-    receiver
+    cluster
 }
 
 fn watched<K>(
@@ -139,6 +185,24 @@ fn build(
     let slices: Vec<_> = slices.iter().flat_map(Store::state).collect();
     let readable = services.iter().filter_map(|object| object.0.as_ref().ok());
     Table::build(port, readable, slices.iter().map(Arc::as_ref))
+}
+
+#[cfg(test)]
+impl Cluster {
+    /// One whose services and jobs stay as they are.
+    pub fn of(
+        table: watch::Receiver<Option<Arc<Table>>>,
+        services: &[InferenceService],
+        jobs: &[lathe_api::FineTuneJob],
+    ) -> Self {
+        let (reader, mut writer) = store();
+        for service in services {
+            writer.apply_watcher_event(&watcher::Event::Apply(DeserializeGuard(Ok(service.clone()))));
+        }
+        let known = Jobs::default();
+        jobs.iter().for_each(|job| known.saw(job));
+        Self { table, services: Services(vec![reader]), jobs: known }
+    }
 }
 
 #[cfg(test)]

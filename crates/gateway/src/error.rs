@@ -1,11 +1,17 @@
 //! Errors as OpenAI's API writes them, as the worker does: `{"error": {"message", "type", "param", "code"}}`.
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
 use lathe_http::{BodyError, ErrorBody, MAX_BODY};
 use serde_json::Value;
 
+use crate::month::Month;
+
 /// Some headers; smaller than a map of them.
 pub type Headers = Vec<(HeaderName, HeaderValue)>;
+
+/// Seconds after which somebody who could not be held may find room: about what a replica takes to wake.
+const HOLD_RETRY: u64 = 5;
 
 /// Why the gateway itself refuses a request.
 #[derive(Clone, Debug)]
@@ -95,6 +101,22 @@ impl ApiError {
         }
     }
 
+    /// The key's `budget` of the month has no room for a request of so many `tokens`.
+    pub fn budget_used(budget: u64, used: u64, tokens: u64, month: Month, now: Timestamp) -> Self {
+        let kind = "insufficient_quota";
+        let message = format!(
+            "This key's budget is {budget} tokens a month: {used} are used, and this request may take up to {tokens}. It begins anew on {} 00:00 UTC. Until then ask for shorter answers (`max_tokens`), or have the gateway's administrator raise `tokensPerMonth` of the key.",
+            month.end()
+        );
+        // OpenAI's clients would ask again in a moment.
+        let headers = vec![(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"))];
+        Self {
+            retry_after: Some(month.seconds_left(now)),
+            headers,
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, kind, kind, message)
+        }
+    }
+
     /// The gateway has no place for one request more: it is at its limit of `what`.
     pub fn overloaded(what: &str) -> Self {
         let message = format!("The gateway is at its limit of {what}. Try again in 1 s.");
@@ -129,6 +151,37 @@ impl ApiError {
             "No replica of `{model}` is ready; the status of its InferenceService says why. Ask again."
         );
         Self::unavailable("no_replica", message)
+    }
+
+    /// Nobody was there to ask in all the time that a request may be held.
+    pub fn not_woken(model: &str, seconds: u64) -> Self {
+        let message = format!(
+            "No replica of `{model}` became ready within {seconds} s; the status of its InferenceService says why. Ask again."
+        );
+        Self::unavailable("no_replica", message)
+    }
+
+    /// Nobody is there to ask, and as many wait for that already as may: `what`.
+    pub fn hold_full(model: &str, what: &str) -> Self {
+        let message = format!(
+            "No replica of `{model}` is ready yet, and {what} wait for one, which is the limit. Try again in {HOLD_RETRY} s."
+        );
+        Self {
+            retry_after: Some(HOLD_RETRY),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", "hold_full", message)
+        }
+    }
+
+    /// The gateway goes, and what is held with it.
+    pub fn shutting_down() -> Self {
+        Self::unavailable("shutting_down", "This gateway is shutting down; ask again.")
+    }
+
+    /// Nobody can be told from the operator.
+    pub fn operator_unknown() -> Self {
+        let message = "This gateway has no key of the operator: mount `operator.pub` of the Secret `lathe-keys`, which the operator \
+                       makes, or name it with --operator-key.";
+        Self::unavailable("no_operator_key", message)
     }
 
     /// A replica took the request and its connection failed, and no other could be asked.
@@ -166,8 +219,9 @@ impl ApiError {
     }
 
     /// Sent with these headers too.
-    pub fn with_headers(self, headers: Headers) -> Self {
-        Self { headers, ..self }
+    pub fn with_headers(mut self, headers: Headers) -> Self {
+        self.headers.extend(headers);
+        self
     }
 
     /// The body of the answer, and the data of an error event in a stream.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
+use axum::http::header::RETRY_AFTER;
 use axum::http::uri::{PathAndQuery, Scheme, Uri};
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode, response};
 use axum::response::IntoResponse as _;
@@ -15,12 +16,14 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde_json::Value;
 
 use crate::account::{Account, By};
 use crate::balance::Ask;
 use crate::error::ApiError;
+use crate::flow::ReplicaLoad;
 use crate::headers;
-use crate::relay::relay;
+use crate::relay::error_event;
 use crate::tokens::Tokens;
 
 /// The body of a replica's answer.
@@ -61,6 +64,39 @@ pub struct Outgoing {
     pub body: Bytes,
     /// Of the model and the prompt's beginning.
     pub key: u64,
+    /// Whether the answer is to be a stream.
+    pub stream: bool,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Attempt {
+    /// A replica answers it.
+    Answered(Response<Incoming>),
+    /// It is not answered, and asking again would be to repeat it.
+    Over(Reply),
+    /// Nobody did anything with it, so it may be asked later.
+    Later(Why, Reply),
+}
+
+/// Why nobody did anything with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Nobody is there any more.
+    Nobody,
+    /// Those who were asked have no room.
+    Full,
+    /// The replica has not what is asked, or not yet.
+    Unavailable,
+}
+
+/// What the client is told where no replica answers.
+#[derive(Debug)]
+pub enum Reply {
+    /// What a replica said.
+    Said(Kept),
+    /// The gateway's own.
+    Own(ApiError),
 }
 
 /// What became of asking one replica.
@@ -80,7 +116,8 @@ enum Asked {
 }
 
 /// A short answer that was read.
-struct Kept(response::Parts, Bytes);
+#[derive(Debug)]
+pub struct Kept(response::Parts, Bytes);
 
 impl Forwarder {
     /// A client of its own connections, with tokens of this gateway.
@@ -101,25 +138,24 @@ impl Forwarder {
         Self { client, tokens }
     }
 
-    /// Asks one of `ready`, another one where that one does nothing, and passes on what is said.
-    pub async fn forward(
+    /// Asks one of `ready`, and another one where that one does nothing.
+    pub async fn attempt(
         &self,
-        mut account: Account,
-        outgoing: Outgoing,
+        account: &mut Account,
+        outgoing: &Outgoing,
         ready: Vec<SocketAddr>,
-    ) -> Response<Body> {
+    ) -> Attempt {
         let (model, balance, metrics) = account.parts();
         let ask = Ask { key: outgoing.key, tokens: account.estimate(), slots: model.service.slots };
         let mut untried = ready;
         let mut tries = Tries::default();
         let mut next = balance.with(|b| b.choose(&untried, ask, Instant::now()));
-        // What the client is told where nobody answers.
         let mut last = None;
         while let Some(replica) = next {
             account.asks(Some(replica));
             untried.retain(|other| *other != replica);
             let sent = Instant::now();
-            let asked = self.ask(replica, &outgoing, &model.service.uid).await;
+            let asked = self.ask(replica, outgoing, account).await;
             let now = Instant::now();
             let reason = match asked {
                 Asked::Answered(answer) if refuses_us(answer.status()) => {
@@ -128,40 +164,40 @@ impl Forwarder {
                         %replica, status = answer.status().as_u16(),
                         "a replica does not believe this gateway: its key is not that of the Secret `lathe-keys`, or a clock is wrong"
                     );
-                    return refuse(account, ApiError::not_believed());
+                    return Attempt::Over(Reply::Own(ApiError::not_believed()));
                 }
                 Asked::Answered(answer) => {
                     balance.with(|b| match answer.status().is_server_error() {
                         true => b.erred(replica, now),
                         false => b.answered(replica, sent),
                     });
-                    return relay(answer, account);
+                    return Attempt::Answered(answer);
                 }
                 // A model that is not there yet, or never comes, is no fault of the replica.
-                Asked::Unavailable(kept) => return kept.pass_on(account),
+                Asked::Unavailable(kept) => return Attempt::Later(Why::Unavailable, Reply::Said(kept)),
                 Asked::Silent => {
                     balance.with(|b| b.failed(replica, now));
-                    return refuse(account, ApiError::upstream_timeout());
+                    return Attempt::Over(Reply::Own(ApiError::upstream_timeout()));
                 }
                 Asked::Full(kept) => {
                     // One that has less to do may have room; where it has none either, more would only spread the load.
-                    if matches!(last, Some(Last::Full(_))) {
-                        return kept.pass_on(account);
-                    }
-                    last = Some(Last::Full(kept));
-                    next = balance.with(|b| b.roomier(&untried, replica, ask.tokens, now));
+                    next = match last {
+                        Some((Why::Full, _)) => None,
+                        _ => balance.with(|b| b.roomier(&untried, replica, ask.tokens, now)),
+                    };
+                    last = Some((Why::Full, Reply::Said(kept)));
                     "full"
                 }
                 Asked::Drains(kept) => {
                     balance.with(|b| b.drains(replica, now));
-                    last.get_or_insert(Last::Drains(kept));
+                    last.get_or_insert((Why::Nobody, Reply::Said(kept)));
                     next = balance.with(|b| b.choose(&untried, ask, now));
                     "drain"
                 }
                 Asked::Lost(why) => {
                     tracing::debug!(%replica, ?why, "a replica was lost before it answered");
                     balance.with(|b| b.failed(replica, now));
-                    last.get_or_insert(Last::Lost);
+                    last.get_or_insert((Why::Nobody, Reply::Own(ApiError::upstream_failed())));
                     next = match tries.another(why, now.saturating_duration_since(sent)) {
                         true => balance.with(|b| b.choose(&untried, ask, now)),
                         false => None,
@@ -173,15 +209,19 @@ impl Forwarder {
                 metrics.repeated(reason);
             }
         }
-        match last {
-            Some(Last::Full(kept) | Last::Drains(kept)) => kept.pass_on(account),
-            Some(Last::Lost) => refuse(account, ApiError::upstream_failed()),
-            None => refuse(account, ApiError::no_replica(&model.id())),
+        account.asks(None);
+        // The first word that a replica gave.
+        let (why, reply) =
+            last.unwrap_or_else(|| (Why::Nobody, Reply::Own(ApiError::no_replica(&model.id()))));
+        match tries.resets {
+            0 => Attempt::Later(why, reply),
+            // One that may have died of it is not followed by whoever comes next.
+            _ => Attempt::Over(reply),
         }
     }
 
-    async fn ask(&self, replica: SocketAddr, outgoing: &Outgoing, uid: &str) -> Asked {
-        let token = self.tokens.bearer(uid, jiff::Timestamp::now().as_second());
+    async fn ask(&self, replica: SocketAddr, outgoing: &Outgoing, account: &Account) -> Asked {
+        let token = self.tokens.bearer(account.service(), jiff::Timestamp::now().as_second());
         let uri = Uri::builder()
             .scheme(Scheme::HTTP)
             .authority(replica.to_string())
@@ -198,6 +238,9 @@ impl Forwarder {
             }
             Ok(Ok(answer)) => answer,
         };
+        if let Some(load) = ReplicaLoad::read(answer.headers()) {
+            account.hears(replica, &load);
+        }
         match answer.status() {
             StatusCode::TOO_MANY_REQUESTS => {
                 Kept::read(answer).await.map_or(Asked::Lost(Loss::Reset), Asked::Full)
@@ -254,13 +297,6 @@ fn refuses_us(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
-/// What the client is told where nobody answers: the first word that a replica gave.
-enum Last {
-    Full(Kept),
-    Drains(Kept),
-    Lost,
-}
-
 impl Kept {
     async fn read(answer: Response<Incoming>) -> Option<Self> {
         let (parts, body) = answer.into_parts();
@@ -268,23 +304,80 @@ impl Kept {
         Some(Self(parts, read.ok()?.ok()?.to_bytes()))
     }
 
-    /// OpenAI's `error.code`.
-    fn code(&self) -> Option<String> {
-        let body: serde_json::Value = serde_json::from_slice(&self.1).ok()?;
-        body["error"]["code"].as_str().map(str::to_owned)
+    /// The whole error, where it has OpenAI's form.
+    fn error(&self) -> Option<Value> {
+        let body: Value = serde_json::from_slice(&self.1).ok()?;
+        body["error"].is_object().then_some(body)
     }
 
-    /// As the replica said it.
-    fn pass_on(self, mut account: Account) -> Response<Body> {
-        let Self(parts, body) = self;
-        account.answers(parts.status.as_u16(), By::Replica);
-        (parts.status, headers::for_client(&parts.headers), body).into_response()
+    /// OpenAI's `error.code`.
+    fn code(&self) -> Option<String> {
+        self.error()?["error"]["code"].as_str().map(str::to_owned)
+    }
+
+    /// Seconds after which the same request may succeed.
+    fn retry_after(&self) -> Option<Duration> {
+        let seconds = self.0.headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+        Some(Duration::from_secs(seconds))
     }
 }
 
-fn refuse(mut account: Account, error: ApiError) -> Response<Body> {
-    account.answers(error.status.as_u16(), By::Gateway);
-    error.into_response()
+impl Reply {
+    /// What a replica answered, where that is no stream.
+    pub async fn read(answer: Response<Incoming>) -> Self {
+        match Kept::read(answer).await {
+            Some(kept) => Reply::Said(kept),
+            None => Reply::Own(ApiError::broken_off()),
+        }
+    }
+
+    /// Whether a replica says that it has not loaded yet what is asked.
+    pub fn is_loading(&self) -> bool {
+        matches!(self, Reply::Said(kept) if kept.code().as_deref() == Some("model_not_ready"))
+    }
+
+    /// When to ask again, where a replica said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Reply::Said(kept) => kept.retry_after(),
+            Reply::Own(_) => None,
+        }
+    }
+
+    /// The whole answer.
+    pub fn answer(self, mut account: Account) -> Response<Body> {
+        account.answers(self.status(), self.by());
+        match self {
+            Reply::Said(Kept(parts, body)) => {
+                (parts.status, headers::for_client(&parts.headers), body).into_response()
+            }
+            Reply::Own(error) => error.into_response(),
+        }
+    }
+
+    /// The last event of a stream that has begun.
+    pub fn event(self, mut account: Account) -> Bytes {
+        account.answers(self.status(), self.by());
+        let error = match &self {
+            Reply::Said(kept) => kept.error(),
+            Reply::Own(error) => Some(error.body()),
+        };
+        error_event(&error.unwrap_or_else(|| ApiError::broken_off().body()))
+    }
+
+    fn status(&self) -> u16 {
+        match self {
+            Reply::Said(kept) => kept.0.status.as_u16(),
+            Reply::Own(error) => error.status.as_u16(),
+        }
+    }
+
+    fn by(&self) -> By {
+        match self {
+            Reply::Said(_) => By::Replica,
+            Reply::Own(_) => By::Gateway,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ const HOPS: [HeaderName; 8] = [
 const OWN: [HeaderName; 5] =
     [header::HOST, header::CONTENT_LENGTH, header::AUTHORIZATION, header::EXPECT, header::COOKIE];
 /// A replica's load and an answer's cost are the gateway's to know.
-const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
+pub const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 const USAGE: HeaderName = HeaderName::from_static(USAGE_HEADER);
 
 /// A client's headers for a worker, with the gateway's token and its wish for trailers.

@@ -1,4 +1,4 @@
-//! The port that clients ask: OpenAI's routes, and nothing on it without being let in.
+//! The port that clients ask: OpenAI's routes, and nothing on it without being let in but the page's own files.
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,61 +12,74 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use lathe_http::{MAX_BODY, read_body};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use crate::account::{Account, Asked, Books};
 use crate::balance;
 use crate::body::{Endpoint, Question};
+use crate::discovery::Cluster;
 use crate::error::{ApiError, Headers};
-use crate::forward::{Forwarder, Outgoing};
+use crate::forward::Outgoing;
+use crate::hold::answer::{Asker, Asking};
 use crate::keys::{Auth, Caller};
-use crate::places::{Places, Room};
+use crate::limits::Now;
+use crate::page;
+use crate::places::Places;
 use crate::table::{Model, Table};
 
 /// What the port's handlers share.
 #[derive(Debug)]
 pub struct Gateway {
     auth: Auth,
-    /// `None` until the watches have seen everything.
-    table: watch::Receiver<Option<Arc<Table>>>,
-    forwarder: Forwarder,
+    /// What is known of the cluster.
+    pub cluster: Cluster,
+    asker: Arc<Asker>,
     books: Arc<Books>,
-    places: Arc<Places>,
+    /// Of requests.
+    pub places: Arc<Places>,
 }
 
 impl Gateway {
     /// Answers as many requests at a time as there are `places`.
     pub fn new(
         auth: Auth,
-        table: watch::Receiver<Option<Arc<Table>>>,
-        forwarder: Forwarder,
+        cluster: Cluster,
+        asker: Arc<Asker>,
         books: Arc<Books>,
         places: Arc<Places>,
     ) -> Arc<Self> {
-        Arc::new(Self { auth, table, forwarder, books, places })
+        Arc::new(Self { auth, cluster, asker, books, places })
     }
 
-    fn table(&self) -> Result<Arc<Table>, ApiError> {
-        let table = self.table.borrow().clone();
+    /// The models that there are.
+    ///
+    /// # Errors
+    /// 503 until the watches have seen everything.
+    pub fn table(&self) -> Result<Arc<Table>, ApiError> {
+        let table = self.cluster.table.borrow().clone();
         table.ok_or_else(|| ApiError::unavailable("starting", "The gateway is starting; ask again."))
     }
 
-    /// The model of this name, and its pods that take requests: at least one.
+    /// The model of this name, and its pods that take requests: none where it may be waited for.
     fn who_answers(&self, caller: &Caller, name: &str) -> Result<(Arc<Model>, Vec<SocketAddr>), ApiError> {
         let table = self.table()?;
         let model = answering(caller, &table, name)?;
         let ready: Vec<_> = model.service.ready().collect();
-        if ready.is_empty() { Err(ApiError::no_replica(&model.id())) } else { Ok((Arc::clone(model), ready)) }
+        if ready.is_empty() && !self.asker.holds().may_wait(&model.service, tokio::time::Instant::now()) {
+            return Err(ApiError::no_replica(&model.id()));
+        }
+        Ok((Arc::clone(model), ready))
     }
 }
 
 /// The routes.
 pub fn router(gateway: Arc<Gateway>) -> Router {
+    let page = page::files(&gateway.auth);
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
+        .merge(page::api())
         .fallback(async |method: Method, uri: Uri| -> Result<(), ApiError> {
             Err(ApiError::unknown_url(method.as_str(), uri.path()))
         })
@@ -75,6 +88,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         })
         .with_state(Arc::clone(&gateway))
         .layer(from_fn_with_state(gateway, guard))
+        // The form that asks for a key is for those who have not said theirs yet.
+        .merge(page)
 }
 
 /// By it what a client saw, the usage log and a worker's log are joined; OpenAI's clients show it.
@@ -127,9 +142,8 @@ async fn answer(
 ) -> Response {
     let arrived = Instant::now();
     match prepare(&gateway, caller, endpoint, request, arrived).await {
-        Ok(Prepared { account, outgoing, ready, limits, room }) => {
-            let mut response = gateway.forwarder.forward(account, outgoing, ready).await;
-            drop(room);
+        Ok(Prepared { asking, ready, limits }) => {
+            let mut response = gateway.asker.answer(asking, ready).await;
             response.headers_mut().extend(limits);
             response
         }
@@ -142,13 +156,10 @@ async fn answer(
 
 /// A request that may go to a replica.
 struct Prepared {
-    account: Account,
-    outgoing: Outgoing,
+    asking: Asking,
     ready: Vec<SocketAddr>,
     /// What is left to the key.
     limits: Headers,
-    /// Held as long as the body is.
-    room: Room,
 }
 
 /// Everything that is judged before a replica is asked.
@@ -162,18 +173,18 @@ async fn prepare(
     let (parts, body) = request.into_parts();
     let (place, mut room) = gateway.places.enter(caller.shares_as())?;
     // Before anything is read: whoever asks for nonsense asked as well.
-    gateway.books.quotas.enter(&caller.key, caller.limits, Instant::now())?;
+    let month = gateway.books.quotas.enter(&caller.key, caller.limits, Now::read())?;
     let body = read_body(&parts.headers, body, MAX_BODY, |bytes| room.hold(bytes)).await?;
     room.hold(body.len())?;
     let question = Question::read(body, endpoint).await?;
     let found = gateway.who_answers(&caller, &question.model);
     let (model, ready) = found.inspect_err(|error| {
         if error.status == StatusCode::SERVICE_UNAVAILABLE {
-            gateway.books.quotas.give_back(&caller.key);
+            gateway.books.quotas.give_back(&caller.key, month);
         }
     })?;
     let tokens = question.estimate.total();
-    let limits = gateway.books.quotas.take(&caller.key, caller.limits, tokens, Instant::now())?;
+    let limits = gateway.books.quotas.take(&caller.key, caller.limits, month, tokens, Now::read())?;
     // Every request was given one.
     let id = parts.headers.get(REQUEST_ID).cloned().unwrap_or_else(request_id);
     let outgoing = Outgoing {
@@ -181,16 +192,18 @@ async fn prepare(
         headers: parts.headers,
         body: question.with_model(&model.name),
         key: balance::key(&model.service.uid, &model.name, &question.beginning),
+        stream: question.stream,
     };
     let books = Arc::clone(&gateway.books);
-    let asked = Asked { id, caller, model, estimate: question.estimate, arrived, _place: place };
+    let estimate = question.estimate;
+    let asked = Asked { id, caller, model, estimate, month, arrived, _place: place };
     let account = Account::open(books, asked);
-    Ok(Prepared { account, outgoing, ready, limits, room })
+    Ok(Prepared { asking: Asking { account, outgoing, _room: room }, ready, limits })
 }
 
 fn answering<'a>(caller: &Caller, table: &'a Table, name: &str) -> Result<&'a Arc<Model>, ApiError> {
     let model = caller.resolve(table, name)?;
-    if !model.answers {
+    if !model.may_answer() {
         let message = format!(
             "The model `{}` is not ready; the status of InferenceService `{}` says why. Ask again.",
             model.id(),
@@ -206,7 +219,7 @@ async fn models(
     Extension(caller): Extension<Arc<Caller>>,
 ) -> Result<Json<Value>, ApiError> {
     let table = gateway.table()?;
-    let data: Vec<Value> = caller.models(&table).filter(|m| m.answers).map(|m| describe(m)).collect();
+    let data: Vec<Value> = caller.models(&table).filter(|m| m.is_offered()).map(|m| describe(m)).collect();
     Ok(Json(json!({"object": "list", "data": data})))
 }
 

@@ -33,7 +33,7 @@ const MAX_NAME: usize = 128;
 pub struct Caller {
     /// The key's name; `anonymous` without keys.
     pub key: Arc<str>,
-    /// What may be used in a minute.
+    /// What may be used in a minute and in a month.
     pub limits: Limits,
     reach: Reach,
 }
@@ -49,12 +49,30 @@ enum Reach {
 
 impl Caller {
     fn of(name: &str, entry: &KeyEntry) -> Self {
-        let KeyEntry { hash: _, namespace, models, requests_per_minute, tokens_per_minute } = entry;
+        let KeyEntry { hash: _, namespace, models, requests_per_minute, tokens_per_minute, tokens_per_month } =
+            entry;
         Self {
             key: name.into(),
-            limits: Limits { requests: *requests_per_minute, tokens: *tokens_per_minute },
+            limits: Limits {
+                requests: *requests_per_minute,
+                tokens: *tokens_per_minute,
+                month: *tokens_per_month,
+            },
             reach: Reach::Namespace { namespace: namespace.clone(), models: models.clone() },
         }
+    }
+
+    /// The one namespace that it may look into; `None`: all of them.
+    pub fn namespace(&self) -> Option<&str> {
+        match &self.reach {
+            Reach::Everything => None,
+            Reach::Namespace { namespace, .. } => Some(namespace),
+        }
+    }
+
+    /// Whether nothing of its namespace is kept from it. To others no text is told that may name what is.
+    pub fn sees_all(&self) -> bool {
+        !matches!(self.reach, Reach::Namespace { models: Some(_), .. })
     }
 
     /// Whose share of the gateway its requests are; without keys nobody has one.
@@ -86,19 +104,20 @@ impl Caller {
 
     /// What this caller may use, by id.
     pub fn models<'a>(&'a self, table: &'a Table) -> impl Iterator<Item = &'a Arc<Model>> {
-        let namespace = match &self.reach {
-            Reach::Everything => None,
-            Reach::Namespace { namespace, .. } => Some(namespace.as_str()),
-        };
-        table.models(namespace).filter(|model| self.may_use(model))
+        table.models(self.namespace()).filter(|model| self.may_use(model))
     }
 
     fn may_use(&self, model: &Model) -> bool {
+        self.may_name(&model.service.namespace, &model.name)
+    }
+
+    /// Whether it may use a model of this name, should there be one.
+    pub fn may_name(&self, namespace: &str, model: &str) -> bool {
         match &self.reach {
             Reach::Everything => true,
-            Reach::Namespace { namespace, models } => {
-                let listed = models.as_ref().is_none_or(|models| models.contains(&model.name));
-                *namespace == model.service.namespace && listed
+            Reach::Namespace { namespace: own, models } => {
+                let listed = models.as_ref().is_none_or(|models| models.iter().any(|name| name == model));
+                own == namespace && listed
             }
         }
     }

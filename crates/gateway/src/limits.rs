@@ -1,13 +1,23 @@
-//! What a key may use in a minute: token buckets. Tokens are taken as an estimate and settled when the answer is known.
+//! What a key may use in a minute and in a month. Tokens are taken as an estimate and settled when the answer is known.
+//!
+//! A minute is a [`Bucket`] each for requests and tokens, a month a sum in the [`Ledger`]; both know of the other replicas of the
+//! gateway what they told last ([`crate::exchange`]).
+//!
+//! **Bound of a month.** With one replica, what is let in is never estimated at more than the budget. Of several, each knows what the
+//! others let in until D seconds ago (two pauses between exchanges, so 30 s): the budget is exceeded by at most what the others let in
+//! during these seconds, which the key's limit of tokens a minute bounds where it has one.
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::http::{HeaderName, HeaderValue};
+use jiff::Timestamp;
 
+use crate::bucket::{Bucket, Pool};
+use crate::counts::{Change, Page, Told};
 use crate::error::{ApiError, Headers};
+use crate::ledger::Ledger;
+use crate::month::Month;
 
-const MINUTE: f64 = 60.0;
 /// What a client is told to wait at most: its key may have another limit by then.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
@@ -18,11 +28,36 @@ pub struct Limits {
     pub requests: Option<u32>,
     /// Tokens a minute.
     pub tokens: Option<u32>,
+    /// Tokens a calendar month in UTC.
+    pub month: Option<u64>,
 }
 
-/// The buckets of all keys, by the keys' names.
-#[derive(Debug, Default)]
-pub struct Quotas(Mutex<HashMap<Arc<str>, Buckets>>);
+/// The moment, by the clock that never goes back and by the calendar's.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For minutes.
+    pub instant: Instant,
+    /// For months.
+    pub time: Timestamp,
+}
+
+impl Now {
+    /// By the machine's clocks.
+    pub fn read() -> Self {
+        Self { instant: Instant::now(), time: Timestamp::now() }
+    }
+}
+
+/// What all keys used, by the keys' names.
+#[derive(Debug)]
+pub struct Quotas(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    minutes: HashMap<Arc<str>, Buckets>,
+    months: Ledger,
+    pool: Pool,
+}
 
 #[derive(Debug, Default)]
 struct Buckets {
@@ -30,68 +65,143 @@ struct Buckets {
     tokens: Option<Bucket>,
 }
 
+impl Default for Quotas {
+    /// As of a gateway that is alone until it hears of others.
+    fn default() -> Self {
+        let months = Ledger::new(format!("{:016x}", rand::random::<u64>()));
+        let pool = Pool { replicas: 1, heard: None };
+        Self(Mutex::new(State { minutes: HashMap::new(), months, pool }))
+    }
+}
+
 impl Quotas {
-    /// Takes one request of what the key may send.
+    /// Takes one request of what the key may send in a minute, and gives the month that the request belongs to.
     ///
     /// # Errors
     /// 429 where there is none left, with the time after which there is; nothing is taken then.
-    pub fn enter(&self, key: &Arc<str>, limits: Limits, now: Instant) -> Result<(), ApiError> {
-        self.with(key, |buckets| {
-            buckets.fill(limits, now);
-            let taken = Bucket::take(&mut buckets.requests, "requests", 1);
-            taken.map_err(|refusal| refusal.with_headers(buckets.told()))
-        })
+    pub fn enter(&self, key: &Arc<str>, limits: Limits, now: Now) -> Result<Month, ApiError> {
+        let month = Month::of(now.time);
+        let State { minutes, months, pool } = &mut *self.lock();
+        let buckets = minutes.entry(Arc::clone(key)).or_default();
+        buckets.fill(limits, *pool, now.instant);
+        take(&mut buckets.requests, "requests", 1).map_err(|refusal| refusal.with_headers(buckets.told()))?;
+        months.add(key, month, Change { requests: 1, tokens: 0 });
+        Ok(month)
     }
 
     /// Gives a request back that the gateway could not serve, through no fault of its client.
-    pub fn give_back(&self, key: &Arc<str>) {
-        self.with(key, |buckets| Bucket::put(&mut buckets.requests, 1.0));
+    pub fn give_back(&self, key: &Arc<str>, month: Month) {
+        let State { minutes, months, pool: _ } = &mut *self.lock();
+        if let Some(bucket) = minutes.get_mut(key).and_then(|buckets| buckets.requests.as_mut()) {
+            bucket.put(1.0);
+        }
+        months.add(key, month, Change { requests: -1, tokens: 0 });
     }
 
-    /// Takes `tokens`, and says in OpenAI's headers what is left.
+    /// Takes `tokens` of the key's minute and month, and says in OpenAI's headers what is left of the minute.
     ///
     /// # Errors
-    /// As [`Quotas::enter`].
+    /// 429 where they are not there: `insufficient_quota` for a month, else as [`Quotas::enter`]; nothing is taken then.
     pub fn take(
         &self,
         key: &Arc<str>,
         limits: Limits,
+        month: Month,
         tokens: u64,
-        now: Instant,
+        now: Now,
     ) -> Result<Headers, ApiError> {
-        self.with(key, |buckets| {
-            buckets.fill(limits, now);
-            let taken = Bucket::take(&mut buckets.tokens, "tokens", tokens);
-            taken.map(|()| buckets.told()).map_err(|refusal| refusal.with_headers(buckets.told()))
-        })
+        let State { minutes, months, pool } = &mut *self.lock();
+        let buckets = minutes.entry(Arc::clone(key)).or_default();
+        buckets.fill(limits, *pool, now.instant);
+        if let Some(budget) = limits.month {
+            let used = months.used(key, month).tokens;
+            if used.saturating_add(tokens) > budget {
+                let refusal = ApiError::budget_used(budget, used, tokens, month, now.time);
+                return Err(refusal.with_headers(buckets.told()));
+            }
+        }
+        take(&mut buckets.tokens, "tokens", tokens)
+            .map_err(|refusal| refusal.with_headers(buckets.told()))?;
+        months.add(key, month, Change { requests: 0, tokens: signed(tokens) });
+        Ok(buckets.told())
     }
 
-    /// Corrects what a request took as an estimate: `used` is what it cost. A debt is paid in full, whatever it came from: many
-    /// long answers at a time are not less than one after the other.
-    pub fn settle(&self, key: &Arc<str>, estimate: u64, used: u64) {
-        self.with(key, |buckets| Bucket::put(&mut buckets.tokens, estimate as f64 - used as f64));
+    /// Corrects what a request of `month` took as an estimate: `used` is what it cost. A debt is paid in full, whatever it came from:
+    /// many long answers at a time are not less than one after the other.
+    pub fn settle(&self, key: &Arc<str>, month: Month, estimate: u64, used: u64) {
+        let State { minutes, months, pool: _ } = &mut *self.lock();
+        if let Some(bucket) = minutes.get_mut(key).and_then(|buckets| buckets.tokens.as_mut()) {
+            bucket.put(estimate as f64 - used as f64);
+        }
+        months.add(key, month, Change { requests: 0, tokens: signed(used).saturating_sub(signed(estimate)) });
     }
 
-    /// Forgets keys that are no more.
+    /// Forgets the minutes of keys that are no more; what they used stays in their months.
     pub fn keep(&self, known: &HashSet<Arc<str>>) {
-        self.lock().retain(|key, _| known.contains(key));
+        self.lock().minutes.retain(|key, _| known.contains(key));
     }
 
-    fn with<T>(&self, key: &Arc<str>, change: impl FnOnce(&mut Buckets) -> T) -> T {
-        change(self.lock().entry(Arc::clone(key)).or_default())
+    /// Takes in what stands in the ConfigMap, and that there are so many replicas.
+    pub fn hear(&self, page: &Page, replicas: u32, now: Instant) {
+        let State { minutes, months, pool } = &mut *self.lock();
+        pool.replicas = replicas.max(1);
+        let others = months.hear(page);
+        for (key, buckets) in minutes {
+            let change = others.get(key).copied().unwrap_or_default();
+            let all = [(&mut buckets.requests, change.requests), (&mut buckets.tokens, change.tokens)];
+            for (bucket, amount) in all {
+                if let Some(bucket) = bucket {
+                    bucket.hear(amount as f64, *pool, now);
+                }
+            }
+        }
+    }
+
+    /// What is to be written there after [`Quotas::hear`], if anything.
+    pub fn tell(&self) -> Option<Told> {
+        self.lock().months.tell()
+    }
+
+    /// It was written.
+    pub fn was_told(&self) {
+        self.lock().months.was_told();
+    }
+
+    /// The others were heard, and hear of this replica.
+    pub fn in_touch(&self, now: Instant) {
+        self.lock().pool.heard = Some(now);
     }
 
     /// Every change is whole.
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Buckets>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// No request has so many tokens.
+fn signed(tokens: u64) -> i64 {
+    tokens.try_into().unwrap_or(i64::MAX)
+}
+
+/// Takes `amount` of `what`; nothing where that is not there.
+fn take(place: &mut Option<Bucket>, what: &'static str, amount: u64) -> Result<(), ApiError> {
+    let Some(bucket) = place else { return Ok(()) };
+    bucket.take(amount).map_err(|wait| {
+        let seconds = wait.min(LONGEST_WAIT).as_secs_f64().ceil().max(1.0) as u64;
+        ApiError::rate_limited(what, bucket.limit, seconds)
+    })
+}
+
 impl Buckets {
     /// As they stand now.
-    fn fill(&mut self, limits: Limits, now: Instant) {
-        Bucket::fill(&mut self.requests, limits.requests, now);
-        Bucket::fill(&mut self.tokens, limits.tokens, now);
+    fn fill(&mut self, limits: Limits, pool: Pool, now: Instant) {
+        for (place, limit) in [(&mut self.requests, limits.requests), (&mut self.tokens, limits.tokens)] {
+            match (place.as_mut(), limit) {
+                (_, None) => *place = None,
+                (None, Some(limit)) => *place = Some(Bucket::new(limit, pool, now)),
+                (Some(bucket), Some(limit)) => bucket.fill(limit, pool, now),
+            }
+        }
     }
 
     /// What is left, in OpenAI's headers.
@@ -106,191 +216,7 @@ impl Buckets {
     }
 }
 
-/// Fills evenly up to a minute's worth; below zero after answers that were longer than estimated.
-#[derive(Clone, Debug)]
-struct Bucket {
-    limit: u32,
-    level: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    /// The bucket as it stands now; a new limit keeps the share that was left.
-    fn fill(place: &mut Option<Bucket>, limit: Option<u32>, now: Instant) {
-        let Some(limit) = limit else {
-            *place = None;
-            return;
-        };
-        let full = f64::from(limit);
-        let bucket = place.get_or_insert(Bucket { limit, level: full, at: now });
-        if bucket.limit != limit {
-            bucket.level *= full / f64::from(bucket.limit);
-            bucket.limit = limit;
-        }
-        let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
-        bucket.level = (bucket.level + passed * full / MINUTE).min(full);
-        bucket.at = bucket.at.max(now);
-    }
-
-    /// Takes `amount` of `what`; nothing where that is not there.
-    fn take(place: &mut Option<Bucket>, what: &'static str, amount: u64) -> Result<(), ApiError> {
-        let Some(bucket) = place else { return Ok(()) };
-        if let Some(wait) = bucket.wait(amount) {
-            let seconds = wait.min(LONGEST_WAIT).as_secs_f64().ceil().max(1.0) as u64;
-            return Err(ApiError::rate_limited(what, bucket.limit, seconds));
-        }
-        bucket.level -= amount as f64;
-        Ok(())
-    }
-
-    /// Puts `amount` back, or takes more where it is negative.
-    fn put(place: &mut Option<Bucket>, amount: f64) {
-        if let Some(bucket) = place {
-            bucket.level = (bucket.level + amount).min(f64::from(bucket.limit));
-        }
-    }
-
-    /// How long until `amount` is there. More than a minute's worth never is: it may go once the bucket is full.
-    fn wait(&self, amount: u64) -> Option<Duration> {
-        let full = f64::from(self.limit);
-        let missing = (amount as f64).min(full) - self.level;
-        // Filling in many small steps rounds.
-        (missing > 1e-6).then(|| Duration::from_secs_f64(missing * MINUTE / full))
-    }
-
-    fn tell(&self, what: &str, headers: &mut Headers) {
-        let full = f64::from(self.limit);
-        let reset = Duration::from_secs_f64((full - self.level).max(0.0) * MINUTE / full);
-        let told = [
-            ("limit", self.limit.to_string()),
-            ("remaining", (self.level.max(0.0).floor() as u64).to_string()),
-            ("reset", written(reset)),
-        ];
-        for (which, value) in told {
-            let name = HeaderName::try_from(format!("x-ratelimit-{which}-{what}"));
-            if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(value)) {
-                headers.push((name, value));
-            }
-        }
-    }
-}
-
-/// As OpenAI writes it: `120ms`, `7.66s`, `1m30s`.
-fn written(time: Duration) -> String {
-    match time.as_millis() {
-        millis @ 0..1000 => format!("{millis}ms"),
-        millis @ 1000..60_000 => format!("{}s", millis as f64 / 1000.0),
-        millis => format!("{}m{}s", millis / 60_000, millis / 1000 % 60),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    fn value<'a>(headers: &'a Headers, name: &str) -> &'a str {
-        let found = headers.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("no {name}"));
-        found.1.to_str().unwrap()
-    }
-
-    fn limits(requests: u32, tokens: u32) -> Limits {
-        Limits { requests: Some(requests), tokens: Some(tokens) }
-    }
-
-    fn key(name: &str) -> Arc<str> {
-        name.into()
-    }
-
-    #[test]
-    fn requests_are_refused_until_one_has_come_back() {
-        let (quotas, start, two, k) = (Quotas::default(), Instant::now(), limits(2, 1000), key("k"));
-        let at = |seconds| start + Duration::from_secs(seconds);
-        quotas.enter(&k, two, start).unwrap();
-        let headers = quotas.take(&k, two, 10, start).unwrap();
-        assert_eq!(value(&headers, "x-ratelimit-limit-requests"), "2");
-        assert_eq!(value(&headers, "x-ratelimit-remaining-requests"), "1");
-        assert_eq!(value(&headers, "x-ratelimit-reset-requests"), "30s");
-        assert_eq!(value(&headers, "x-ratelimit-remaining-tokens"), "990");
-        assert_eq!(value(&headers, "x-ratelimit-reset-tokens"), "600ms");
-        quotas.enter(&k, two, start).unwrap();
-        let refused = quotas.enter(&k, two, at(1)).unwrap_err();
-        assert_eq!((refused.status.as_u16(), refused.code), (429, "rate_limit_exceeded"));
-        assert!(refused.message.contains("2 requests a minute. Try again in 29 s."), "{}", refused.message);
-        // What was refused took nothing.
-        assert_eq!(value(&refused.headers, "x-ratelimit-remaining-tokens"), "1000");
-        assert!(quotas.enter(&k, two, at(29)).is_err());
-        assert!(quotas.enter(&k, two, at(30)).is_ok());
-        assert!(quotas.enter(&k, two, at(30)).is_err());
-        quotas.give_back(&k);
-        assert!(quotas.enter(&k, two, at(30)).is_ok());
-        assert!(quotas.enter(&key("other"), two, start).is_ok());
-    }
-
-    #[test]
-    fn tokens_are_settled_by_what_was_used() {
-        let (quotas, now, hundred, k) = (Quotas::default(), Instant::now(), limits(100, 100), key("k"));
-        let left = |tokens| {
-            let headers = quotas.take(&k, hundred, tokens, now)?;
-            Ok::<_, ApiError>(value(&headers, "x-ratelimit-remaining-tokens").to_owned())
-        };
-        assert_eq!(left(80).unwrap(), "20");
-        assert!(left(80).is_err());
-        quotas.settle(&k, 80, 5);
-        assert_eq!(left(80).unwrap(), "15");
-        // An answer that was longer than estimated pauses the key until it is paid.
-        quotas.settle(&k, 80, 195);
-        let refused = left(1).unwrap_err();
-        assert!(refused.message.contains("Try again in 61 s"), "{}", refused.message);
-        // A long time is told shorter.
-        quotas.settle(&k, 0, 1_000_000);
-        assert!(left(1).unwrap_err().message.contains("Try again in 600 s"));
-    }
-
-    #[test]
-    fn answers_at_the_same_time_cost_as_much_as_one_after_the_other() {
-        let (quotas, start, few, k) = (Quotas::default(), Instant::now(), limits(100, 600), key("k"));
-        for _ in 0..6 {
-            quotas.take(&k, few, 100, start).unwrap();
-        }
-        for _ in 0..6 {
-            quotas.settle(&k, 100, 1100);
-        }
-        // 6600 were used of 600, and 10 come back in a second.
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(quotas.take(&k, few, 1, at(600)).is_err());
-        assert!(quotas.take(&k, few, 1, at(601)).is_ok());
-    }
-
-    #[test]
-    fn a_request_larger_than_a_minute_goes_once_the_bucket_is_full() {
-        let (quotas, start, few, k) = (Quotas::default(), Instant::now(), limits(100, 60), key("k"));
-        assert!(quotas.take(&k, few, 500, start).is_ok());
-        quotas.settle(&k, 500, 30);
-        assert!(quotas.take(&k, few, 500, start).is_err());
-        assert!(quotas.take(&k, few, 500, start + Duration::from_secs(30)).is_ok());
-    }
-
-    #[test]
-    fn a_new_limit_counts_at_once_and_a_clock_that_goes_back_does_no_harm() {
-        let (quotas, start, k) = (Quotas::default(), Instant::now() + Duration::from_secs(60), key("k"));
-        quotas.enter(&k, limits(10, 10), start).unwrap();
-        let back = start - Duration::from_secs(30);
-        quotas.enter(&k, limits(20, 10), back).unwrap();
-        let headers = quotas.take(&k, limits(20, 10), 0, back).unwrap();
-        assert_eq!(value(&headers, "x-ratelimit-remaining-requests"), "17");
-        assert!(quotas.take(&k, Limits::default(), 1 << 40, start).unwrap().is_empty());
-        quotas.keep(&HashSet::from([key("other")]));
-        assert!(quotas.lock().is_empty());
-    }
-
-    #[rstest]
-    #[case(0, "0ms")]
-    #[case(120, "120ms")]
-    #[case(7660, "7.66s")]
-    #[case(90_500, "1m30s")]
-    fn durations_are_written_as_openai_does(#[case] millis: u64, #[case] text: &str) {
-        assert_eq!(written(Duration::from_millis(millis)), text);
-    }
-}
+mod shared;
+#[cfg(test)]
+mod tests;

@@ -12,8 +12,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+mod hold;
+
 use crate::account::By;
 use crate::table::Model;
+pub use hold::HoldMetrics;
 
 /// What the gateway counts.
 #[derive(Debug)]
@@ -40,12 +43,18 @@ pub struct Metrics {
     pub usage_lines_lost: Counter,
     /// Every label set that something was counted of, with the statuses of its requests.
     seen: Mutex<HashMap<Asked, HashSet<(u16, By)>>>,
+    /// Of requests that wait for a replica.
+    pub hold: HoldMetrics,
     /// Keys that are in force.
     pub keys: Gauge<i64, AtomicI64>,
     /// Entries of the Secret that are no keys.
     pub keys_broken: Gauge<i64, AtomicI64>,
     /// 1 where the Secret could be read last time.
     pub keys_readable: Gauge<i64, AtomicI64>,
+    /// Unix time in seconds at which counts were last exchanged.
+    pub counts_exchanged: Gauge<i64, AtomicI64>,
+    /// Entries of the counts' ConfigMap that cannot be read.
+    pub counts_broken: Gauge<i64, AtomicI64>,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -114,9 +123,12 @@ impl Default for Metrics {
             table_updated: Gauge::default(),
             usage_lines_lost: Counter::default(),
             seen: Mutex::default(),
+            hold: HoldMetrics::default(),
             keys: Gauge::default(),
             keys_broken: Gauge::default(),
             keys_readable: Gauge::default(),
+            counts_exchanged: Gauge::default(),
+            counts_broken: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -184,12 +196,23 @@ impl Metrics {
             "Lines that the usage log could not take, since nobody read it fast enough",
             self.usage_lines_lost.clone(),
         );
+        self.hold.register(registry);
         registry.register("keys", "Keys that are in force", self.keys.clone());
         registry.register("keys_broken", "Entries of the Secret that are no keys", self.keys_broken.clone());
         registry.register(
             "keys_readable",
             "1 where the keys could be read last time, else 0",
             self.keys_readable.clone(),
+        );
+        registry.register(
+            "counts_exchanged_timestamp_seconds",
+            "Unix time at which what keys used was last exchanged with the gateway's other replicas",
+            self.counts_exchanged.clone(),
+        );
+        registry.register(
+            "counts_broken",
+            "Entries of the ConfigMap lathe-gateway-usage that cannot be read",
+            self.counts_broken.clone(),
         );
     }
 

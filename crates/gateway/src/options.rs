@@ -2,9 +2,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use crate::hold::HoldBounds;
 use crate::places::Places;
 
 /// The one front door for everything that a cluster serves: OpenAI's API, keys, limits, balance.
@@ -29,6 +31,9 @@ pub struct Options {
     /// The gateway's private key (PKCS#8 PEM), by which workers know it: `gateway.key` of the Secret `lathe-keys`.
     #[arg(long, env = "LATHE_SIGNING_KEY", default_value = "/etc/lathe/signing/gateway.key")]
     pub signing_key: PathBuf,
+    /// The operator's public key (SPKI PEM), by which it is known when it asks what flows: `operator.pub` of the Secret `lathe-keys`.
+    #[arg(long, env = "LATHE_OPERATOR_KEY", default_value = "/etc/lathe/signing/operator.pub")]
+    pub operator_key: PathBuf,
     /// Requests that are answered at a time; one more gets 429.
     #[arg(long, env = "LATHE_MAX_IN_FLIGHT", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_in_flight: u32,
@@ -39,6 +44,16 @@ pub struct Options {
     /// request into a closing one.
     #[arg(long, env = "LATHE_IDLE_SECONDS", default_value_t = 75, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub idle_seconds: u32,
+    /// Requests for one service that are held at a time while none of its replicas is ready; one more gets 429. Of one namespace
+    /// twice as many, in all eight times as many.
+    #[arg(long, env = "LATHE_HOLD_REQUESTS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub hold_requests: u32,
+    /// MiB that their bodies have together; of one namespace twice, in all eight times as much.
+    #[arg(long, env = "LATHE_HOLD_MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub hold_mib: u32,
+    /// Seconds that a request is held; then it gets 503.
+    #[arg(long, env = "LATHE_HOLD_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub hold_seconds: u32,
     /// Write a line of JSON for every request to standard output.
     #[arg(long, env = "LATHE_USAGE_LOG")]
     pub usage_log: bool,
@@ -55,6 +70,15 @@ impl Options {
     pub fn places(&self) -> Arc<Places> {
         let per_key = self.max_in_flight_per_key.unwrap_or(self.max_in_flight.div_ceil(4));
         Places::new(self.max_in_flight as usize, per_key as usize)
+    }
+
+    /// How much is held of one service.
+    pub fn holds(&self) -> HoldBounds {
+        HoldBounds {
+            requests: self.hold_requests as usize,
+            bytes: (self.hold_mib as usize) << 20,
+            time: Duration::from_secs(self.hold_seconds.into()),
+        }
     }
 }
 

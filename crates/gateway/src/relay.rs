@@ -10,6 +10,7 @@ use axum::response::IntoResponse as _;
 use futures::stream;
 use http_body::Frame;
 use http_body_util::BodyExt as _;
+use serde_json::Value;
 
 use crate::account::{Account, By};
 use crate::error::ApiError;
@@ -20,20 +21,19 @@ use crate::headers;
 const SILENCE: Duration = Duration::from_secs(90);
 
 /// The answer for the client; `account` stays open until it is over.
-pub fn relay(answer: Response<Incoming>, mut account: Account) -> Response<Body> {
-    let (parts, body) = answer.into_parts();
-    account.answers(parts.status.as_u16(), By::Replica);
-    account.took(headers::usage(&parts.headers));
-    let events = is_event_stream(&parts.headers);
-    if events {
-        account.streams();
-    }
-    let relay = Relay { body, account, events, end: EVENT_END, over: false };
-    let body = Body::from_stream(stream::unfold(relay, Relay::next));
-    (parts.status, headers::for_client(&parts.headers), body).into_response()
+pub fn relay(answer: Response<Incoming>, account: Account) -> Response<Body> {
+    let (status, headers) = (answer.status(), headers::for_client(answer.headers()));
+    let body = Body::from_stream(stream::unfold(Relay::of(answer, account), Relay::next));
+    (status, headers, body).into_response()
 }
 
-fn is_event_stream(headers: &HeaderMap) -> bool {
+/// An error in a stream, after which it ends.
+pub fn error_event(error: &Value) -> Bytes {
+    format!("data: {error}\n\n").into()
+}
+
+/// Whether the answer comes in events.
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     kind.is_some_and(|kind| kind.starts_with("text/event-stream"))
 }
@@ -41,7 +41,8 @@ fn is_event_stream(headers: &HeaderMap) -> bool {
 /// What stands between two events.
 const EVENT_END: [u8; 2] = *b"\n\n";
 
-struct Relay {
+/// The body of an answer.
+pub struct Relay {
     body: Incoming,
     account: Account,
     events: bool,
@@ -51,7 +52,20 @@ struct Relay {
 }
 
 impl Relay {
-    async fn next(mut self) -> Option<(Result<Bytes, BoxError>, Self)> {
+    /// Of a replica's answer.
+    pub fn of(answer: Response<Incoming>, mut account: Account) -> Self {
+        let (parts, body) = answer.into_parts();
+        account.answers(parts.status.as_u16(), By::Replica);
+        account.took(headers::usage(&parts.headers));
+        let events = is_event_stream(&parts.headers);
+        if events {
+            account.streams();
+        }
+        Self { body, account, events, end: EVENT_END, over: false }
+    }
+
+    /// The next piece, as it came.
+    pub async fn next(mut self) -> Option<(Result<Bytes, BoxError>, Self)> {
         if self.over {
             return None;
         }
@@ -93,8 +107,7 @@ impl Relay {
         self.account.breaks();
         tracing::warn!(why, "a replica was lost in the middle of an answer");
         if self.events && self.end == EVENT_END {
-            let error = ApiError::broken_off().body();
-            return Ok(format!("data: {error}\n\n").into());
+            return Ok(error_event(&ApiError::broken_off().body()));
         }
         Err("the replica was lost in the middle of its answer".into())
     }

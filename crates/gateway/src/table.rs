@@ -5,16 +5,21 @@ use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::{EndpointPort, EndpointSlice};
 use kube::{Resource as _, ResourceExt as _};
-use lathe_api::InferenceService;
+use lathe_api::{InferenceService, InferenceServiceSpec};
 
 /// The label by which an EndpointSlice names its Service; a service's Service has the service's own name.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Name of the port on which workers serve users.
 const PORT: &str = "http";
 
-/// Models by namespace and name: whoever holds a namespace's map cannot name anything outside of it.
+/// What there is.
 #[derive(Clone, Debug, Default)]
-pub struct Table(BTreeMap<String, BTreeMap<String, Arc<Model>>>);
+pub struct Table {
+    /// By namespace and name: whoever holds a namespace's map cannot name anything outside of it.
+    models: BTreeMap<String, BTreeMap<String, Arc<Model>>>,
+    /// By UID.
+    services: BTreeMap<String, Arc<Service>>,
+}
 
 /// What a model id stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +47,23 @@ pub struct Service {
     pub created: i64,
     /// Requests that each of its pods decodes at a time.
     pub slots: u32,
+    /// Who says how many pods it has.
+    pub scale: Scale,
+    /// Whether its status names any model that answers: where it names none, no pod was ready when it was written.
+    pub told: bool,
     /// Its pods.
     pub endpoints: Vec<Endpoint>,
+}
+
+/// Who says how many pods a service has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// The operator, by what flows and what is held here: one that sleeps wakes when it is asked.
+    Automatic,
+    /// Its user, who wants some.
+    Fixed,
+    /// Its user, who wants none.
+    Stopped,
 }
 
 /// One pod of a service.
@@ -63,6 +83,16 @@ impl Model {
     /// `namespace/name`.
     pub fn id(&self) -> String {
         format!("{}/{}", self.service.namespace, self.name)
+    }
+
+    /// Whether it may be asked as soon as a pod is ready. Pods that became ready since the status was written are the newer word.
+    pub fn may_answer(&self) -> bool {
+        self.answers || !self.service.told
+    }
+
+    /// Whether whoever asks it is answered, perhaps after it has woken.
+    pub fn is_offered(&self) -> bool {
+        self.answers || (!self.service.told && self.service.scale == Scale::Automatic)
     }
 }
 
@@ -93,13 +123,21 @@ impl Table {
             let created = object.meta().creation_timestamp.as_ref().map_or(0, |t| t.0.as_second());
             let endpoints = endpoints.remove(&(namespace.clone(), name.clone())).unwrap_or_default();
             let slots = u32::try_from(object.spec.serving.max_sequences).unwrap_or(1);
-            let service =
-                Service { namespace: namespace.clone(), name: name.clone(), uid, created, slots, endpoints };
-            let service = Arc::new(service);
             let answering: BTreeSet<&str> =
                 object.status.iter().flat_map(|status| &status.model_ids).map(String::as_str).collect();
+            let service = Arc::new(Service {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                uid: uid.clone(),
+                created,
+                slots,
+                scale: Scale::of(&object.spec),
+                told: !answering.is_empty(),
+                endpoints,
+            });
+            table.services.insert(uid, Arc::clone(&service));
             let adapters = object.spec.adapter_refs.iter().map(|adapter| (adapter.name.clone(), true));
-            let names = table.0.entry(namespace).or_default();
+            let names = table.models.entry(namespace).or_default();
             for (name, adapter) in std::iter::once((name, false)).chain(adapters) {
                 let answers = answering.contains(name.as_str());
                 let service = Arc::clone(&service);
@@ -112,26 +150,39 @@ impl Table {
 
     /// The model of this very name.
     pub fn get(&self, namespace: &str, name: &str) -> Option<&Arc<Model>> {
-        self.0.get(namespace)?.get(name)
+        self.models.get(namespace)?.get(name)
     }
 
     /// All models, of one namespace or of all, by id.
     pub fn models(&self, namespace: Option<&str>) -> impl Iterator<Item = &Arc<Model>> {
         let chosen = move |own: &&String| namespace.is_none_or(|wanted| *own == wanted);
-        self.0.iter().filter(move |(own, _)| chosen(own)).flat_map(|(_, models)| models.values())
+        self.models.iter().filter(move |(own, _)| chosen(own)).flat_map(|(_, models)| models.values())
+    }
+
+    /// The service of this UID.
+    pub fn service(&self, uid: &str) -> Option<&Arc<Service>> {
+        self.services.get(uid)
+    }
+
+    /// All services.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
     }
 
     /// The pods of every service, by its UID.
     pub fn replicas(&self) -> BTreeMap<String, BTreeSet<SocketAddr>> {
-        let mut replicas = BTreeMap::new();
-        // Its adapters are the same service's.
-        for model in self.models(None) {
-            let Service { uid, endpoints, .. } = &*model.service;
-            if !replicas.contains_key(uid) {
-                replicas.insert(uid.clone(), endpoints.iter().map(|e| e.address).collect());
-            }
+        let pods = |service: &Service| service.endpoints.iter().map(|e| e.address).collect();
+        self.services.iter().map(|(uid, service)| (uid.clone(), pods(service))).collect()
+    }
+}
+
+impl Scale {
+    fn of(spec: &InferenceServiceSpec) -> Self {
+        match (spec.autoscaling.is_some(), spec.replicas) {
+            (true, _) => Scale::Automatic,
+            (false, 1..) => Scale::Fixed,
+            (false, _) => Scale::Stopped,
         }
-        replicas
     }
 }
 

@@ -1,6 +1,6 @@
 //! Objects as the API server has them.
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use lathe_api::InferenceService;
+use lathe_api::{FineTuneJob, InferenceService};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -21,6 +21,24 @@ pub fn service(namespace: &str, name: &str, adapters: &[&str], answers: &[&str])
         },
         "spec": {"modelRef": {"name": "base"}, "adapterRefs": adapters, "access": "Direct"},
         "status": {"modelIds": answers},
+    }))
+}
+
+/// A job that makes the Model of its own name, with this status.
+pub fn job(namespace: &str, name: &str, status: Value) -> FineTuneJob {
+    object(json!({
+        "apiVersion": "lathe.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {
+            "namespace": namespace, "name": name, "uid": format!("uid-{namespace}-{name}"),
+            "creationTimestamp": "2026-01-01T00:00:00Z", "resourceVersion": "1",
+        },
+        "spec": {
+            "baseModelRef": {"name": "base"},
+            "dataset": {"train": {"uri": "pvc://data/train.jsonl"}},
+            "output": {"modelName": name},
+        },
+        "status": status,
     }))
 }
 

@@ -1,8 +1,12 @@
 //! The gateway on real sockets: clients on one side, replicas that misbehave on the other.
+mod browser;
 mod clients;
 mod failures;
+mod holds;
+mod page;
 mod program;
 mod replica;
 mod rig;
+mod traffic;
 mod usage_log;
 mod worker;

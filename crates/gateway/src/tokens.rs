@@ -2,17 +2,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use anyhow::Context as _;
-
 use axum::http::HeaderValue;
 use lathe_contract::{Scope, Signer, TOKEN_LIFETIME};
 
+use crate::files;
 use crate::tasks::Tasks;
-
-/// Between two looks at the key.
-const PAUSE: Duration = Duration::from_secs(3);
 
 /// Tokens by the UID that they are for, each used for half of its life.
 #[derive(Debug)]
@@ -64,33 +60,21 @@ impl Tokens {
     }
 }
 
-/// Reads the gateway's key, and again as the file changes, until nobody asks for tokens any more. One that cannot be read leaves the
-/// one before in force.
+/// Reads the gateway's key, and again as the file changes. One that cannot be read leaves the one before in force.
 ///
 /// # Errors
 /// There is none to begin with.
 pub fn follow(tasks: &mut Tasks, path: PathBuf) -> anyhow::Result<Arc<Tokens>> {
-    let mut seen = read(&path)?;
-    let tokens = Arc::new(Tokens::new(signer(&path, &seen)?));
-    let told = Arc::downgrade(&tokens);
-    tasks.spawn(async move {
-        loop {
-            tokio::time::sleep(PAUSE).await;
-            let Some(tokens) = told.upgrade() else { break "the gateway's key" };
-            let of = path.clone();
-            // Files may be slow.
-            let Ok(Ok(pem)) = tokio::task::spawn_blocking(move || read(&of)).await else { continue };
-            if std::mem::replace(&mut seen, pem.clone()) == pem {
-                continue;
-            }
-            match signer(&path, &pem) {
-                Ok(signer) => {
-                    tracing::info!("the gateway's key has changed");
-                    tokens.sign_with(signer);
-                }
-                Err(error) => tracing::error!("the gateway's key stays as it was: {error:#}"),
-            }
+    let seen = files::read(&path)
+        .with_context(|| format!("the gateway's key {} cannot be read; {NEXT}", path.display()))?;
+    let tokens = Arc::new(Tokens::new(signer(&path, seen.as_deref())?));
+    let (told, of) = (Arc::clone(&tokens), path.clone());
+    files::follow(tasks, path, seen, move |pem| match signer(&of, pem) {
+        Ok(signer) => {
+            tracing::info!("the gateway's key has changed");
+            told.sign_with(signer);
         }
+        Err(error) => tracing::error!("the gateway's key stays as it was: {error:#}"),
     });
     Ok(tokens)
 }
@@ -98,12 +82,8 @@ pub fn follow(tasks: &mut Tasks, path: PathBuf) -> anyhow::Result<Arc<Tokens>> {
 const NEXT: &str =
     "mount `gateway.key` of the Secret `lathe-keys`, which the operator makes, or name it with --signing-key";
 
-fn read(path: &Path) -> anyhow::Result<String> {
-    let read = std::fs::read_to_string(path);
-    read.with_context(|| format!("the gateway's key {} cannot be read; {NEXT}", path.display()))
-}
-
-fn signer(path: &Path, pem: &str) -> anyhow::Result<Signer> {
+fn signer(path: &Path, pem: Option<&str>) -> anyhow::Result<Signer> {
+    let pem = pem.with_context(|| format!("the gateway's key {} is not there; {NEXT}", path.display()))?;
     Signer::from_pem(pem).with_context(|| format!("{} is no key; {NEXT}", path.display()))
 }
 
@@ -112,6 +92,7 @@ mod tests {
     use lathe_contract::Verifier;
 
     use super::*;
+    use crate::files::PAUSE;
 
     #[tokio::test(start_paused = true)]
     async fn a_key_that_changes_signs_from_then_on_and_a_broken_one_does_not() {

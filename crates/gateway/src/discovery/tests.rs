@@ -8,33 +8,61 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::balance::Balances;
+use crate::exchange::tests::Store;
+use crate::flow::Flows;
 use crate::limits::Quotas;
 use crate::metrics::Metrics;
-use crate::testing::{service, slice};
+use crate::testing::{job, service, slice};
 
 /// An API server that lists what it holds and passes on what a test says of each watch.
 pub struct Server {
     pub client: Client,
     services: mpsc::UnboundedSender<Value>,
     slices: mpsc::UnboundedSender<Value>,
+    jobs: mpsc::UnboundedSender<Value>,
     /// Path and query of every call.
     calls: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
     pub fn start(services: Vec<Value>, slices: Vec<Value>) -> Self {
+        Self::start_with(services, slices, Arc::default())
+    }
+
+    /// One that keeps the ConfigMap of counts in this `store`.
+    pub fn start_with(services: Vec<Value>, slices: Vec<Value>, store: Arc<Store>) -> Self {
         let (mock, mut handle) = tower_test::mock::pair::<Request<Body>, Response<axum::body::Body>>();
         let (service_sender, service_events) = mpsc::unbounded_channel();
         let (slice_sender, slice_events) = mpsc::unbounded_channel();
+        let (job_sender, job_events) = mpsc::unbounded_channel();
+        let jobs = Vec::new();
         let calls = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&calls);
         tokio::spawn(async move {
             let (mut service_events, mut slice_events) = (Some(service_events), Some(slice_events));
+            let mut job_events = Some(job_events);
             while let Some((request, reply)) = handle.next_request().await {
                 let call = request.uri().to_string();
-                let ours = call.contains("/inferenceservices");
-                let (items, events) =
-                    if ours { (&services, &mut service_events) } else { (&slices, &mut slice_events) };
+                if call.contains("/configmaps") {
+                    let (status, body) = store.answer(request).await;
+                    let mut answer = Response::new(axum::body::Body::from(body.to_string()));
+                    *answer.status_mut() = status.try_into().unwrap();
+                    reply.send_response(answer);
+                    continue;
+                }
+                if call.contains("service-name%3Dlathe-gateway") {
+                    let list =
+                        json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": store.slices()});
+                    reply.send_response(Response::new(axum::body::Body::from(list.to_string())));
+                    continue;
+                }
+                let (items, events) = if call.contains("/inferenceservices") {
+                    (&services, &mut service_events)
+                } else if call.contains("/endpointslices") {
+                    (&slices, &mut slice_events)
+                } else {
+                    (&jobs, &mut job_events)
+                };
                 let body = match call.contains("watch=true") {
                     false => {
                         let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items});
@@ -58,7 +86,7 @@ impl Server {
             }
         });
         let client = Client::new(mock, "default");
-        Self { client, services: service_sender, slices: slice_sender, calls }
+        Self { client, services: service_sender, slices: slice_sender, jobs: job_sender, calls }
     }
 }
 
@@ -67,6 +95,7 @@ fn books() -> Arc<Books> {
     Arc::new(Books {
         balances: Balances::default(),
         quotas: Arc::new(Quotas::default()),
+        flows: Flows::default(),
         metrics,
         usage_log: false,
     })
@@ -93,7 +122,8 @@ async fn the_table_follows_what_the_api_server_says() {
     let books = books();
     let health = Health::new(Arc::clone(&books.metrics));
     let mut tasks = Tasks::default();
-    let mut table = follow(&mut tasks, &server.client, &[], 8080, health.clone(), books);
+    let Cluster { mut table, services, jobs } =
+        follow(&mut tasks, &server.client, &[], 8080, health.clone(), books);
     assert!(health.missing().unwrap().starts_with("watches: "));
     assert!(table.borrow().is_none());
     until(&mut table, |table| table.get("a", "s").is_some_and(|m| m.service.ready().count() == 1)).await;
@@ -106,8 +136,19 @@ async fn the_table_follows_what_the_api_server_says() {
     until(&mut table, |table| table.get("a", "s").is_some_and(|m| m.service.ready().count() == 0)).await;
     server.services.send(json!({"type": "ADDED", "object": service("b", "s", &["t"], &[])})).unwrap();
     until(&mut table, |table| table.get("b", "t").is_some_and(|m| m.adapter && !m.answers)).await;
+    let known = |namespace: &str, name: &str| services.look(namespace, name, |_| ()).is_some();
+    assert!(known("b", "s") && !known("a", "broken"));
     server.services.send(json!({"type": "DELETED", "object": service("a", "s", &[], &["s"])})).unwrap();
     until(&mut table, |table| table.get("a", "s").is_none()).await;
+    assert!(!known("a", "s"));
+    server.jobs.send(json!({"type": "ADDED", "object": job("b", "tune", json!({}))})).unwrap();
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while jobs.get("b", "tune").is_none() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await
+    .expect("it comes");
 
     let calls = server.calls.lock().unwrap().clone();
     let slices: Vec<_> = calls.iter().filter(|call| call.contains("/endpointslices")).collect();
@@ -126,7 +167,7 @@ async fn a_watch_that_fails_is_told_of_until_it_works_again_and_the_table_stays(
     let books = books();
     let (health, metrics) = (Health::new(Arc::clone(&books.metrics)), Arc::clone(&books.metrics));
     let mut tasks = Tasks::default();
-    let mut table = follow(&mut tasks, &server.client, &[], 8080, health, books);
+    let mut table = follow(&mut tasks, &server.client, &[], 8080, health, books).table;
     until(&mut table, |table| table.get("a", "s").is_some_and(|m| m.service.ready().count() == 1)).await;
     let failing = async |wanted| {
         let waiting = async {
@@ -155,7 +196,7 @@ async fn with_namespaces_nothing_else_is_read() {
     let health = Health::new(Arc::clone(&books.metrics));
     let mut tasks = Tasks::default();
     let mut table =
-        follow(&mut tasks, &server.client, &["a".to_owned(), "b".to_owned()], 8080, health, books);
+        follow(&mut tasks, &server.client, &["a".to_owned(), "b".to_owned()], 8080, health, books).table;
     until(&mut table, |_| true).await;
     let calls = server.calls.lock().unwrap().clone();
     assert!(calls.iter().all(|c| c.contains("/namespaces/a/") || c.contains("/namespaces/b/")), "{calls:?}");

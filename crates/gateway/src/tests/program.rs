@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Parser as _;
 use kube::Client;
-use lathe_contract::{Scope, Signer, new_key};
+use lathe_contract::{Scope, Signer, TRAFFIC_AUDIENCE, TRAFFIC_PATH, Traffic, new_key};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -13,8 +13,9 @@ use tokio::task::JoinHandle;
 use super::replica::{Act, Replica, completion, events, port};
 use super::rig::{soon, verifier};
 use crate::discovery::tests::Server;
+use crate::exchange::tests::Store;
 use crate::options::Options;
-use crate::testing::{service, slice_at};
+use crate::testing::{object, service, slice_at};
 use crate::{Around, Stop};
 
 fn options(folder: &Path, listen: SocketAddr, admin: SocketAddr, more: &[&str]) -> Options {
@@ -24,20 +25,20 @@ fn options(folder: &Path, listen: SocketAddr, admin: SocketAddr, more: &[&str]) 
     std::fs::write(keys.join("alice"), entry.to_string()).unwrap();
     std::fs::write(&signing, Signer::from_seed(&[3; 32]).to_pem().unwrap()).unwrap();
     let [listen, admin] = [listen, admin].map(|address| address.to_string());
-    let [keys, signing] = [keys, signing].map(|path| path.display().to_string());
+    let operator = folder.join("operator.pub");
+    let [keys, signing, operator] = [keys, signing, operator].map(|path| path.display().to_string());
     let given = ["lathe-gateway", "--listen", &listen, "--admin-listen", &admin, "--keys-dir", &keys];
-    Options::parse_from(
-        given.iter().chain(&["--signing-key", signing.as_str(), "--drain-seconds", "3"]).chain(more),
-    )
+    let files = ["--signing-key", signing.as_str(), "--operator-key", operator.as_str()];
+    Options::parse_from(given.iter().chain(&files).chain(&["--drain-seconds", "3"]).chain(more))
 }
 
-/// An API server with one service on this replica.
-fn cluster(replica: &Replica) -> Client {
+/// An API server with one service on this replica, and with what keys used in this `store`.
+fn cluster(replica: &Replica, store: Arc<Store>) -> Client {
     let mut slice = slice_at("team-a", "support", replica.address.port());
     slice["endpoints"] =
         json!([{"addresses": [replica.address.ip().to_string()], "conditions": {"ready": true}}]);
     let service = serde_json::to_value(service("team-a", "support", &[], &["support"])).unwrap();
-    Server::start(vec![service], vec![slice]).client
+    Server::start_with(vec![service], vec![slice], store).client
 }
 
 fn around(client: Client, stop: &Stop) -> Around {
@@ -64,12 +65,16 @@ struct Running {
 impl Running {
     /// With more arguments, and with what `change` makes of the options.
     async fn start(replica: &Replica, more: &[&str], change: impl FnOnce(&mut Options)) -> Self {
+        Self::start_in(cluster(replica, Arc::default()), more, change).await
+    }
+
+    async fn start_in(client: Client, more: &[&str], change: impl FnOnce(&mut Options)) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (listen, admin) = (Replica::nobody(), Replica::nobody());
         let (folder, stop) = (tempfile::tempdir().unwrap(), Stop::default());
         let mut options = options(folder.path(), listen, admin, more);
         change(&mut options);
-        let around = around(cluster(replica), &stop);
+        let around = around(client, &stop);
         let ended = tokio::spawn(async move { crate::run(&options, around).await });
         until_ready(admin).await;
         Self { listen, admin, stop, ended, _folder: folder }
@@ -142,6 +147,56 @@ async fn a_second_signal_ends_the_waiting() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_replica_is_told_before_the_end() {
+    let mut service = service("team-a", "support", &[], &[]);
+    service.spec.autoscaling = Some(object(json!({"minReplicas": 0, "maxReplicas": 2})));
+    let client = Server::start(vec![serde_json::to_value(service).unwrap()], vec![]).client;
+    let running = Running::start_in(client, &[], |_| {}).await;
+    let (listen, admin) = (running.listen, running.admin);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = client.post(format!("http://{listen}/v1/completions")).bearer_auth(new_key([1; 32]).0);
+    let asking = tokio::spawn(request.json(&json!({"model": "support", "prompt": "x"})).send());
+    soon(async {
+        while !get(&format!("http://{admin}/metrics")).await.1.contains("requests_held 1\n") {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    running.stop.asked.cancel();
+    let told = soon(asking).await.unwrap().unwrap();
+    assert_eq!((told.status().as_u16(), &told.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    assert_eq!(told.json::<Value>().await.unwrap()["error"]["code"], "shutting_down");
+    running.ends().await;
+}
+
+#[tokio::test]
+async fn without_the_operators_key_it_serves_all_the_same_and_says_what_is_missing() {
+    let replica = Replica::start(Act::Says(completion("hi"))).await;
+    let running = Running::start(&replica, &[], |_| {}).await;
+    let (status, body) = get(&format!("http://{}/v1/traffic", running.admin)).await;
+    assert!(status == 503 && body.contains("`operator.pub` of the Secret `lathe-keys`"), "{status} {body}");
+    running.stop.asked.cancel();
+    running.ends().await;
+}
+
+#[tokio::test]
+async fn with_the_operators_key_it_tells_the_operator_what_flows() {
+    let replica = Replica::start(Act::Says(completion("hi"))).await;
+    let operator = Signer::from_seed(&[4; 32]);
+    let written = |options: &mut Options| {
+        std::fs::write(&options.operator_key, operator.public_pem().unwrap()).unwrap()
+    };
+    let running = Running::start(&replica, &[], written).await;
+    let token = operator.sign(TRAFFIC_AUDIENCE, Scope::Report, jiff::Timestamp::now().as_second());
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = client.get(format!("http://{}{TRAFFIC_PATH}", running.admin)).bearer_auth(token);
+    let told = Traffic::parse(&soon(request.send()).await.unwrap().bytes().await.unwrap()).unwrap();
+    assert!(told.second > 0 && told.services.is_empty());
+    running.stop.asked.cancel();
+    running.ends().await;
+}
+
+#[tokio::test]
 async fn without_keys_in_words_it_serves_full_ids_and_says_so() {
     let replica = Replica::start(Act::Says(completion("hi"))).await;
     let running = Running::start(&replica, &["--auth", "none"], |_| {}).await;
@@ -178,4 +233,36 @@ async fn without_any_key_it_is_ready_and_answers_nobody() {
     assert!(body.contains("This gateway has no keys"), "{body}");
     running.stop.asked.cancel();
     running.ends().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_stops_tells_what_was_used_and_the_next_one_goes_on_from_there() {
+    let replica = Replica::start(Act::Says(completion("hi"))).await;
+    let store = Arc::<Store>::default();
+    let budget = |options: &mut Options| {
+        let entry = json!({"hash": new_key([1; 32]).1, "namespace": "team-a", "tokensPerMonth": 100});
+        std::fs::write(options.keys_dir.join("alice"), entry.to_string()).unwrap();
+    };
+    let ask = async |running: &Running, answer: u64| {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let request = client.post(format!("http://{}/v1/completions", running.listen));
+        let body = json!({"model": "support", "prompt": "x", "max_tokens": answer});
+        let answer = request.bearer_auth(new_key([1; 32]).0).json(&body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let first = Running::start_in(cluster(&replica, Arc::clone(&store)), &[], budget).await;
+    assert_eq!(ask(&first, 90).await.0, 200);
+    first.stop.asked.cancel();
+    first.ends().await;
+    // As the worker counted: 7 and 3.
+    assert_eq!(store.tokens("alice"), Some(10));
+    let second = Running::start_in(cluster(&replica, Arc::clone(&store)), &[], budget).await;
+    let (status, refused) = ask(&second, 95).await;
+    assert_eq!((status, &refused["error"]["code"]), (429, &json!("insufficient_quota")));
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(message.contains("100 tokens a month: 10 are used"), "{message}");
+    assert_eq!(ask(&second, 90).await.0, 200);
+    second.stop.asked.cancel();
+    second.ends().await;
+    assert_eq!(store.tokens("alice"), Some(20));
 }

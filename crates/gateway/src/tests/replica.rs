@@ -24,6 +24,8 @@ pub enum Act {
     SaysAndCloses(String),
     /// Sends these bytes, and then nothing.
     SaysAndStalls(String),
+    /// Sends what this makes of the request, and keeps the connection.
+    Answers(fn(&Asked) -> String),
 }
 
 /// One that was started.
@@ -83,12 +85,15 @@ impl Replica {
     async fn serve(self, mut stream: TcpStream) {
         let mut seen = Vec::new();
         while let Some(asked) = read(&mut stream, &mut seen).await {
-            self.asked.lock().unwrap().push(asked);
             let act = self.act.lock().unwrap().clone();
-            let (Act::Says(text) | Act::SaysAndCloses(text) | Act::SaysAndStalls(text)) = &act;
+            let text = match &act {
+                Act::Says(text) | Act::SaysAndCloses(text) | Act::SaysAndStalls(text) => text.clone(),
+                Act::Answers(make) => make(&asked),
+            };
+            self.asked.lock().unwrap().push(asked);
             stream.write_all(text.as_bytes()).await.unwrap();
             match act {
-                Act::Says(_) => {}
+                Act::Says(_) | Act::Answers(_) => {}
                 Act::SaysAndCloses(_) => return,
                 Act::SaysAndStalls(_) => {
                     let ended = stream.read(&mut [0; 1]).await;

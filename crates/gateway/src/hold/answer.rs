@@ -1,0 +1,160 @@
+//! A request's way through the hold: asked at once where somebody is ready, held where nobody is, and asked again in its turn.
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::BoxError;
+use axum::body::{Body, Bytes};
+use axum::http::{Response, StatusCode, header};
+use axum::response::IntoResponse as _;
+use futures::future::BoxFuture;
+use futures::stream;
+use tokio::time::Interval;
+
+use super::{Held, Holds};
+use crate::account::Account;
+use crate::error::ApiError;
+use crate::forward::{Attempt, Forwarder, Incoming, Outgoing, Reply, Why};
+use crate::places::Room;
+use crate::relay::{Relay, is_event_stream, relay};
+
+/// Between two comments in a stream that waits; proxies drop connections that are silent for a minute, some after less.
+const COMMENTS: Duration = Duration::from_secs(5);
+const COMMENT: &str = ": waiting for a replica\n\n";
+/// Whoever found nobody although the table has somebody looks again after so long, unless the table changes.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A request that may go to a replica.
+#[derive(Debug)]
+pub struct Asking {
+    /// Open until its answer is over.
+    pub account: Account,
+    /// What is sent.
+    pub outgoing: Outgoing,
+    /// Of its body, as long as that may be sent.
+    pub _room: Room,
+}
+
+/// Asks, and holds who cannot be answered yet.
+#[derive(Debug)]
+pub struct Asker {
+    forwarder: Forwarder,
+    holds: Arc<Holds>,
+}
+
+impl Asker {
+    /// Who is held is held by `holds`.
+    pub fn new(forwarder: Forwarder, holds: Arc<Holds>) -> Arc<Self> {
+        Arc::new(Self { forwarder, holds })
+    }
+
+    /// Who is held.
+    pub fn holds(&self) -> &Holds {
+        &self.holds
+    }
+
+    /// The answer of one of `ready`, or of one that will be.
+    pub async fn answer(self: &Arc<Self>, mut asking: Asking, ready: Vec<SocketAddr>) -> Response<Body> {
+        let Asking { account, outgoing, _room } = &mut asking;
+        let reply = match self.forwarder.attempt(account, outgoing, ready).await {
+            Attempt::Answered(answer) => return relay(answer, asking.account),
+            Attempt::Over(reply) | Attempt::Later(Why::Full | Why::Unavailable, reply) => {
+                return reply.answer(asking.account);
+            }
+            Attempt::Later(Why::Nobody, reply) => reply,
+        };
+        let (model, ..) = asking.account.parts();
+        if !self.holds.may_wait(&model.service, tokio::time::Instant::now()) {
+            return reply.answer(asking.account);
+        }
+        let held = match self.holds.enter(&model, asking.outgoing.body.len()) {
+            Ok(held) => held,
+            Err(error) => return Reply::Own(error).answer(asking.account),
+        };
+        let stream = asking.outgoing.stream;
+        let answered = Arc::clone(self).answered(asking, held);
+        if stream {
+            return streamed(Box::pin(answered));
+        }
+        match answered.await {
+            (account, Ok(answer)) => relay(answer, account),
+            (account, Err(reply)) => reply.answer(account),
+        }
+    }
+
+    /// What comes of a request that is held, once something does.
+    async fn answered(self: Arc<Self>, mut asking: Asking, mut held: Held) -> Answered {
+        loop {
+            let Asking { account, outgoing, _room } = &mut asking;
+            let ready = match held.turn().await {
+                Ok(ready) => ready,
+                Err(error) => return (asking.account, Err(Reply::Own(error))),
+            };
+            let (why, reply) = match self.forwarder.attempt(account, outgoing, ready).await {
+                Attempt::Answered(answer) => return (asking.account, Ok(answer)),
+                Attempt::Over(reply) => return (asking.account, Err(reply)),
+                Attempt::Later(why, reply) => (why, reply),
+            };
+            match why {
+                Why::Full => held.back(reply.retry_after().unwrap_or(PAUSE).max(PAUSE)),
+                Why::Nobody => held.back(PAUSE),
+                // An adapter comes a moment after its base.
+                Why::Unavailable if reply.is_loading() => held.back(PAUSE),
+                Why::Unavailable => return (asking.account, Err(reply)),
+            }
+        }
+    }
+}
+
+/// A replica's answer, or what is told instead.
+type Answered = (Account, Result<Response<Incoming>, Reply>);
+
+/// A stream whose head is sent now, with comments until its events come.
+fn streamed(answered: BoxFuture<'static, Answered>) -> Response<Body> {
+    let waiting = Streamed::Waits { answered, comments: tokio::time::interval(COMMENTS) };
+    let head = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    (head, Body::from_stream(stream::unfold(waiting, Streamed::next))).into_response()
+}
+
+enum Streamed {
+    Waits { answered: BoxFuture<'static, Answered>, comments: Interval },
+    Relays(Box<Relay>),
+    Over,
+}
+
+impl Streamed {
+    async fn next(self) -> Option<(Result<Bytes, BoxError>, Self)> {
+        match self {
+            Streamed::Waits { mut answered, mut comments } => tokio::select! {
+                biased;
+                (account, answer) = &mut answered => Self::begins(account, answer).await,
+                _ = comments.tick() => {
+                    Some((Ok(Bytes::from_static(COMMENT.as_bytes())), Streamed::Waits { answered, comments }))
+                }
+            },
+            Streamed::Relays(relay) => Self::relayed(relay).await,
+            Streamed::Over => None,
+        }
+    }
+
+    /// What is no stream is told as an error, after which there is nothing.
+    async fn begins(
+        account: Account,
+        answer: Result<Response<Incoming>, Reply>,
+    ) -> Option<(Result<Bytes, BoxError>, Self)> {
+        let reply = match answer {
+            Ok(answer) if answer.status() == StatusCode::OK && is_event_stream(answer.headers()) => {
+                return Self::relayed(Box::new(Relay::of(answer, account))).await;
+            }
+            Ok(answer) if answer.status().is_success() => Reply::Own(ApiError::upstream_failed()),
+            Ok(answer) => Reply::read(answer).await,
+            Err(reply) => reply,
+        };
+        Some((Ok(reply.event(account)), Streamed::Over))
+    }
+
+    async fn relayed(relay: Box<Relay>) -> Option<(Result<Bytes, BoxError>, Self)> {
+        let (piece, relay) = relay.next().await?;
+        Some((piece, Streamed::Relays(Box::new(relay))))
+    }
+}
