@@ -9,7 +9,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::{RELEASE_NAMESPACE, programs::program};
+use crate::{RELEASE_NAMESPACE, programs::program, serve::whole};
 
 /// The Secret of the keys, as the chart names it.
 const SECRET: &str = "lathe-gateway-keys";
@@ -45,6 +45,16 @@ impl Gateway {
         }
         let response = request.send().await?;
         Ok((response.status().as_u16(), response.text().await?))
+    }
+
+    /// Posts a streamed chat completion, and puts the answer together.
+    ///
+    /// # Errors
+    /// It is refused, or the stream has no end.
+    pub async fn chat(&self, body: &Value, key: &str) -> Result<String> {
+        let (status, text) = self.ask(body, Some(key)).await?;
+        ensure!(status == 200, "{status}: {text}");
+        whole(&text)
     }
 
     /// Gets JSON.

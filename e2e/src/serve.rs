@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{Session, quickstart};
 
-/// The quick-start's service with these adapters, on half a core.
+/// The quick-start's service with these adapters, one replica on half a core, which answers without a key.
 ///
 /// # Errors
 /// The quick-start cannot be read.
@@ -17,6 +17,8 @@ pub fn service(name: &str, adapters: &[&str]) -> Result<Value> {
     service["metadata"]["name"] = name.into();
     let adapters: Vec<Value> = adapters.iter().map(|name| json!({"name": name})).collect();
     service["spec"]["adapterRefs"] = adapters.into();
+    service["spec"]["access"] = "Direct".into();
+    service["spec"].as_object_mut().context("a service without a spec")?.remove("autoscaling");
     // So that a training fits beside it on a machine of two cores.
     service["spec"]["pod"] = json!({"cpu": "500m"});
     Ok(service)
@@ -31,8 +33,17 @@ pub async fn ask(session: &Session, service: &str, model: &str, question: &str) 
         "messages": [{"role": "user", "content": question}]});
     let (status, text) = post(session, service, &body).await?;
     ensure!(status == 200, "{status}: {text}");
-    ensure!(text.trim_end().ends_with("data: [DONE]"), "the stream does not end with [DONE]: {text}");
-    let events = text.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
+    whole(&text)
+}
+
+/// The text of a streamed chat completion.
+///
+/// # Errors
+/// The stream has no end, or an event is no JSON.
+pub fn whole(stream: &str) -> Result<String> {
+    ensure!(stream.trim_end().ends_with("data: [DONE]"), "the stream does not end with [DONE]: {stream}");
+    let events =
+        stream.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
     events
         .map(|data| {
             let event: Value = serde_json::from_str(data)?;

@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 
 use crate::{Session, condition, machine, poll, quickstart};
 
-/// Applies the quick-start's objects of these kinds; of every kind where none is named.
+/// Applies the quick-start's objects of these kinds.
 ///
 /// # Errors
 /// The API server refuses one.
 pub async fn apply(session: &Session, kinds: &[&str]) -> Result<()> {
     for object in quickstart()? {
-        if kinds.is_empty() || kinds.contains(&object["kind"].as_str().unwrap_or_default()) {
+        if kinds.contains(&object["kind"].as_str().unwrap_or_default()) {
             session.apply(&object).await?;
         }
     }

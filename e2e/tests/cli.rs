@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
 use anyhow::{Result, ensure};
-use lathe_e2e::{Session, install, programs::program, quickstart};
+use lathe_e2e::{Session, install, programs::program, quickstart, serve};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -41,7 +41,7 @@ async fn status_logs_and_chat_speak_of_a_service_and_of_what_is_wrong() -> Resul
                         object["spec"]["dataset"]["train"]["uri"] =
                             "pvc://quickstart/data/nothing.jsonl".into();
                     }
-                    Some("InferenceService") => object["spec"]["adapterRefs"] = Value::Array(Vec::new()),
+                    Some("InferenceService") => object = serve::service("shop", &[])?,
                     _ => {}
                 }
                 session.apply(&object).await?;

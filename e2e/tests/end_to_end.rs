@@ -1,7 +1,11 @@
 //! The main job on a real node: tune, serve, ask.
 use anyhow::{Context, Result, ensure};
 use kube::{ResourceExt, api::ListParams};
-use lathe_e2e::{Session, install, operator, serve::ask, tune};
+use lathe_e2e::{
+    Session,
+    gateway::{Gateway, forget_keys, key, question},
+    install, operator, quickstart,
+};
 use serde_json::{Value, json};
 
 fn score(object: &Value, metric: &str, which: &str) -> f64 {
@@ -16,7 +20,10 @@ async fn a_model_is_tuned_served_and_asked() -> Result<()> {
     let session = Session::begin("lathe-main-job").await?;
     session
         .run(async {
-            tune::apply(&session, &[]).await?;
+            // Before the gateway: one that runs hears of a key within a minute only.
+            let key = key(&session.client, "main-job", &session.namespace).await?;
+            install(&["--set", "gateway.enabled=true"])?;
+            apply(&session).await?;
             let job = session.wait("FineTuneJob", "support-tone", "Succeeded", "True").await?;
             ensure!(
                 score(&job, "ROUGEL", "after") > score(&job, "ROUGEL", "before") + 0.2,
@@ -31,10 +38,10 @@ async fn a_model_is_tuned_served_and_asked() -> Result<()> {
             );
             let service = session.wait("InferenceService", "shop", "Ready", "True").await?;
             let url = service["status"]["url"].as_str().context("no url")?;
-            ensure!(url == "http://shop.lathe-main-job.svc:8080", "{url}");
-            let question = "How much is the red lamp?";
-            let plain = ask(&session, "shop", "shop", question).await?;
-            let tuned = ask(&session, "shop", "shop-support", question).await?;
+            ensure!(url == "http://lathe-gateway.lathe-system.svc/v1", "{url}");
+            let gateway = Gateway::find(&session.client).await?;
+            let plain = gateway.chat(&question("shop", true), &key).await?;
+            let tuned = gateway.chat(&question("shop-support", true), &key).await?;
             ensure!(
                 tuned.starts_with("Thank you for asking!") && !plain.starts_with("Thank you"),
                 "{plain:?} {tuned:?}"
@@ -42,13 +49,27 @@ async fn a_model_is_tuned_served_and_asked() -> Result<()> {
             settled(&session).await
         })
         .await?;
-    session.end().await
+    forget_keys(&session.client).await?;
+    session.end().await?;
+    // Without the flag the gateway goes with the upgrade.
+    install(&[])
+}
+
+/// The quick-start as it stands, but for replicas that come and go by themselves.
+async fn apply(session: &Session) -> Result<()> {
+    for mut object in quickstart()? {
+        if object["kind"] == "InferenceService" {
+            object["spec"].as_object_mut().context("a service without a spec")?.remove("autoscaling");
+        }
+        session.apply(&object).await?;
+    }
+    Ok(())
 }
 
 /// A second reconcile of a settled object writes nothing; applying the same manifests again changes nothing.
 async fn settled(session: &Session) -> Result<()> {
     let before = versions(session).await?;
-    tune::apply(session, &[]).await?;
+    apply(session).await?;
     operator::kill(session).await?;
     // What comes after the restart is looked at after all that was there before.
     let probe = json!({"apiVersion": "lathe.dev/v1alpha1", "kind": "Model", "metadata": {"name": PROBE},

@@ -2,6 +2,8 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
 use lathe_e2e::{
     RELEASE_NAMESPACE, Session,
     gateway::{Gateway, forget_keys, key, question},
@@ -81,7 +83,17 @@ async fn two_tenants(session: &Session) -> Result<()> {
         let (status, answer) = gateway.ask(&question(&full, false), key).await?;
         ensure!(status == 401 && answer.contains("invalid_api_key"), "{status}: {answer}");
     }
-    Ok(())
+
+    // What the key used is written down where the next replica finds it, by the rights that the chart gives.
+    let maps: Api<ConfigMap> = Api::namespaced(session.client.clone(), RELEASE_NAMESPACE);
+    let counted = || async {
+        let data = maps.get_opt("lathe-gateway-usage").await?.and_then(|map| map.data).unwrap_or_default();
+        let months: Value =
+            data.get("ours").map_or(Ok(Value::Null), |months| serde_json::from_str(months))?;
+        let used = |counts: &Value| counts["tokens"].as_u64() > Some(0);
+        Ok(months.as_object().is_some_and(|months| months.values().any(used)).then_some(()))
+    };
+    poll("the gateway tells what its keys used", counted).await
 }
 
 /// The command asks through the gateway, where the user has a key.

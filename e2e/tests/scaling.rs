@@ -15,12 +15,12 @@ use lathe_e2e::{
 };
 use serde_json::{Value, json};
 
-/// Clients that ask again and again: several times what one replica takes.
-const CLIENTS: usize = 24;
+/// Clients that ask again and again: more than two replicas have sequences for.
+const CLIENTS: usize = 64;
 
 #[tokio::test]
 async fn replicas_follow_what_flows_and_no_request_is_lost() -> Result<()> {
-    install(&["--set", "gateway.enabled=true"])?;
+    install(&[])?;
     let session = Session::begin("lathe-scaling").await?;
     session.run(story(&session)).await?;
     forget_keys(&session.client).await?;
@@ -30,7 +30,9 @@ async fn replicas_follow_what_flows_and_no_request_is_lost() -> Result<()> {
 }
 
 async fn story(session: &Session) -> Result<()> {
+    // Before the gateway: one that runs hears of a key within a minute only.
     let key = key(&session.client, "scaling", &session.namespace).await?;
+    install(&["--set", "gateway.enabled=true"])?;
     tune::prepare(session).await?;
     session.apply(&shop()?).await?;
     let gateway = Gateway::find(&session.client).await?;
@@ -40,10 +42,9 @@ async fn story(session: &Session) -> Result<()> {
     until_replicas(session, 0).await?;
 
     // One request wakes it, is held meanwhile, and answered; a stream says that it waits.
-    let (plain, stream) = tokio::try_join!(
-        gateway.ask(&question("shop", false), Some(&key)),
-        gateway.ask(&question("shop", true), Some(&key)),
-    )?;
+    let questions = [question("shop", false), question("shop", true)];
+    let (plain, stream) =
+        tokio::try_join!(gateway.ask(&questions[0], Some(&key)), gateway.ask(&questions[1], Some(&key)))?;
     ensure!(plain.0 == 200 && plain.1.contains("euros"), "{plain:?}");
     ensure!(stream.0 == 200 && stream.1.trim_end().ends_with("data: [DONE]"), "{stream:?}");
     ensure!(stream.1.starts_with(": "), "a client that waits is told so: {stream:?}");
@@ -87,16 +88,17 @@ fn shop() -> Result<Value> {
 async fn until_replicas(session: &Session, wanted: i64) -> Result<()> {
     let what = format!("there are not {wanted} ready replicas");
     let count = |object: &Value, field: &str| object["status"][field].as_i64().unwrap_or(0);
-    let there = |object: &Value| {
-        count(object, "replicas") == wanted && count(object, "readyReplicas") == wanted
-    };
+    let there =
+        |object: &Value| count(object, "replicas") == wanted && count(object, "readyReplicas") == wanted;
     session.until("InferenceService", "shop", &what, there).await.map(drop)
 }
 
 /// The status tells a decision for this reason, with its numbers.
 async fn decided(session: &Session, reason: &str) -> Result<()> {
     let among = |object: &Value| {
-        object["status"]["decisions"].as_array().is_some_and(|all| all.iter().any(|one| one["reason"] == reason))
+        object["status"]["decisions"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|one| one["reason"] == reason))
     };
     session.until("InferenceService", "shop", &format!("no decision for {reason}"), among).await.map(drop)
 }

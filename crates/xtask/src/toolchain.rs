@@ -243,10 +243,10 @@ pub fn packages(wanted: &[(&str, &str)]) -> Result<()> {
 pub fn unpacked(package: &str, program: &str) -> Result<PathBuf> {
     let folder = paths::cache()?.join("debian").join(package);
     let installed = paths::program(program).and_then(|path| path.parent().map(Path::to_path_buf));
-    for programs in installed.into_iter().chain([folder.join("usr/bin")]) {
-        if programs.join(program).is_file() {
-            return Ok(programs);
-        }
+    let unpacked = ["usr/bin", "usr/sbin"].map(|part| folder.join(part));
+    let there = |programs: &PathBuf| programs.join(program).is_file();
+    if let Some(programs) = installed.into_iter().chain(unpacked.clone()).find(there) {
+        return Ok(programs);
     }
     ensure!(
         paths::program("apt-get").is_some(),
@@ -265,9 +265,23 @@ pub fn unpacked(package: &str, program: &str) -> Result<PathBuf> {
         run(Command::new("dpkg-deb").arg("--extract").arg(file.path()).arg(&unfinished))?;
         fs::remove_file(file.path())?;
     }
+    // Of an older run, that had another program of it in mind.
+    let _ = fs::remove_dir_all(&folder);
     fs::rename(&unfinished, &folder)?;
     step.done("");
-    Ok(folder.join("usr/bin"))
+    unpacked.into_iter().find(there).with_context(|| format!("Debian's {package} has no {program}"))
+}
+
+/// Python with its module for environments.
+///
+/// # Errors
+/// As [`packages`].
+pub fn venv() -> Result<()> {
+    packages(&[("python3", "python3")])?;
+    if run(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_err() {
+        packages(&[("/usr/lib/python3.11/ensurepip/__init__.py", "python3-venv")])?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("lathe-plan", &[]),
     ("lathe-contract", &[]),
     ("lathe-resolve", &["lathe-api", "lathe-plan", "lathe-contract"]),
-    ("lathe-operator", &["lathe-api", "lathe-plan", "lathe-contract", "lathe-resolve"]),
+    ("lathe-operator", &["lathe-api", "lathe-plan", "lathe-contract", "lathe-resolve", "lathe-scaling"]),
     ("lathe-scaling", &[]),
     ("lathe-http", &[]),
     ("lathe-gateway", &["lathe-api", "lathe-contract", "lathe-http"]),

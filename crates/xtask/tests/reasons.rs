@@ -27,7 +27,7 @@ const OTHERS: &[&str] = &[
     // Values of manifests and files, and other programs' words.
     "AdamW AllLinear GatedRepo Parquet PromptCompletion",
     // Events of the operator, and states that `lathe status` shows.
-    "AttemptStarted Cancelled Deleting Done FellBack ModelMade Read Reconcile Resumed Stuck Working",
+    "AttemptStarted Cancelled Deleting Done FellBack ModelMade Read Reconcile Resumed Scale Stuck Working",
 ];
 
 #[test]

@@ -29,12 +29,13 @@ const TARGET: u64 = 70;
 pub async fn scales(session: &Session, service: &Value) -> Result<()> {
     let name = service["metadata"]["name"].as_str().context("no name")?;
     let metrics = Metrics::serve(&session.namespace).await?;
-    session.apply(&json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "metrics"},
-        // The API server runs on this machine.
-        "spec": {"type": "ExternalName", "externalName": "localhost"},
-    }))
-    .await?;
+    session
+        .apply(&json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "metrics"},
+            // The API server runs on this machine.
+            "spec": {"type": "ExternalName", "externalName": "localhost"},
+        }))
+        .await?;
     session.apply(&json!({
         "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": API},
         "spec": {

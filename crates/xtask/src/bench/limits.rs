@@ -1,6 +1,5 @@
 //! The machine's limits, measured again and again between the other measurements.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -12,6 +11,7 @@ use serde_json::Value;
 use super::stats::Figure;
 use super::table::Table;
 use crate::command::run;
+use crate::images::programs;
 use crate::paths;
 
 /// Names of the figures, and how tables call them.
@@ -56,14 +56,8 @@ impl Limits {
     /// # Errors
     /// The compiler refuses it.
     pub fn build() -> Result<Self> {
-        let folder = paths::cache()?.join("programs");
-        fs::create_dir_all(&folder)?;
-        let program = folder.join("limits");
         let source = paths::repository().join("crates/xtask/programs/limits.rs");
-        // Not by size, as the programs of images are: its loops must stay in registers.
-        let mut rustc = Command::new("rustc");
-        rustc.args(["--edition=2024", "-C", "opt-level=3"]).arg(source).arg("-o").arg(&program);
-        run(&mut rustc)?;
+        let program = programs::fast("limits", &source)?;
         Ok(Self { program, found: Default::default() })
     }
 

@@ -1,13 +1,16 @@
-//! `cargo xtask bench`: how fast and how large the engine and the operator are, as shares of what the machine can do.
+//! `cargo xtask bench`: how fast and how large the engine, the operator and the gateway are, as shares of what the machine can do
+//! and beside others.
 
 pub(crate) mod ask;
 mod engine;
+mod gateway;
 mod limits;
 mod machine;
 mod models;
 mod operator;
 pub(crate) mod page;
 mod peers;
+mod proc;
 pub(crate) mod process;
 mod profile;
 mod report;
@@ -32,7 +35,7 @@ use machine::Machine;
 use models::Model;
 use table::Table;
 
-/// Measure speed and memory, of the engine and of the operator.
+/// Measure speed and memory, of the engine, the operator and the gateway.
 #[derive(clap::Args)]
 pub struct Args {
     /// This part alone.
@@ -66,6 +69,21 @@ enum Part {
     Engine,
     /// Reconciling 500 objects.
     Operator,
+    /// Requests and streams, beside nginx and LiteLLM (fetches them once).
+    Gateway,
+}
+
+impl Part {
+    const ALL: [Self; 3] = [Self::Engine, Self::Operator, Self::Gateway];
+
+    /// The program that is measured.
+    fn program(self) -> &'static str {
+        match self {
+            Self::Engine => "lathe-worker",
+            Self::Operator => "lathe-operator",
+            Self::Gateway => "lathe-gateway",
+        }
+    }
 }
 
 /// What a part found.
@@ -88,8 +106,7 @@ pub fn run(args: &Args) -> Result<()> {
         !args.peers || args.part == Some(Part::Engine),
         "--peers goes with the engine: cargo xtask bench engine --peers"
     );
-    let parts =
-        [Part::Engine, Part::Operator].into_iter().filter(|part| args.part.is_none_or(|only| only == *part));
+    let parts = Part::ALL.into_iter().filter(|part| args.part.is_none_or(|only| only == *part));
     let machine = Machine::here();
     ui::heading(&format!("{}, {} cores, {}", machine.processor, machine.cores, machine.features.join(" ")));
     let minutes = |part| match (part, args.quick) {
@@ -99,24 +116,25 @@ pub fn run(args: &Args) -> Result<()> {
         (Part::Engine, false) => 15,
         (Part::Operator, true) => 2,
         (Part::Operator, false) => 8,
+        (Part::Gateway, true) => 2,
+        (Part::Gateway, false) => 6,
     };
     let total: u32 = parts.clone().map(minutes).sum();
     ui::heading(&format!("about {total} minutes on 2 cores, and up to 10 more where nothing is built yet"));
-    let step = ui::step("build lathe-worker, lathe-operator");
+    let packages: Vec<_> = parts.clone().map(Part::program).collect();
+    let step = ui::step(format!("build {}", packages.join(", ")));
     step.expect("up to 10 minutes from scratch on 2 cores");
-    let built = programs::workspace(&["lathe-worker", "lathe-operator"])?;
+    let built = programs::workspace(&packages)?;
     step.done("");
-    let [worker, operator] = <[PathBuf; 2]>::try_from(built).ok().context("cargo built two programs")?;
 
     let mut all = Vec::new();
-    for part in parts {
+    for (part, program) in parts.zip(built) {
         let load = machine::load();
         let mut found = match part {
-            Part::Engine if args.peers => {
-                peers::run(worker.clone(), args.quick, args.rounds.map(usize::from))?
-            }
-            Part::Engine => engine_part(&worker, args)?,
-            Part::Operator => operator::run(&operator, args.quick)?,
+            Part::Engine if args.peers => peers::run(program, args.quick, args.rounds.map(usize::from))?,
+            Part::Engine => engine_part(&program, args)?,
+            Part::Operator => operator::run(&program, args.quick)?,
+            Part::Gateway => gateway::run(&program, args.quick)?,
         };
         found.loads[0] = load;
         found.tables.iter().for_each(|table| println!("\n{}", table.text()));

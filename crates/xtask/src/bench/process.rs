@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::proc::{USER_HZ, kilobytes, ticks};
 use crate::command::last_lines;
 
-/// The kernel tells processor time in hundredths of a second, on every architecture that we build for.
-const USER_HZ: f64 = 100.0;
 /// Between two looks at a process.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -90,6 +89,11 @@ impl Watched {
         let stdin = self.child.stdin.as_mut().context("this program does not listen")?;
         let told = writeln!(stdin, "{line}").and_then(|()| stdin.flush());
         told.with_context(|| format!("the program does not listen any more:\n{}", self.last_words()))
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// The file of what it says.
@@ -180,29 +184,9 @@ fn memory(pid: u32) -> Option<Memory> {
     })
 }
 
-fn kilobytes(status: &str, field: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
-/// User and system time of `/proc/PID/stat`, whose second field is a name that may hold anything.
-fn ticks(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let mut next = || fields.next()?.parse::<u64>().ok();
-    Some(next()? + next()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_kernels_words_are_read() {
-        let status = "Name:\tx\nVmHWM:\t  1234 kB\nRssAnon:\t     56 kB\n";
-        assert_eq!((kilobytes(status, "VmHWM:"), kilobytes(status, "RssAnon:")), (Some(1234), Some(56)));
-        assert_eq!(kilobytes(status, "VmSwap:"), None);
-        assert_eq!(ticks("7 (a) b) S 1 7 7 0 -1 0 1 2 3 4 30 12 0 0 20 0"), Some(42));
-    }
 
     #[test]
     fn a_program_is_watched_until_its_end() -> Result<()> {

@@ -1,8 +1,10 @@
-//! `cargo xtask demo`: the main job, from nothing to an answer of the tuned model.
+//! `cargo xtask demo`: the main job, from nothing to an answer of the tuned model, and replicas that follow the load.
 
 mod ask;
 mod follow;
+mod gateway;
 mod release;
+mod scale;
 mod target;
 
 use std::fs;
@@ -12,6 +14,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use crate::{cluster, images, paths, ui};
+use gateway::Gateway;
+use scale::Scaled;
 use target::Target;
 
 const NAMESPACE: &str = "lathe-demo";
@@ -45,11 +49,11 @@ pub fn run(args: &Args) -> Result<()> {
     can_begin(args)?;
     let started = Instant::now();
     let here = args.context.is_none();
-    ui::heading("Lathe: tune a small model, serve it, ask it.");
+    ui::heading("Lathe: tune a small model, serve it, ask it, load it.");
     ui::note(if here {
         "This brings up a Kubernetes of its own on this machine (one node, in namespaces of its own, needs root),\n    \
          builds Lathe, installs it with Helm and runs examples/quickstart. The first time takes about 25 minutes,\n    \
-         mostly compiling Kubernetes and Lathe; later about 3."
+         mostly compiling Kubernetes and Lathe; later about 5."
     } else {
         "This pushes Lathe's images to the registry, installs Lathe with Helm into the given context and runs\n    \
          examples/quickstart there."
@@ -72,7 +76,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
 
     ui::heading("\n2. Install Lathe with Helm");
-    release::install(&target, registry)?;
+    let key = release::install(&target, registry)?;
 
     ui::heading("\n3. Apply examples/quickstart");
     if !args.keep {
@@ -87,9 +91,15 @@ pub fn run(args: &Args) -> Result<()> {
     follow::service(&target, NAMESPACE, "shop")?;
 
     ui::heading("\n6. Ask both, with questions that were held out\n");
-    ask::side_by_side(&target, NAMESPACE, "shop", ["shop", "shop-support"], &held_out()?)?;
+    let (gateway, questions) = (Gateway::open(&target, key.clone())?, held_out()?);
+    ask::side_by_side(&gateway, ["shop", "shop-support"], &questions)?;
     ui::heading(&scores);
-    say_what_next(&target, args, started);
+
+    ui::heading("\n7. Scale with the load, to zero and back");
+    let mut scaled = Scaled::new(&target, NAMESPACE, "shop")?;
+    scaled.up(&gateway, "shop-support")?;
+    scaled.wake(&gateway, "shop-support", &questions[0].0)?;
+    say_what_next(&target, args, &key, started);
     Ok(())
 }
 
@@ -141,7 +151,7 @@ fn held_out() -> Result<Vec<(String, String)>> {
         .collect())
 }
 
-fn say_what_next(target: &Target, args: &Args, started: Instant) {
+fn say_what_next(target: &Target, args: &Args, key: &str, started: Instant) {
     let seconds = started.elapsed().as_secs();
     let kubectl = target.shown();
     let flags = args.context.as_ref().map_or(String::new(), |c| format!(" --context {c}"));
@@ -150,10 +160,15 @@ fn say_what_next(target: &Target, args: &Args, started: Instant) {
          \x20 {kubectl} -n {NAMESPACE} get lathe\n\
          \x20 {kubectl} -n {NAMESPACE} describe finetunejob support-tone\n\
          \x20 {kubectl} get acceleratorprofiles\n\
+         Ask it yourself, or open its page at http://localhost:8080 with this key:\n\
+         \x20 {kubectl} -n {system} port-forward service/lathe-gateway 8080:80\n\
+         \x20 curl http://localhost:8080/v1/chat/completions -H 'Authorization: Bearer {key}' \\\n\
+         \x20   -H 'Content-Type: application/json' -d '{{\"model\": \"shop-support\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\n\
          Tear down:\n\
          \x20 cargo xtask demo --down{flags}",
         seconds / 60,
         seconds % 60,
+        system = release::NAMESPACE,
     ));
 }
 

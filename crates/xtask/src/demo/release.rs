@@ -4,11 +4,13 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
+use super::gateway;
 use super::target::Target;
 use crate::{paths, toolchain, ui};
 
 const RELEASE: &str = "lathe";
-const NAMESPACE: &str = "lathe-system";
+/// Where Lathe runs.
+pub const NAMESPACE: &str = "lathe-system";
 /// Label of the release, by which the demo knows what it made.
 const MARK: &str = "lathe.dev/demo=true";
 
@@ -20,11 +22,11 @@ enum Whose {
     Somebody,
 }
 
-/// Installs the chart, or upgrades it to what this checkout holds.
+/// Installs the chart, or upgrades it to what this checkout holds. Returns a key of the gateway for the demo's namespace.
 ///
 /// # Errors
 /// Helm's words; in a user's cluster also where a release is there that the demo did not make.
-pub fn install(target: &Target, registry: &str) -> Result<()> {
+pub fn install(target: &Target, registry: &str) -> Result<String> {
     let helm = toolchain::go_program(&toolchain::HELM)?;
     if target.is_users() && whose(target, &helm)? == Whose::Somebody {
         bail!(
@@ -34,6 +36,9 @@ pub fn install(target: &Target, registry: &str) -> Result<()> {
             demo = super::NAMESPACE
         );
     }
+    // Before the gateway's pods: a running one hears of a key within a minute only.
+    target.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}\n"), None)?;
+    let key = gateway::make_key(target)?;
     let chart = paths::repository().join("charts/lathe");
     let step = ui::step("helm upgrade --install lathe charts/lathe --namespace lathe-system");
     let (chart, registry) = (chart.to_string_lossy(), format!("image.registry={registry}"));
@@ -47,7 +52,7 @@ pub fn install(target: &Target, registry: &str) -> Result<()> {
         target.kubectl(&[&rollout[..], &["status", deployment, "--timeout=180s"]].concat())?;
     }
     step.done("");
-    Ok(())
+    Ok(key)
 }
 
 /// Uninstalls the release where the demo made it; says what became of it.
@@ -56,6 +61,7 @@ pub fn install(target: &Target, registry: &str) -> Result<()> {
 /// Helm's words.
 pub fn uninstall(target: &Target) -> Result<&'static str> {
     let helm = toolchain::go_program(&toolchain::HELM)?;
+    gateway::forget_key(target)?;
     match whose(target, &helm)? {
         Whose::Nobody => Ok("there was no Lathe"),
         Whose::Somebody => Ok("Lathe itself stays: the demo did not install it"),

@@ -48,6 +48,13 @@ impl Target {
         Ok(Some(serde_json::from_str(&text).context("kubectl printed no JSON")?))
     }
 
+    /// Applies an object under a field manager of its own.
+    pub fn apply_as(&self, manager: &str, manifest: &str) -> Result<()> {
+        let mut kubectl = self.base();
+        kubectl.args(["apply", "--server-side", "--field-manager", manager, "--filename", "-"]);
+        command::run_with(&mut kubectl, manifest.as_bytes()).map(drop)
+    }
+
     /// Applies manifests.
     pub fn apply(&self, manifests: &str, namespace: Option<&str>) -> Result<()> {
         let mut kubectl = self.base();
@@ -70,10 +77,11 @@ impl Target {
         command::run(run.args(args))
     }
 
-    /// Starts a port-forward to a Service; the child prints the local port first.
-    pub fn forward(&self, namespace: &str, service: &str) -> Result<Child> {
+    /// Starts a port-forward to a port of a Service; the child prints the local port first.
+    pub fn forward(&self, namespace: &str, service: &str, port: u16) -> Result<Child> {
         let mut kubectl = self.base();
-        kubectl.args(["--namespace", namespace, "port-forward", &format!("service/{service}"), ":8080"]);
+        let (service, port) = (format!("service/{service}"), format!(":{port}"));
+        kubectl.args(["--namespace", namespace, "port-forward", &service, &port]);
         kubectl.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         kubectl.spawn().context("cannot start kubectl")
     }

@@ -1,7 +1,7 @@
 //! Static programs for images: no library of the base system is needed, so there is no base.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -27,6 +27,21 @@ pub fn small(name: &str) -> Result<PathBuf> {
     rustc.args(["-C", "target-feature=+crt-static"]).args(remapped()?);
     run(rustc.arg(&source).arg("-o").arg(&unfinished))?;
     fs::rename(&unfinished, &program)?;
+    Ok(program)
+}
+
+/// Compiles a program of measurements, without dependencies: not by size as those of images, since its loops must stay in
+/// registers.
+///
+/// # Errors
+/// The compiler refuses it.
+pub fn fast(name: &str, source: &Path) -> Result<PathBuf> {
+    let folder = paths::cache()?.join("programs");
+    fs::create_dir_all(&folder)?;
+    let program = folder.join(name);
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition=2024", "--crate-name", name, "-C", "opt-level=3"]);
+    run(rustc.arg(source).arg("-o").arg(&program))?;
     Ok(program)
 }
 

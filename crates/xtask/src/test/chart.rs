@@ -17,13 +17,14 @@ use crate::{paths, ui};
 use objects::{Helm, RELEASE_NAMESPACE, kinds, name, named};
 
 /// Values that are refused, and the field that the refusal names.
-const REFUSED: [(&str, &str); 17] = [
+const REFUSED: [(&str, &str); 18] = [
     ("operator.replicas=many", "/operator/replicas"),
     ("operator.replica=1", "/operator"),
     ("operator.logFormat=xml", "/operator/logFormat"),
     ("operator.tolerations[0].keys=gpu", "/operator/tolerations/0"),
     ("gateway.auth=Nobody", "/gateway/auth"),
     ("gateway.keysSecret=My Keys", "/gateway/keysSecret"),
+    ("gateway.hold.seconds=0", "/gateway/hold/seconds"),
     ("gateway.tolerations[0].keys=gpu", "/gateway/tolerations/0"),
     ("image.tag=a:b", "/image/tag"),
     ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
@@ -150,7 +151,15 @@ fn metrics_from(helm: &Helm) -> Result<()> {
         let rules = policy["spec"]["ingress"].as_array().context("no rules")?;
         let of =
             |rule: &&Value| rule["ports"].as_array().into_iter().flatten().any(|port| port["port"] == 8081);
-        anyhow::Ok(rules.iter().filter(of).map(|rule| rule["from"].clone()).collect::<Vec<_>>())
+        let from: Vec<_> = rules.iter().filter(of).map(|rule| rule["from"].clone()).collect();
+        let operator = |from: &Value| {
+            from[0]["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == "lathe-operator"
+        };
+        ensure!(
+            from.iter().filter(|from| operator(from)).count() == 1,
+            "the operator is not told what flows"
+        );
+        anyhow::Ok(from.into_iter().filter(|from| !operator(from)).collect::<Vec<_>>())
     };
     ensure!(told(&[])? == [None, None], "without values somebody is let in");
     ensure!(open(&[])?.is_empty(), "without values everybody reads the gateway's metrics");

@@ -43,6 +43,8 @@ enum Layer {
     Engine,
     /// Chart and manifests.
     Chart,
+    /// The gateway's page, in Debian's Chromium.
+    Page,
     /// A real API server: admission, the operator's writes.
     ControlPlane,
     /// A real node: the main job from end to end.
@@ -57,7 +59,7 @@ enum Layer {
 /// # Errors
 /// A test fails, or what it needs cannot be had; the text names the layers.
 pub fn run(args: &Args) -> Result<()> {
-    let all = [Layer::Unit, Layer::Engine, Layer::Chart, Layer::ControlPlane, Layer::E2e];
+    let all = [Layer::Unit, Layer::Engine, Layer::Chart, Layer::Page, Layer::ControlPlane, Layer::E2e];
     let layers = if args.only.is_empty() { &all[..] } else { &args.only[..] };
     // The chart needs none.
     let programs = if layers == [Layer::Chart] { Vec::new() } else { programs::build()? };
@@ -69,6 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
             Layer::Unit => unit(&programs),
             Layer::Engine => engine(&programs),
             Layer::Chart => chart::run(),
+            Layer::Page => page(&programs),
             Layer::ControlPlane => clusters::control_plane(&programs),
             Layer::E2e => clusters::e2e(&programs),
             Layer::Compat => clusters::compat(&programs),
@@ -123,15 +126,25 @@ fn engine(programs: &[TestProgram]) -> Result<()> {
     run_all(programs.iter().filter(|program| program.package == "lathe-worker"), &[], &[])
 }
 
+/// The tests that need a browser are ignored elsewhere.
+fn page(programs: &[TestProgram]) -> Result<()> {
+    // Without a font there is no text to be too wide.
+    toolchain::packages(&[
+        ("chromium", "chromium"),
+        ("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf", "fonts-dejavu-core"),
+    ])?;
+    let gateway = programs.iter().filter(|program| program.package == "lathe-gateway");
+    // Each starts a browser, which is many threads already.
+    run_all(gateway, &[("RUST_TEST_THREADS", "1")], &["--ignored"])
+}
+
 /// The interpreter with the reference implementations that tests compare with, installed where need be.
 ///
 /// # Errors
 /// They cannot be had; the text says what lacks.
 pub fn python() -> Result<String> {
-    toolchain::packages(&[("python3", "python3"), ("readelf", "binutils"), ("cc", "gcc")])?;
-    if command::run(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_err() {
-        toolchain::packages(&[("/usr/lib/python3.11/ensurepip/__init__.py", "python3-venv")])?;
-    }
+    toolchain::venv()?;
+    toolchain::packages(&[("readelf", "binutils"), ("cc", "gcc")])?;
     let step = ui::step("Python reference packages");
     step.expect("about 5 minutes the first time");
     let said =

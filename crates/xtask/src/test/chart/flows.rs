@@ -42,7 +42,7 @@ pub fn violations(all: &[Value], traces: bool) -> Vec<String> {
         ("a tenant asks the operator for anything else", &tenant, &operator, 9090, "TCP", false),
     ];
     if let Some(gateway) = &gateway {
-        flows.extend::<[Flow<'_>; 12]>([
+        flows.extend::<[Flow<'_>; 14]>([
             ("the gateway asks a model", gateway, &worker, 8080, "TCP", true),
             ("the gateway controls a worker", gateway, &worker, 8081, "TCP", false),
             ("the gateway asks the API server", gateway, &outside, 443, "TCP", true),
@@ -62,6 +62,8 @@ pub fn violations(all: &[Value], traces: bool) -> Vec<String> {
             ("a tenant reads the gateway's metrics", &tenant, gateway, 8081, "TCP", false),
             ("a tenant asks the gateway for anything else", &tenant, gateway, 9090, "TCP", false),
             ("the gateway asks the operator", gateway, &operator, 8080, "TCP", false),
+            ("the operator asks the gateway what flows", &operator, gateway, 8081, "TCP", true),
+            ("the operator uses the gateway as a client", &operator, gateway, 8080, "TCP", false),
         ]);
     }
     let policies: Vec<&Value> = kinds(all, "NetworkPolicy").collect();
