@@ -314,7 +314,7 @@ pub struct ReplicaCapacity {
 pub struct Totals {
     /// Requests that came, those that were refused for want of room with them.
     pub arrived: i64,
-    /// Requests that ended.
+    /// Of those that were let in, the ones that ended: one that was refused was no work, and says nothing of the work of the others.
     pub finished: i64,
     /// Prompt tokens that were read, those from the cache not with them.
     pub prompt: i64,

@@ -61,7 +61,7 @@ pub struct ServiceTraffic {
 pub struct Flow {
     /// Requests that came, those that were refused for want of room with them.
     pub arrived: u64,
-    /// Requests that ended, however they did.
+    /// Requests that ended and were worked for: one that was refused says nothing of the work of the others.
     pub finished: u64,
     /// Prompt tokens that replicas read, those from their caches not with them.
     pub prompt: u64,

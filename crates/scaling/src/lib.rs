@@ -108,7 +108,8 @@ pub fn decide(
     memory.advance(policy, window, replicas, now);
     let load = load::at(window, &memory, replicas, now);
     let (wanted, reason) = choose(policy, &mut memory, replicas, &load, now);
-    let message = reason.sentence(policy, &memory, &load, wanted, now);
+    let times = (now, policy.quiet_window(replicas));
+    let message = reason.sentence(policy, &memory, &load, wanted, times);
     Decision { replicas: wanted, reason, message, load: load.total(), memory }
 }
 

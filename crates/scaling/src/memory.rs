@@ -138,7 +138,7 @@ impl Memory {
 
     /// What happened before `at` is not known.
     fn interrupt(&mut self, at: Seconds) {
-        (self.since, self.busy) = (at, at);
+        (self.since, self.busy) = (self.since.max(at), self.busy.max(at));
     }
 
     /// A clock that was set back takes what is remembered with it: ages stay as they were.

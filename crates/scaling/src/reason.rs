@@ -63,7 +63,7 @@ impl Reason {
         memory: &Memory,
         load: &Load,
         replicas: u32,
-        now: Seconds,
+        (now, quiet): (Seconds, Seconds),
     ) -> String {
         let newest = load.newest.unwrap_or_default();
         let load_words = format!(
@@ -87,17 +87,15 @@ impl Reason {
                 format!("{held} held while no replica runs: {wanted} asked for")
             }
             Self::ReplicasStarting => format!("{load_words}: {wanted} asked for, of which some start"),
-            Self::QuietWindow => format!(
-                "{load_words}: {wanted} until fewer have done for {} s",
-                policy.scale_down_after
-            ),
+            Self::QuietWindow => {
+                format!("{load_words}: {wanted} until fewer have done for {quiet} s")
+            },
             Self::ReplicasDraining => {
                 format!("{load_words}: {wanted} until those that were given back have drained")
             }
-            Self::ThroughputBelowTarget => format!(
-                "{load_words}: no second of the last {} s needed more than {least}",
-                policy.scale_down_after
-            ),
+            Self::ThroughputBelowTarget => {
+                format!("{load_words}: no second of the last {quiet} s needed more than {least}")
+            },
             Self::ScaledToZero => format!("nothing to do for {idle} s: the next request wakes a replica"),
             Self::MinReplicas => format!("`minReplicas` asks for {replicas}"),
             Self::MaxReplicas => format!("{load_words}: `maxReplicas` allows no more than {replicas}"),

@@ -484,3 +484,13 @@ fn peaks_that_are_joined_are_remembered_as_long_as_the_newest_of_them() {
         assert_eq!(decision.replicas, 9, "{second}: {:?}", service.memory.peaks);
     }
 }
+
+#[test]
+fn requests_that_are_refused_do_not_hide_the_load() {
+    let mut service = Service::new(1);
+    // One replica does what it can, and nine tenths of what comes are sent away at once.
+    for _ in 0..20 {
+        service.second(|at| Report { arrived: 10.0 * REQUESTS, ..report(at, 1.0) });
+    }
+    assert!(service.replicas.asked >= 10, "{:?}", service.replicas);
+}

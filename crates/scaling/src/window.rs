@@ -16,7 +16,7 @@ pub struct Report {
     pub at: Seconds,
     /// Requests that came, those that were refused for want of room with them.
     pub arrived: f64,
-    /// Requests that ended.
+    /// Requests that ended and were worked for; those that were refused are none.
     pub finished: f64,
     /// Prompt tokens that replicas read.
     pub prompt: f64,

@@ -76,9 +76,9 @@ impl Blocks {
         (found, before)
     }
 
-    /// How many of `blocks` nobody holds.
-    pub(super) fn unheld(&self, blocks: &[u32]) -> usize {
-        blocks.iter().filter(|&&block| self.blocks[block as usize].holders == 0).count()
+    /// How many of `blocks` have so many holders.
+    pub(super) fn held_by(&self, holders: usize, blocks: &[u32]) -> usize {
+        blocks.iter().filter(|&&block| self.blocks[block as usize].holders == holders).count()
     }
 
     /// One more sequence holds blocks that were found.
@@ -96,7 +96,10 @@ impl Blocks {
     pub(super) fn take(&mut self, count: usize, to: &mut Vec<u32>) {
         for _ in 0..count {
             let oldest = || self.kept.pop_first().map(|(_, block)| block);
-            let Some(number) = self.blank.pop().or_else(oldest) else { return };
+            let Some(number) = self.blank.pop().or_else(oldest) else {
+                debug_assert!(false, "more blocks are planned than are free");
+                return;
+            };
             let block = &mut self.blocks[number as usize];
             block.holders = 1;
             if let Some((content, _)) = block.content.take() {

@@ -426,15 +426,15 @@ impl Generator {
                 total: s.tokens.len(),
                 computed: s.computed,
                 blocks: s.blocks.len(),
-                unheld: 0,
+                alone: self.blocks.held_by(1, &s.blocks),
             };
             match found.get(at) {
                 _ if !s.blocks.is_empty() => running.push(seen),
                 None => waiting.push(seen),
                 Some((kept, _)) => {
-                    let unheld = self.blocks.unheld(kept);
+                    let alone = self.blocks.held_by(0, kept);
                     let (computed, blocks) = (kept.len() * BLOCK, kept.len());
-                    waiting.push(SequenceState { computed, blocks, unheld, ..seen });
+                    waiting.push(SequenceState { computed, blocks, alone, ..seen });
                 }
             }
         }

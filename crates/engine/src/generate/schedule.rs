@@ -18,8 +18,8 @@ pub struct SequenceState {
     pub computed: usize,
     /// Blocks that hold them.
     pub blocks: usize,
-    /// Of those, the ones that are free as long as it waits.
-    pub unheld: usize,
+    /// Of those, the ones that nobody else holds: of one that waits they are free, of one that runs they become free without it.
+    pub alone: usize,
 }
 
 /// All that the decision depends on.
@@ -78,7 +78,7 @@ pub fn schedule(state: &State) -> StepPlan {
         while new_blocks > free {
             let Some(victim) = (i + 1..alive.len()).rev().find(|&j| alive[j]) else { break };
             alive[victim] = false;
-            free += state.running[victim].blocks;
+            free += state.running[victim].alone;
             if let Some(chunk) = chosen[victim].take() {
                 (free, rows_left) = (free + chunk.new_blocks, rows_left + chunk.rows);
             }
@@ -99,7 +99,7 @@ pub fn schedule(state: &State) -> StepPlan {
     // New sequences begin only where the whole prompt and one more token have room, and never in place of one
     // that was just sent away.
     for sequence in &state.waiting {
-        let needed = sequence.unheld + more_blocks(sequence, sequence.total + 1 - sequence.computed);
+        let needed = sequence.alone + more_blocks(sequence, sequence.total + 1 - sequence.computed);
         if running == state.max_sequences || rows_left == 0 || needed > free || !plan.preempt.is_empty() {
             break;
         }
@@ -120,7 +120,8 @@ mod tests {
     use super::*;
 
     fn sequence(id: u64, total: usize, computed: usize) -> SequenceState {
-        SequenceState { id, total, computed, blocks: computed.div_ceil(BLOCK), unheld: 0 }
+        let blocks = computed.div_ceil(BLOCK);
+        SequenceState { id, total, computed, blocks, alone: blocks }
     }
 
     fn state(running: &[SequenceState], waiting: &[SequenceState], free_blocks: usize) -> State {
@@ -165,10 +166,19 @@ mod tests {
 
     #[test]
     fn a_beginning_that_is_kept_is_not_read_and_needs_room_only_where_nobody_holds_it() {
-        let held = sequence(1, 47, 32);
+        let unheld = sequence(1, 47, 32);
+        let held = SequenceState { alone: 0, ..unheld };
         assert_eq!(run(&schedule(&state(&[], &[held], 1))), [(1, 15, 1)]);
-        let unheld = SequenceState { unheld: 2, ..held };
         assert_eq!(run(&schedule(&state(&[], &[unheld], 2))), []);
         assert_eq!(run(&schedule(&state(&[], &[unheld], 3))), [(1, 15, 1)]);
+    }
+
+    #[test]
+    fn who_is_sent_away_frees_only_what_nobody_else_holds() {
+        // Four that began alike, each at the end of its blocks: eight are everybody's, two its own.
+        let shared = |id| SequenceState { alone: 2, ..sequence(id, 161, 160) };
+        let plan = schedule(&state(&[shared(1), shared(2), shared(3), shared(4)], &[], 0));
+        assert_eq!(plan.preempt, [4]);
+        assert_eq!(run(&plan), [(1, 1, 1), (2, 1, 1)], "two blocks have room for two");
     }
 }

@@ -69,6 +69,8 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.counts.finished.fetch_add(1, Relaxed);
+        if self.told != Usage::default() {
+            self.counts.finished.fetch_add(1, Relaxed);
+        }
     }
 }

@@ -153,7 +153,8 @@ fn counts(facts: &Facts<'_>) -> Counts {
     let wanted_revision = facts.deployment.and_then(revision);
     let of = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == wanted_revision;
     let ready: Vec<&Pod> = facts.pods.iter().filter(|pod| pods::is_ready(pod)).collect();
-    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    // The schema has room for no more, and a roll-out has one more than are asked for.
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX).min(10_000);
     Counts {
         wanted: scaling::wanted(facts),
         all: count(facts.pods.iter().filter(|pod| stays(pod)).count()),

@@ -7,8 +7,8 @@ use lathe_scaling::{Report, Seconds, Window};
 /// What the workers of one service said.
 #[derive(Debug, Default)]
 pub struct Workers {
-    /// The counts of each pod when it was last asked.
-    counted: BTreeMap<String, Totals>,
+    /// The counts of each pod when it last answered, and when that was.
+    counted: BTreeMap<String, (Totals, Seconds)>,
     /// When they were.
     asked: Option<Seconds>,
     window: Window,
@@ -33,11 +33,13 @@ impl Workers {
                 counted.extend(before.map(|before| (pod.clone(), before)));
                 continue;
             };
-            counted.insert(pod.clone(), load.totals);
+            counted.insert(pod.clone(), (load.totals, now));
             sum.running += load.running as f64;
             sum.waiting += load.waiting as f64;
-            if let Some(before) = before {
-                let since = |of: fn(&Totals) -> i64| difference(of(&before), of(&load.totals));
+            if let Some((before, then)) = before {
+                // A second's share: a pod that was silent for long, or not asked, did not do it all in the last second.
+                let seconds = now.saturating_sub(then).max(1) as f64;
+                let since = |of: fn(&Totals) -> i64| difference(of(&before), of(&load.totals)) / seconds;
                 sum.arrived += since(|totals| totals.arrived);
                 sum.finished += since(|totals| totals.finished);
                 sum.prompt += since(|totals| totals.prompt);
@@ -48,10 +50,6 @@ impl Workers {
         let Some(asked) = asked.filter(|asked| *asked < now) else { return };
         // What lies further back is not known any more.
         let first = asked.max(now.saturating_sub(MOST_SECONDS));
-        let seconds = (now - first) as f64;
-        for count in [&mut sum.arrived, &mut sum.finished, &mut sum.prompt, &mut sum.generation] {
-            *count /= seconds;
-        }
         (first + 1..=now).for_each(|at| self.window.push(Report { at, ..sum }));
     }
 
@@ -107,8 +105,9 @@ mod tests {
             report(2, 3.0, 3.0, 0),
             report(3, 2.0, 0.0, 1),
             report(4, 2.0, 0.0, 1),
-            report(5, 4.0, 0.0, 0),
-            report(6, 4.0, 0.0, 0),
+            // Eight in the four seconds since it last answered.
+            report(5, 2.0, 0.0, 0),
+            report(6, 2.0, 0.0, 0),
             report(7, 0.0, 0.0, 0),
         ];
         assert_eq!(*workers.window(), expected.into_iter().collect());

@@ -3,13 +3,17 @@ use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::ResourceExt as _;
 use lathe_api::{Autoscaling, CapacityStatus};
-use lathe_scaling::{Capacity, Policy};
+use lathe_scaling::{Capacity, Policy, Seconds};
 
 use super::SCALED;
 use crate::pods;
 
-/// Longest start that is believed, in seconds.
-const LONGEST_START: i64 = 86_400;
+/// As many as a service can ask for.
+const MOST_REPLICAS: u32 = 10_000;
+/// Longest start that is believed, in seconds: a pod that waited for a device for hours does not tell how long the next one takes.
+const LONGEST_START: i64 = 1800;
+/// Seconds after which a pod whose time to end is over is not waited for: its node is gone, or somebody's finalizer holds it.
+const LOST: i64 = 30;
 
 /// What the user asks for.
 pub fn policy(autoscaling: &Autoscaling) -> Policy {
@@ -38,7 +42,8 @@ pub fn capacity(told: &CapacityStatus) -> Option<Capacity> {
 pub fn asked(deployment: &Deployment) -> u32 {
     let set = deployment.annotations().get(SCALED).and_then(|set| set.parse().ok());
     let is = || deployment.spec.as_ref()?.replicas.and_then(|is| u32::try_from(is).ok());
-    set.or_else(is).unwrap_or(1)
+    // The status has no room for more, whatever somebody wrote there.
+    set.or_else(is).unwrap_or(1).min(MOST_REPLICAS)
 }
 
 /// Pods that take requests.
@@ -47,9 +52,15 @@ pub fn ready(pods: &[&Pod]) -> u32 {
 }
 
 /// Pods that take nothing new and finish what they have.
-pub fn draining(pods: &[&Pod]) -> u32 {
-    let goes = |pod: &&&Pod| pod.metadata.deletion_timestamp.is_some() && !pods::is_over(pod);
+pub fn draining(pods: &[&Pod], now: Seconds) -> u32 {
+    let goes =
+        |pod: &&&Pod| pod.metadata.deletion_timestamp.is_some() && !pods::is_over(pod) && !is_lost(pod, now);
     pods.iter().filter(goes).count() as u32
+}
+
+/// Whether a pod should have ended a while ago: what it is deleted at includes the time that it has for it.
+pub fn is_lost(pod: &Pod, now: Seconds) -> bool {
+    pod.metadata.deletion_timestamp.as_ref().is_some_and(|end| end.0.as_second() + LOST < now)
 }
 
 /// How long a pod took from being made to being ready, the last one that was measured.
@@ -135,7 +146,9 @@ mod tests {
         let over = json!({"metadata": {"deletionTimestamp": time}, "status": {"phase": "Succeeded"}});
         let all = [json!({}), going, over].map(|more| pod(time, time, more));
         let all: Vec<&Pod> = all.iter().collect();
-        assert_eq!((ready(&all), draining(&all)), (1, 1));
+        let end = time.parse::<Timestamp>().unwrap().as_second();
+        assert_eq!((ready(&all), draining(&all, end - 60), draining(&all, end + LOST)), (1, 1, 1));
+        assert_eq!(draining(&all, end + LOST + 1), 0, "its node is gone");
     }
 
     #[test]
@@ -150,5 +163,6 @@ mod tests {
         assert_eq!(of(json!({"lathe.dev/replicas": "2"}), json!(3)), 2);
         assert_eq!(of(json!({"lathe.dev/replicas": "many"}), json!(3)), 3);
         assert_eq!(of(json!({}), Value::Null), 1);
+        assert_eq!(of(json!({"lathe.dev/replicas": "4000000000"}), json!(3)), MOST_REPLICAS);
     }
 }

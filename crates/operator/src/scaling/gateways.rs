@@ -5,6 +5,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, pin_mut};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt as _,
@@ -12,9 +13,10 @@ use kube::{
 };
 use lathe_api::names;
 use lathe_contract::TrafficQuery;
+use lathe_scaling::Seconds;
 use tokio::task::JoinHandle;
 
-use super::ledger::Awaited;
+use super::{facts, ledger::Awaited};
 use crate::{
     context::Context,
     pods,
@@ -25,6 +27,8 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(20);
 /// After a call that failed.
 const AGAIN: Duration = Duration::from_secs(1);
+/// A pod on a node that is gone makes no event when its time is over.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Listens to the gateways until `stop`.
 pub async fn listen(context: Arc<Context>, stop: Stop) {
@@ -36,17 +40,23 @@ pub async fn listen(context: Arc<Context>, stop: Stop) {
     let (pods, writer) = store::<Pod>();
     let events = watcher(api, ours).default_backoff().reflect(writer).take_until(stopped(stop));
     pin_mut!(events);
-    let mut loops = Loops::default();
-    while let Some(event) = events.next().await {
-        match event {
+    let (mut loops, mut listed) = (Loops::default(), false);
+    loop {
+        match tokio::time::timeout(LOOK, events.next()).await {
+            Ok(None) => return,
             // Until the first list is whole, nobody is gone.
-            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
-            Ok(_) => {
-                let there: Vec<Awaited> = pods.state().iter().filter_map(|pod| awaited(pod)).collect();
-                loops.follow(&context, &there);
+            Ok(Some(Ok(watcher::Event::Init | watcher::Event::InitApply(_)))) => continue,
+            Ok(Some(Ok(_))) => listed = true,
+            Ok(Some(Err(error))) => {
+                tracing::warn!(%error, "the gateway's pods cannot be watched");
+                continue;
             }
-            Err(error) => tracing::warn!(%error, "the gateway's pods cannot be watched"),
+            Err(_) if !listed => continue,
+            Err(_) => {}
         }
+        let now = Timestamp::now().as_second();
+        let there: Vec<Awaited> = pods.state().iter().filter_map(|pod| awaited(pod, now)).collect();
+        loops.follow(&context, &there);
     }
 }
 
@@ -79,15 +89,16 @@ impl Drop for Loops {
     }
 }
 
-/// A pod that can be asked.
-fn awaited(pod: &Pod) -> Option<Awaited> {
-    let status = pod.status.as_ref().filter(|_| pods::phase(pod) == Some("Running"))?;
-    let container = status.container_statuses.iter().flatten().next();
+/// A pod that can be asked, and tells a part of what flows.
+fn awaited(pod: &Pod, now: Seconds) -> Option<Awaited> {
+    let runs = pods::phase(pod) == Some("Running") && !facts::is_lost(pod, now);
+    let status = pod.status.as_ref().filter(|_| runs)?;
+    let mut containers = status.container_statuses.iter().flatten();
     Some(Awaited {
         uid: pod.uid()?,
         ip: status.pod_ip.clone()?,
         ready: pods::is_ready(pod),
-        restarted: container.is_some_and(|container| container.restart_count > 0),
+        restarted: containers.any(|container| container.restart_count > 0),
     })
 }
 

@@ -120,7 +120,11 @@ impl Ledger {
         while reports.last().is_some_and(|last| last.missing > 0 && last.at > now.saturating_sub(PATIENCE)) {
             reports.pop();
         }
-        let held: u64 = self.gateways.values().filter_map(|heard| heard.gateway.held.get(uid)).copied().sum();
+        let held: u64 = self
+            .gateways
+            .values()
+            .filter_map(|heard| heard.gateway.held.get(uid))
+            .fold(0, |all, held| all.saturating_add(*held));
         if held > 0 {
             hold(&mut reports, held as f64, now, self.gateways.len() as u32);
         }

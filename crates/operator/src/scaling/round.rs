@@ -60,7 +60,7 @@ pub async fn round(
     let replicas = Replicas {
         asked,
         ready: facts::ready(&pods),
-        draining: facts::draining(&pods),
+        draining: facts::draining(&pods, now),
         start_up: state.notes.start_up.seconds.unwrap_or(0),
         capacity: capacity(context, service),
     };

@@ -72,7 +72,6 @@ impl Door {
         }
         if full {
             self.load.arrived();
-            self.load.finished();
             let inside = *self.inside.borrow();
             let after = self.load.retry_after(inside, self.slots);
             return Err(ApiError::queue_full(inside, self.limit, after));
@@ -107,11 +106,11 @@ mod tests {
         assert_eq!((refused.status.as_u16(), refused.retry_after), (429, Some(2)));
         assert_eq!(door.check(), Err(refused));
         let totals = || door.load.read(Instant::now()).totals;
-        assert_eq!((totals().arrived, totals().finished), (4, 2));
+        assert_eq!((totals().arrived, totals().finished), (4, 0));
         drop(first);
         assert!(door.check().is_ok());
         assert!(door.enter().is_ok());
-        assert_eq!((totals().arrived, totals().finished), (5, 4));
+        assert_eq!((totals().arrived, totals().finished), (5, 2));
     }
 
     #[tokio::test]

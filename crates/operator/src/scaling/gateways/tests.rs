@@ -104,6 +104,7 @@ async fn a_gateway_is_asked_for_what_is_not_known_yet_and_one_that_is_gone_no_mo
 
 #[test]
 fn only_a_pod_that_runs_can_be_asked() {
+    const NOW: Seconds = 1_767_225_700;
     let of = |phase: &str, restarts: i32| {
         let pod: Pod = object(serde_json::json!({
             "metadata": {"uid": "u", "name": "p"},
@@ -112,7 +113,13 @@ fn only_a_pod_that_runs_can_be_asked() {
                 "containerStatuses": [{"name": "gateway", "image": "i", "imageID": "", "ready": true, "restartCount": restarts}],
             },
         }));
-        awaited(&pod)
+        let mut lost = pod.clone();
+        // Its node is gone: it stays there, and nobody should wait for its part.
+        lost.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            "2026-01-01T00:00:00Z".parse().unwrap(),
+        ));
+        assert_eq!(awaited(&lost, NOW), None);
+        awaited(&pod, NOW)
     };
     assert_eq!(of("Pending", 0), None);
     assert_eq!(of("Succeeded", 0), None);
