@@ -134,7 +134,10 @@ impl Holds {
             self.begun.send_modify(|begun| *begun += 1);
         }
         // Whoever changes the table looks for lines behind it: either we see the change here, or it sees us there.
-        line.queue.sees(self.ready(&service.uid));
+        // Whichever sees it first wakes the others.
+        if line.queue.sees(self.ready(&service.uid)) {
+            line.changed.notify_waiters();
+        }
         let changed = Arc::clone(&line.changed);
         drop(state);
         self.metrics.hold.begins();
@@ -318,6 +321,8 @@ impl Held {
             return;
         }
         self.holds.with(self, |queue| queue.back(self.number, Instant::now() + pause));
+        // Its turn is free, perhaps for one that came back before it.
+        self.changed.notify_waiters();
         self.holds.metrics.hold.now.inc();
     }
 }

@@ -157,6 +157,11 @@ impl Quotas {
         }
     }
 
+    /// Whether it is not known of the last write that it was done: then it is what is to be written.
+    pub fn is_telling(&self) -> bool {
+        self.lock().months.is_telling()
+    }
+
     /// What is to be written there after [`Quotas::hear`], if anything.
     pub fn tell(&self) -> Option<Told> {
         self.lock().months.tell()

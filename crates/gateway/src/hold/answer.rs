@@ -23,6 +23,8 @@ const COMMENTS: Duration = Duration::from_secs(5);
 const COMMENT: &str = ": waiting for a replica\n\n";
 /// Whoever found nobody although the table has somebody looks again after so long, unless the table changes.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Of a replica's own word when to ask again: one that has room sooner shall not stand idle for long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// A request that may go to a replica.
 #[derive(Debug)]
@@ -96,7 +98,7 @@ impl Asker {
                 Attempt::Later(why, reply) => (why, reply),
             };
             match why {
-                Why::Full => held.back(reply.retry_after().unwrap_or(PAUSE).max(PAUSE)),
+                Why::Full => held.back(pause(reply.retry_after())),
                 Why::Nobody => held.back(PAUSE),
                 // An adapter comes a moment after its base.
                 Why::Unavailable if reply.is_loading() => held.back(PAUSE),
@@ -104,6 +106,11 @@ impl Asker {
             }
         }
     }
+}
+
+/// How long nobody goes after a replica said that it has no room, and when it has.
+fn pause(said: Option<Duration>) -> Duration {
+    said.unwrap_or(PAUSE).clamp(PAUSE, LONGEST_PAUSE)
 }
 
 /// A replica's answer, or what is told instead.
@@ -156,5 +163,21 @@ impl Streamed {
     async fn relayed(relay: Box<Relay>) -> Option<(Result<Bytes, BoxError>, Self)> {
         let (piece, relay) = relay.next().await?;
         Some((piece, Streamed::Relays(Box::new(relay))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(None, 1)]
+    #[case(Some(0), 1)]
+    #[case(Some(7), 7)]
+    #[case(Some(u64::MAX), 30)]
+    fn a_replica_stops_nobody_for_long(#[case] said: Option<u64>, #[case] seconds: u64) {
+        assert_eq!(pause(said.map(Duration::from_secs)), Duration::from_secs(seconds));
     }
 }

@@ -66,10 +66,10 @@ impl Queue {
         Turn::Go(self.ready.clone())
     }
 
-    /// One that went comes back to its place, and nobody goes until then.
+    /// One that went comes back to its place, and nobody goes until then, or until the end of a longer pause.
     pub fn back(&mut self, number: u64, until: Instant) {
         self.asking = self.asking.saturating_sub(1);
-        self.paused = Some(until);
+        self.paused = self.paused.max(Some(until));
         self.waiting.insert(number);
     }
 

@@ -262,6 +262,21 @@ async fn a_cold_replica_without_room_is_asked_again_later() {
 }
 
 #[tokio::test]
+async fn a_replica_is_not_charged_with_who_waits_for_it_to_load_an_adapter() {
+    let rig = asleep().await;
+    let asking = tokio::spawn(rig.post(&json!({"model": "tone", "prompt": "x"})).send());
+    rig.until_metric(&held(1)).await;
+    let replica = Replica::start(Act::Says(error(503, "model_not_ready", ""))).await;
+    rig.scale(&[replica.address], &[]);
+    while replica.asked().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    rig.until_uncharged().await;
+    replica.now(Act::Says(completion("hi")));
+    assert_eq!(soon(asking).await.unwrap().unwrap().status().as_u16(), 200);
+}
+
+#[tokio::test]
 async fn a_service_of_a_fixed_number_that_loses_its_last_replica_keeps_who_asks() {
     let first = Replica::start(Act::Says(completion("hi"))).await;
     let rig = start(&[first.address]).await;
