@@ -152,9 +152,12 @@ impl Page {
                 months.pop_last();
             }
             let Some(tokens) = months.values().map(|counts| counts.tokens).max() else { continue };
-            sizes.push((tokens, Arc::clone(key)));
+            sizes.push((Some(tokens), Arc::clone(key)));
             written.insert(key.to_string(), json(&months));
         }
+        // Longer than any entry that is read: before a key's use is forgotten, these go.
+        let long = written.iter().filter(|(_, text)| text.len() > MAX_ENTRY);
+        sizes.extend(long.map(|(name, _)| (None, Arc::from(&**name))));
         let forgotten = shrink(&mut written, sizes);
         let others = self.writers.iter().filter(|(instance, _)| *instance != told.instance).cloned();
         let mut writers: Vec<_> = others.chain([(told.instance.clone(), told.number)]).collect();
@@ -170,8 +173,8 @@ pub fn is_entry(name: &str) -> bool {
     !name.starts_with('.') && !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(known)
 }
 
-/// Takes away those who used the least until the rest has room.
-fn shrink(data: &mut Data, mut sizes: Vec<(u64, Arc<str>)>) -> usize {
+/// Takes away those of whom nothing can be read, then those who used the least, until the rest has room.
+fn shrink(data: &mut Data, mut sizes: Vec<(Option<u64>, Arc<str>)>) -> usize {
     let mut bytes: usize = data.iter().map(|(name, text)| name.len() + text.len()).sum();
     if bytes <= MAX_BYTES {
         return 0;
@@ -309,6 +312,16 @@ mod tests {
         assert!(bytes < MAX_BYTES + 100 && forgotten > 0, "{bytes} {forgotten}");
         assert_eq!(written.len(), 20_001 - forgotten);
         assert!(written.contains_key("key-19999") && !written.contains_key("key-00000"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_and_is_long_goes_before_any_key() {
+        let long = "x".repeat(MAX_BYTES);
+        let data = Data::from([("long".to_owned(), long), ("short".to_owned(), "x".to_owned())]);
+        let (written, forgotten) =
+            Page::read(&data).with(&data, &told(1, &[("a", "2026-11", 1)]), month("2026-11"));
+        assert_eq!(written.keys().collect::<Vec<_>>(), [".writers", "a", "short"]);
+        assert_eq!(forgotten, 1);
     }
 
     #[test]

@@ -44,7 +44,6 @@ pub struct Exchange {
 /// What was seen last time.
 #[derive(Default)]
 struct State {
-    replicas: u32,
     broken: BTreeMap<String, String>,
     failing: bool,
 }
@@ -73,7 +72,8 @@ impl Exchange {
         match &failed {
             Some(error) if !state.failing => tracing::error!(
                 error,
-                "the counts of keys could not be exchanged with the ConfigMap {CONFIG_MAP}; they are counted here, and this replica keeps to its share of each limit"
+                "the counts of keys could not be exchanged with the ConfigMap {CONFIG_MAP}; they are counted here, and this replica \
+                 keeps to its share of each limit"
             ),
             None if state.failing => tracing::info!("the counts of keys are exchanged again"),
             _ => {}
@@ -82,7 +82,8 @@ impl Exchange {
     }
 
     async fn exchanged(&self, state: &mut State) -> kube::Result<()> {
-        state.replicas = self.replicas().await?;
+        // Also where the counts cannot be read: then this replica keeps to its share.
+        self.quotas.are_shared_by(self.replicas().await?);
         for _ in 0..ATTEMPTS {
             let found = self.maps.get_opt(CONFIG_MAP).await?;
             let data = found.as_ref().and_then(|map| map.data.clone()).unwrap_or_default();
@@ -91,7 +92,7 @@ impl Exchange {
             warn(&mut state.broken, &page);
             self.metrics.counts_broken.set(page.broken.len() as i64);
             let now = Now::read();
-            self.quotas.hear(&page, state.replicas, now.instant);
+            self.quotas.hear(&page, now.instant);
             let repeats = self.quotas.is_telling();
             let Some(told) = self.quotas.tell() else {
                 self.in_touch(now);

@@ -253,6 +253,20 @@ async fn a_month_is_over_when_the_api_server_says_so_too() {
 }
 
 #[tokio::test]
+async fn who_never_read_the_counts_keeps_to_its_share() {
+    let store = Store::with(json!({}));
+    store.state.lock().unwrap().replicas = 3;
+    store.fails(&[Fault::Forbidden]);
+    let replica = Replica::start(&store);
+    replica.round().await;
+    assert!(replica.is_failing().await);
+    let (key, now) = ("k".into(), Now::read());
+    let limits = Limits { requests: Some(30), tokens: None, month: None };
+    let entered = (0..30).filter(|_| replica.quotas.enter(&key, limits, now).is_ok()).count();
+    assert_eq!(entered, 10);
+}
+
+#[tokio::test]
 async fn a_broken_configmap_stops_nobody() {
     let good = r#"{"2026-11": {"requests": 3, "tokens": 900}}"#;
     let store = Store::with(json!({"bad": "{", ".writers": "?", "k": good}));
