@@ -118,8 +118,8 @@ impl Exchange {
                 Ok(_) => {
                     self.quotas.was_told();
                     self.in_touch(now);
-                    // What was counted since a write that came to nothing, or whose answer was lost, is not told yet; what was counted
-                    // during this one is for the next round, or under traffic there would be no end.
+                    // What was counted since a write that came to nothing, or whose answer was lost, is not told yet; what was
+                    // counted during this one is for the next round, or under traffic there would be no end.
                     if !repeats {
                         return Ok(());
                     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::BoxError;
 use axum::body::{Body, Bytes};
-use axum::http::{Response, StatusCode, header};
+use axum::http::{HeaderName, Response, StatusCode, header};
 use axum::response::IntoResponse as _;
 use futures::future::BoxFuture;
 use futures::stream;
@@ -57,15 +57,17 @@ impl Asker {
 
     /// The answer of one of `ready`, or of one that will be.
     pub async fn answer(self: &Arc<Self>, mut asking: Asking, ready: Vec<SocketAddr>) -> Response<Body> {
+        let (model, ..) = asking.account.parts();
         let Asking { account, outgoing, _room } = &mut asking;
         let reply = match self.forwarder.attempt(account, outgoing, ready).await {
             Attempt::Answered(answer) => return relay(answer, asking.account),
+            Attempt::Later(Why::Nobody, reply) => reply,
+            // It has just woken: whoever came before waits for the adapter as well.
+            Attempt::Later(Why::Unavailable, reply) if reply.is_loading() && !model.service.told => reply,
             Attempt::Over(reply) | Attempt::Later(Why::Full | Why::Unavailable, reply) => {
                 return reply.answer(asking.account);
             }
-            Attempt::Later(Why::Nobody, reply) => reply,
         };
-        let (model, ..) = asking.account.parts();
         if !self.holds.may_wait(&model.service, tokio::time::Instant::now()) {
             return reply.answer(asking.account);
         }
@@ -86,11 +88,16 @@ impl Asker {
 
     /// What comes of a request that is held, once something does.
     async fn answered(self: Arc<Self>, mut asking: Asking, mut held: Held) -> Answered {
+        // Of a replica that was there.
+        let mut last = None;
         loop {
             let Asking { account, outgoing, _room } = &mut asking;
             let ready = match held.turn().await {
                 Ok(ready) => ready,
-                Err(error) => return (asking.account, Err(Reply::Own(error))),
+                Err(error) => {
+                    let reply = last.filter(|_| held.is_over()).unwrap_or(Reply::Own(error));
+                    return (asking.account, Err(reply));
+                }
             };
             let (why, reply) = match self.forwarder.attempt(account, outgoing, ready).await {
                 Attempt::Answered(answer) => return (asking.account, Ok(answer)),
@@ -101,9 +108,10 @@ impl Asker {
                 Why::Full => held.back(pause(reply.retry_after())),
                 Why::Nobody => held.back(PAUSE),
                 // An adapter comes a moment after its base.
-                Why::Unavailable if reply.is_loading() => held.back(PAUSE),
+                Why::Unavailable if reply.is_loading() => held.again(PAUSE).await,
                 Why::Unavailable => return (asking.account, Err(reply)),
             }
+            last = (why != Why::Nobody).then_some(reply);
         }
     }
 }
@@ -119,7 +127,12 @@ type Answered = (Account, Result<Response<Incoming>, Reply>);
 /// A stream whose head is sent now, with comments until its events come.
 fn streamed(answered: BoxFuture<'static, Answered>) -> Response<Body> {
     let waiting = Streamed::Waits { answered, comments: tokio::time::interval(COMMENTS) };
-    let head = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    let head = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-cache"),
+        // As the worker says it: nginx passes each event on as it comes.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
     (head, Body::from_stream(stream::unfold(waiting, Streamed::next))).into_response()
 }
 

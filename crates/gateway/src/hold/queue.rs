@@ -16,7 +16,7 @@ pub struct Queue {
     asking: usize,
     /// Until then nobody goes: the last one who did found no room, or nobody.
     paused: Option<Instant>,
-    /// The service is no more.
+    /// The service is no more, or its user wants no replica of it.
     gone: bool,
 }
 
@@ -71,6 +71,11 @@ impl Queue {
         self.asking = self.asking.saturating_sub(1);
         self.paused = self.paused.max(Some(until));
         self.waiting.insert(number);
+    }
+
+    /// One that went waits elsewhere: there is room.
+    pub fn passes(&mut self) {
+        self.asking = self.asking.saturating_sub(1);
     }
 
     /// One that went has an answer: there is room.

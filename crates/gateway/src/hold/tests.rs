@@ -239,6 +239,73 @@ async fn who_came_back_while_there_was_no_place_goes_when_there_is() {
     assert_eq!(turn.unwrap().0.unwrap(), [at(3)]);
 }
 
+/// With one place, as long as an adapter is not loaded.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_an_adapter_stops_nobody_and_waits_no_longer_than_others() {
+    let spec = json!({"autoscaling": {"minReplicas": 0, "maxReplicas": 2}, "serving": {"maxSequences": 1}});
+    let (_sender, holds) = holds(table(&spec, &["10.0.0.1"]));
+    let [mut first, mut second] = [(); 2].map(|()| holds.enter(&model(&holds, "a", "s"), 0).unwrap());
+    let start = Instant::now();
+    first.turn().await.unwrap();
+    let again = tokio::spawn(async move {
+        first.again(SECOND).await;
+        first.turn().await.unwrap();
+        first
+    });
+    second.turn().await.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    tokio::time::sleep(2 * SECOND).await;
+    assert!(!again.is_finished(), "it is behind");
+    drop(second);
+    let mut first = again.await.unwrap();
+    let error = loop {
+        first.again(SECOND).await;
+        if let Err(error) = first.turn().await {
+            break error;
+        }
+    };
+    assert_eq!((error.code, start.elapsed()), ("no_replica", BOUNDS.time));
+    drop(first);
+    assert!(holds.are_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_held_for_a_service_that_its_user_stops_is_told_at_once() {
+    let (sender, holds) = holds(table(&json!({"replicas": 1}), &["10.0.0.1"]));
+    sender.send_replace(table(&json!({"replicas": 1}), &[]));
+    holds.see(Instant::now());
+    let mut held = holds.enter(&model(&holds, "a", "s"), 0).unwrap();
+    let start = Instant::now();
+    let turn = tokio::spawn(async move { held.turn().await });
+    tokio::task::yield_now().await;
+    sender.send_replace(table(&json!({"replicas": 0}), &[]));
+    holds.see(start);
+    assert_eq!(turn.await.unwrap().unwrap_err().code, "no_replica");
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_come_and_leave_are_news_once_a_second() {
+    let (_sender, holds) = holds(table(&automatic(), &[]));
+    let begun = holds.begun();
+    for seconds in 1..4 {
+        for name in ["s", "s", "t", "s"] {
+            drop(holds.enter(&model(&holds, "a", name), 0).unwrap());
+        }
+        assert_eq!(*begun.borrow(), 2 * seconds);
+        tokio::time::advance(SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_can_never_be_held_is_told_the_limit() {
+    let (_sender, holds) = holds(table(&automatic(), &[]));
+    let error = holds.enter(&model(&holds, "a", "s"), BOUNDS.bytes + 1).unwrap_err();
+    assert_eq!((error.status.as_u16(), error.code), (413, "request_too_large"));
+    assert!(error.message.contains("at most 100 bytes"), "{}", error.message);
+    assert!(holds.are_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_gateway_that_goes_sends_everybody_away() {
     let (_sender, holds) = holds(table(&automatic(), &[]));
