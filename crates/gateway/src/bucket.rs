@@ -25,6 +25,8 @@ use crate::error::Headers;
 const MINUTE: f64 = 60.0;
 /// Nothing heard of the others for so long: they are believed to use all of their shares.
 const SILENCE: Duration = Duration::from_secs(60);
+/// Between two exchanges that tell how fast the others use the limit.
+const SHORTEST: Duration = Duration::from_secs(1);
 
 /// The replicas of the gateway.
 #[derive(Clone, Copy, Debug)]
@@ -93,8 +95,11 @@ impl Bucket {
         let used = amount.max(0.0);
         self.level = (self.level - (amount - self.withheld.min(used))).min(self.share);
         self.withheld = 0.0;
-        let since = now.saturating_duration_since(self.heard).as_secs_f64().max(1.0);
-        self.others = used * MINUTE / since;
+        let since = now.saturating_duration_since(self.heard);
+        // Of a moment no pace can be told.
+        if since >= SHORTEST {
+            self.others = used * MINUTE / since.as_secs_f64();
+        }
         self.heard = now;
     }
 
@@ -184,6 +189,19 @@ mod tests {
         assert_eq!(bucket.level, 10.0);
         bucket.hear(-15.0, pool(3, at(30)), at(30));
         assert_eq!(bucket.level, 25.0);
+    }
+
+    #[test]
+    fn two_exchanges_in_one_moment_do_not_make_the_others_idle() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut bucket = Bucket::new(120, pool(3, start), start);
+        bucket.take(40).unwrap();
+        bucket.hear(10.0, pool(3, at(10)), at(10));
+        bucket.hear(0.0, pool(3, at(10)), at(10) + Duration::from_millis(5));
+        bucket.fill(120, pool(3, at(10)), at(20));
+        // They are still believed to use half of it.
+        assert!((19.9..20.1).contains(&bucket.level), "{}", bucket.level);
     }
 
     #[test]

@@ -102,6 +102,8 @@ pub struct Page {
     pub keys: HashMap<Arc<str>, Months<Counts>>,
     /// Entries that cannot be read, and why. Of these keys a replica goes on with what it knew.
     pub broken: BTreeMap<String, String>,
+    /// The month in which it was written last, by the API server's clock, where that is known.
+    pub written: Option<Month>,
     writers: Vec<(String, u64)>,
 }
 
@@ -134,9 +136,8 @@ impl Page {
 
     /// The content with what is `told`, and without what is over; and how many keys had no room.
     pub fn with(&self, data: &Data, told: &Told, now: Month) -> (Data, usize) {
-        // A month is over when the clock says so and somebody counted in a later one: a clock that is far ahead ends none.
-        let newest = self.keys.values().filter_map(|months| months.keys().next_back()).max();
-        let oldest = newest.map_or(now, |newest| now.min(*newest)).before();
+        // A month is over when this clock and the API server's say so: one that is far ahead ends none.
+        let oldest = self.written.map_or(now, |written| now.min(written)).before();
         let told_keys: BTreeSet<&str> = told.keys.iter().map(|(key, _)| &**key).collect();
         let rest = self.keys.iter().filter(|(key, _)| !told_keys.contains(&***key));
         let all = rest.map(|(key, months)| (key, months.clone()));
@@ -151,9 +152,12 @@ impl Page {
                 months.pop_last();
             }
             let Some(tokens) = months.values().map(|counts| counts.tokens).max() else { continue };
-            sizes.push((tokens, Arc::clone(key)));
+            sizes.push((Some(tokens), Arc::clone(key)));
             written.insert(key.to_string(), json(&months));
         }
+        // Longer than any entry that is read: before a key's use is forgotten, these go.
+        let long = written.iter().filter(|(_, text)| text.len() > MAX_ENTRY);
+        sizes.extend(long.map(|(name, _)| (None, Arc::from(&**name))));
         let forgotten = shrink(&mut written, sizes);
         let others = self.writers.iter().filter(|(instance, _)| *instance != told.instance).cloned();
         let mut writers: Vec<_> = others.chain([(told.instance.clone(), told.number)]).collect();
@@ -169,8 +173,8 @@ pub fn is_entry(name: &str) -> bool {
     !name.starts_with('.') && !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(known)
 }
 
-/// Takes away those who used the least until the rest has room.
-fn shrink(data: &mut Data, mut sizes: Vec<(u64, Arc<str>)>) -> usize {
+/// Takes away those of whom nothing can be read, then those who used the least, until the rest has room.
+fn shrink(data: &mut Data, mut sizes: Vec<(Option<u64>, Arc<str>)>) -> usize {
     let mut bytes: usize = data.iter().map(|(name, text)| name.len() + text.len()).sum();
     if bytes <= MAX_BYTES {
         return 0;
@@ -262,17 +266,23 @@ mod tests {
 
     #[test]
     fn months_that_are_over_go_and_a_clock_that_is_wrong_ends_none() {
-        let mut data =
-            after(&Data::new(), &told(1, &[("gone", "2026-10", 1), ("a", "2026-11", 1)]), "2026-11");
-        data = after(&data, &told(2, &[("b", "2099-01", 1)]), "2099-01");
-        assert_eq!(data.keys().collect::<Vec<_>>(), [".writers", "a", "b", "gone"]);
-        let mut back = data.clone();
-        for number in 3..9 {
-            back = after(&back, &told(number, &[("b", "2031-01", 1)]), "2031-01");
+        let by = |data: &Data, told: &Told, now: &str, written: &str| {
+            let mut page = Page::read(data);
+            page.written = Some(month(written));
+            page.with(data, told, month(now)).0
+        };
+        let names = |data: &Data| data.keys().cloned().collect::<Vec<_>>().join(" ");
+        let first = told(1, &[("gone", "2026-10", 1), ("a", "2026-11", 1)]);
+        let mut data = by(&Data::new(), &first, "2026-11", "2026-11");
+        // Far ahead, however often it counts; and far behind.
+        for number in 2..9 {
+            data = by(&data, &told(number, &[("b", "2099-01", number)]), "2099-01", "2026-11");
         }
-        // In January nobody needs October, and the far one does no harm.
-        data = after(&data, &told(3, &[("c", "2026-12", 1)]), "2026-12");
-        assert_eq!(data.keys().collect::<Vec<_>>(), [".writers", "a", "b", "c"]);
+        data = by(&data, &told(9, &[("b", "2020-01", 1)]), "2020-01", "2026-12");
+        assert_eq!(names(&data), ".writers a b gone");
+        // In December nobody needs October.
+        data = by(&data, &told(10, &[("c", "2026-12", 1)]), "2026-12", "2026-12");
+        assert_eq!(names(&data), ".writers a c");
     }
 
     #[test]
@@ -302,6 +312,16 @@ mod tests {
         assert!(bytes < MAX_BYTES + 100 && forgotten > 0, "{bytes} {forgotten}");
         assert_eq!(written.len(), 20_001 - forgotten);
         assert!(written.contains_key("key-19999") && !written.contains_key("key-00000"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_and_is_long_goes_before_any_key() {
+        let long = "x".repeat(MAX_BYTES);
+        let data = Data::from([("long".to_owned(), long), ("short".to_owned(), "x".to_owned())]);
+        let (written, forgotten) =
+            Page::read(&data).with(&data, &told(1, &[("a", "2026-11", 1)]), month("2026-11"));
+        assert_eq!(written.keys().collect::<Vec<_>>(), [".writers", "a", "short"]);
+        assert_eq!(forgotten, 1);
     }
 
     #[test]

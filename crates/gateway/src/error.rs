@@ -105,7 +105,9 @@ impl ApiError {
     pub fn budget_used(budget: u64, used: u64, tokens: u64, month: Month, now: Timestamp) -> Self {
         let kind = "insufficient_quota";
         let message = format!(
-            "This key's budget is {budget} tokens a month: {used} are used, and this request may take up to {tokens}. It begins anew on {} 00:00 UTC. Until then ask for shorter answers (`max_tokens`), or have the gateway's administrator raise `tokensPerMonth` of the key.",
+            "This key's budget is {budget} tokens a month: {used} are used, and this request may take up to {tokens}. It begins \
+             anew on {} 00:00 UTC. Until then ask for shorter answers (`max_tokens`), or have the gateway's administrator raise \
+             `tokensPerMonth` of the key.",
             month.end()
         );
         // OpenAI's clients would ask again in a moment.
@@ -170,6 +172,14 @@ impl ApiError {
             retry_after: Some(HOLD_RETRY),
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", "hold_full", message)
         }
+    }
+
+    /// Nobody is there to ask, and the body is longer than any that may wait.
+    pub fn too_long_to_hold(model: &str, limit: usize) -> Self {
+        let message = format!(
+            "No replica of `{model}` is ready yet, and a request that waits for one may have at most {limit} bytes. Send a shorter one."
+        );
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "request_too_large", message)
     }
 
     /// The gateway goes, and what is held with it.

@@ -44,7 +44,6 @@ pub struct Exchange {
 /// What was seen last time.
 #[derive(Default)]
 struct State {
-    replicas: u32,
     broken: BTreeMap<String, String>,
     failing: bool,
 }
@@ -73,7 +72,8 @@ impl Exchange {
         match &failed {
             Some(error) if !state.failing => tracing::error!(
                 error,
-                "the counts of keys could not be exchanged with the ConfigMap {CONFIG_MAP}; they are counted here, and this replica keeps to its share of each limit"
+                "the counts of keys could not be exchanged with the ConfigMap {CONFIG_MAP}; they are counted here, and this replica \
+                 keeps to its share of each limit"
             ),
             None if state.failing => tracing::info!("the counts of keys are exchanged again"),
             _ => {}
@@ -82,18 +82,20 @@ impl Exchange {
     }
 
     async fn exchanged(&self, state: &mut State) -> kube::Result<()> {
-        state.replicas = self.replicas().await?;
+        // Also where the counts cannot be read: then this replica keeps to its share.
+        self.quotas.are_shared_by(self.replicas().await?);
         for _ in 0..ATTEMPTS {
             let found = self.maps.get_opt(CONFIG_MAP).await?;
             let data = found.as_ref().and_then(|map| map.data.clone()).unwrap_or_default();
-            let page = Page::read(&data);
+            let mut page = Page::read(&data);
+            page.written = found.as_ref().and_then(written);
             warn(&mut state.broken, &page);
             self.metrics.counts_broken.set(page.broken.len() as i64);
             let now = Now::read();
-            self.quotas.hear(&page, state.replicas, now.instant);
+            self.quotas.hear(&page, now.instant);
+            let repeats = self.quotas.is_telling();
             let Some(told) = self.quotas.tell() else {
-                self.quotas.in_touch(now.instant);
-                self.metrics.counts_exchanged.set(now.time.as_second());
+                self.in_touch(now);
                 return Ok(());
             };
             let (data, forgotten) = page.with(&data, &told, Month::of(now.time));
@@ -113,14 +115,26 @@ impl Exchange {
                 None => self.maps.create(&params, &made(data)).await,
             };
             match written {
-                // Another look: what was counted since a write whose answer was lost is not told yet.
-                Ok(_) => self.quotas.was_told(),
+                Ok(_) => {
+                    self.quotas.was_told();
+                    self.in_touch(now);
+                    // What was counted since a write that came to nothing, or whose answer was lost, is not told yet; what was
+                    // counted during this one is for the next round, or under traffic there would be no end.
+                    if !repeats {
+                        return Ok(());
+                    }
+                }
                 Err(kube::Error::Api(status)) if status.code == 409 => {}
                 Err(error) => return Err(error),
             }
         }
         tracing::debug!("every write of this round met another's; the next round tells it");
         Ok(())
+    }
+
+    fn in_touch(&self, now: Now) {
+        self.quotas.in_touch(now.instant);
+        self.metrics.counts_exchanged.set(now.time.as_second());
     }
 
     /// How many replicas take requests.
@@ -164,6 +178,12 @@ fn replicas(slices: &[EndpointSlice]) -> u32 {
         *all = all.saturating_add(count.try_into().unwrap_or(u32::MAX));
     }
     ready.into_values().max().unwrap_or(0).max(1)
+}
+
+/// The month of the last write by the API server's clock, which stamps every one.
+fn written(map: &ConfigMap) -> Option<Month> {
+    let writes = map.metadata.managed_fields.iter().flatten();
+    writes.filter_map(|write| write.time.as_ref()).map(|time| Month::of(time.0)).max()
 }
 
 /// Tells of entries that are broken once, not every time.

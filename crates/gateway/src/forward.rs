@@ -174,7 +174,10 @@ impl Forwarder {
                     return Attempt::Answered(answer);
                 }
                 // A model that is not there yet, or never comes, is no fault of the replica.
-                Asked::Unavailable(kept) => return Attempt::Later(Why::Unavailable, Reply::Said(kept)),
+                Asked::Unavailable(kept) => {
+                    account.asks(None);
+                    return Attempt::Later(Why::Unavailable, Reply::Said(kept));
+                }
                 Asked::Silent => {
                     balance.with(|b| b.failed(replica, now));
                     return Attempt::Over(Reply::Own(ApiError::upstream_timeout()));

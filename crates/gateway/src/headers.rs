@@ -19,6 +19,8 @@ const OWN: [HeaderName; 5] =
 /// A replica's load and an answer's cost are the gateway's to know.
 pub const LOAD: HeaderName = HeaderName::from_static("endpoint-load-metrics");
 const USAGE: HeaderName = HeaderName::from_static(USAGE_HEADER);
+/// What replicas answer in. A page or a script of theirs would be one of this origin, which all tenants share.
+const KINDS: [&str; 2] = ["application/json", "text/event-stream"];
 
 /// A client's headers for a worker, with the gateway's token and its wish for trailers.
 pub fn for_worker(client: &HeaderMap, token: HeaderValue) -> HeaderMap {
@@ -38,7 +40,15 @@ pub fn for_client(worker: &HeaderMap) -> HeaderMap {
     for name in [LOAD, USAGE, header::SET_COOKIE] {
         headers.remove(name);
     }
+    if !headers.get_all(header::CONTENT_TYPE).iter().all(is_known) {
+        headers.remove(header::CONTENT_TYPE);
+    }
     headers
+}
+
+fn is_known(kind: &HeaderValue) -> bool {
+    let kind = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    KINDS.iter().any(|known| kind.eq_ignore_ascii_case(known))
 }
 
 /// What the worker says of the tokens, in a head or in trailers.
@@ -60,6 +70,8 @@ fn without_hops(headers: &HeaderMap) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -90,6 +102,19 @@ mod tests {
             ("traceparent", "00-1-2-01"),
         ]);
         assert_eq!(for_worker(&client, HeaderValue::from_static("Bearer token")), expected);
+    }
+
+    #[rstest]
+    #[case("application/json", true)]
+    #[case("Application/JSON; charset=utf-8", true)]
+    #[case("text/event-stream;charset=utf-8", true)]
+    #[case("text/html", false)]
+    #[case("application/json, text/html", false)]
+    #[case("application/jsonx", false)]
+    #[case("", false)]
+    fn a_replica_answers_with_no_page_and_no_script(#[case] kind: &'static str, #[case] passes: bool) {
+        let worker = headers(&[("content-type", kind)]);
+        assert_eq!(for_client(&worker), if passes { worker } else { HeaderMap::new() });
     }
 
     #[test]

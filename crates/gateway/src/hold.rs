@@ -30,6 +30,7 @@ use queue::{Queue, Turn};
 /// What is held of one service, as many times of one namespace, and in all: no tenant takes everybody's room.
 const NAMESPACE: usize = 2;
 const ALL: usize = 8;
+const SECOND: Duration = Duration::from_secs(1);
 
 /// What is held of one service.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +62,8 @@ struct State {
     namespaces: HashMap<String, Amount>,
     all: Amount,
     next: u64,
+    /// When services began to have held requests, within the last second.
+    begun: HashMap<String, Instant>,
     /// When the last ready replica was lost, by the service's UID; `None`: there is one.
     lost: HashMap<String, Option<Instant>>,
 }
@@ -113,7 +116,7 @@ impl Holds {
     /// Takes a request whose body has so many bytes.
     ///
     /// # Errors
-    /// 429: as many are held as may be. 503: it may not wait.
+    /// 429: as many are held as may be. 413: its body is too long to be held. 503: it may not wait.
     pub fn enter(self: &Arc<Self>, model: &Model, bytes: usize) -> Result<Held, ApiError> {
         let (service, now) = (&model.service, Instant::now());
         if self.closing.is_cancelled() {
@@ -122,21 +125,27 @@ impl Holds {
         if !self.may_wait(service, now) {
             return Err(ApiError::no_replica(&model.id()));
         }
-        let mut state = self.lock();
+        if bytes > self.bounds.bytes {
+            return Err(ApiError::too_long_to_hold(&model.id(), self.bounds.bytes));
+        }
+        let mut locked = self.lock();
+        let state = &mut *locked;
         if let Err(what) = state.take(service, bytes, self.bounds) {
             self.metrics.hold.refused.inc();
             return Err(ApiError::hold_full(&model.id(), &what));
         }
-        let number = state.next;
-        state.next += 1;
+        let number = state.number();
         let line = state.lines.entry(service.uid.clone()).or_default();
-        if line.queue.joins(number) {
+        if line.queue.joins(number) && is_news(&mut state.begun, &service.uid, now) {
             self.begun.send_modify(|begun| *begun += 1);
         }
         // Whoever changes the table looks for lines behind it: either we see the change here, or it sees us there.
-        line.queue.sees(self.ready(&service.uid));
+        // Whichever sees it first wakes the others.
+        if line.queue.sees(self.ready(&service.uid)) {
+            line.changed.notify_waiters();
+        }
         let changed = Arc::clone(&line.changed);
-        drop(state);
+        drop(locked);
         self.metrics.hold.begins();
         Ok(Held {
             holds: Arc::clone(self),
@@ -194,11 +203,13 @@ impl Holds {
         }
     }
 
-    /// The service's ready replicas, and how many requests each of them decodes at a time.
+    /// The service's ready replicas, and how many requests each of them decodes at a time; nothing where nobody will come.
     fn ready(&self, uid: &str) -> Option<(Vec<SocketAddr>, u32)> {
         let table = self.table.borrow();
         let service = table.as_ref()?.service(uid)?;
-        Some((service.ready().collect(), service.slots))
+        let ready: Vec<_> = service.ready().collect();
+        let stopped = service.scale == Scale::Stopped && ready.is_empty();
+        (!stopped).then_some((ready, service.slots))
     }
 
     fn with<T>(&self, held: &Held, change: impl FnOnce(&mut Queue) -> T) -> Option<T> {
@@ -219,6 +230,13 @@ impl Holds {
 }
 
 impl State {
+    /// One that nobody has.
+    fn number(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        number
+    }
+
     /// Room for one more; the text of an error says which bound is reached.
     fn take(&mut self, service: &Service, bytes: usize, bounds: HoldBounds) -> Result<(), String> {
         let of_service = self.lines.get(&service.uid).map_or(Amount::default(), |line| line.held);
@@ -259,6 +277,17 @@ impl State {
     }
 }
 
+/// Whether the service has not begun within the last second: clients that come and leave shall not drive the operator's poll, which
+/// hears of this second when it is over.
+fn is_news(begun: &mut HashMap<String, Instant>, uid: &str, now: Instant) -> bool {
+    begun.retain(|_, at| now.saturating_duration_since(*at) < SECOND);
+    let is_news = !begun.contains_key(uid);
+    if is_news {
+        begun.insert(uid.to_owned(), now);
+    }
+    is_news
+}
+
 /// A request that is held, or that was and is asked for. When this is dropped it is forgotten.
 #[derive(Debug)]
 pub struct Held {
@@ -283,13 +312,16 @@ impl Held {
     /// # Errors
     /// 503: there is nobody, its time is over, or the gateway goes.
     pub async fn turn(&mut self) -> Result<Vec<SocketAddr>, ApiError> {
-        let end = self.since + self.holds.bounds.time;
+        let end = self.end();
         loop {
             let changed = Arc::clone(&self.changed);
             let mut changed = pin!(changed.notified());
             // From here on no change is missed.
             changed.as_mut().enable();
             let now = Instant::now();
+            if now >= end {
+                return Err(ApiError::not_woken(&self.id, self.holds.bounds.time.as_secs()));
+            }
             let turn = self.holds.with(self, |queue| queue.turn(self.number, now)).unwrap_or(Turn::Gone);
             let until = match turn {
                 Turn::Go(ready) => {
@@ -299,9 +331,6 @@ impl Held {
                     return Ok(ready);
                 }
                 Turn::Gone => return Err(ApiError::no_replica(&self.id)),
-                Turn::Wait(_) if now >= end => {
-                    return Err(ApiError::not_woken(&self.id, self.holds.bounds.time.as_secs()));
-                }
                 Turn::Wait(until) => until.map_or(end, |until| until.min(end)),
             };
             tokio::select! {
@@ -312,12 +341,40 @@ impl Held {
         }
     }
 
+    /// A replica is there and has not loaded yet what this one asks for: others go on, and after so long it waits again, behind
+    /// them.
+    pub async fn again(&mut self, pause: Duration) {
+        if std::mem::replace(&mut self.waits, true) {
+            return;
+        }
+        self.holds.with(self, Queue::passes);
+        self.changed.notify_waiters();
+        self.holds.metrics.hold.now.inc();
+        tokio::select! {
+            () = self.holds.closing.cancelled() => {}
+            () = tokio::time::sleep_until(self.end().min(Instant::now() + pause)) => {}
+        }
+        self.number = self.holds.lock().number();
+        self.holds.with(self, |queue| queue.joins(self.number));
+    }
+
+    /// Whether it may be held no longer.
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.end()
+    }
+
+    fn end(&self) -> Instant {
+        self.since + self.holds.bounds.time
+    }
+
     /// Nobody did anything with it: it goes back to its place, and nobody goes for so long unless something changes.
     pub fn back(&mut self, pause: Duration) {
         if std::mem::replace(&mut self.waits, true) {
             return;
         }
         self.holds.with(self, |queue| queue.back(self.number, Instant::now() + pause));
+        // Its turn is free, perhaps for one that came back before it.
+        self.changed.notify_waiters();
         self.holds.metrics.hold.now.inc();
     }
 }

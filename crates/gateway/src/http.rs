@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -106,6 +106,8 @@ async fn guard(State(gateway): State<Arc<Gateway>>, mut request: Request, next: 
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let mut response = admitted(&gateway, request, next).await;
     response.headers_mut().insert(REQUEST_ID, id);
+    // No browser takes it for something else than it says.
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

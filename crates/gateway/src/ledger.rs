@@ -82,6 +82,11 @@ impl Ledger {
         others
     }
 
+    /// Whether what was sent last may not be there yet: it is sent again.
+    pub fn is_telling(&self) -> bool {
+        self.under_way
+    }
+
     /// What is to be written now; from here on it is under way. Asked for after [`Ledger::hear`] alone.
     pub fn tell(&mut self) -> Option<Told> {
         if !self.under_way {

@@ -141,10 +141,14 @@ impl Quotas {
         self.lock().minutes.retain(|key, _| known.contains(key));
     }
 
-    /// Takes in what stands in the ConfigMap, and that there are so many replicas.
-    pub fn hear(&self, page: &Page, replicas: u32, now: Instant) {
+    /// There are so many replicas, this one with them.
+    pub fn are_shared_by(&self, replicas: u32) {
+        self.lock().pool.replicas = replicas.max(1);
+    }
+
+    /// Takes in what stands in the ConfigMap.
+    pub fn hear(&self, page: &Page, now: Instant) {
         let State { minutes, months, pool } = &mut *self.lock();
-        pool.replicas = replicas.max(1);
         let others = months.hear(page);
         for (key, buckets) in minutes {
             let change = others.get(key).copied().unwrap_or_default();
@@ -155,6 +159,11 @@ impl Quotas {
                 }
             }
         }
+    }
+
+    /// Whether it is not known of the last write that it was done: then it is what is to be written.
+    pub fn is_telling(&self) -> bool {
+        self.lock().months.is_telling()
     }
 
     /// What is to be written there after [`Quotas::hear`], if anything.

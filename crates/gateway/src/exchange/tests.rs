@@ -21,6 +21,8 @@ struct Stored {
     /// Method and path of every write.
     writes: Vec<String>,
     replicas: usize,
+    /// Happens during each write.
+    meanwhile: Option<Box<dyn Fn() + Send>>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -48,6 +50,10 @@ impl Store {
 
     fn fails(&self, faults: &[Fault]) {
         faults.clone_into(&mut self.state.lock().unwrap().faults);
+    }
+
+    fn meanwhile(&self, happens: impl Fn() + Send + 'static) {
+        self.state.lock().unwrap().meanwhile = Some(Box::new(happens));
     }
 
     fn writes(&self) -> Vec<String> {
@@ -89,6 +95,9 @@ impl Store {
             return state.map.clone().map_or_else(|| status(404, "NotFound"), |map| (200, map));
         }
         state.writes.push(format!("{} {}", parts.method, parts.uri.path()));
+        if let Some(happens) = &state.meanwhile {
+            happens();
+        }
         let mut sent: Value = serde_json::from_slice(&body).unwrap();
         let version =
             |map: &Value| map["metadata"]["resourceVersion"].as_str().map_or(0, |v| v.parse().unwrap());
@@ -123,10 +132,7 @@ impl Replica {
 
     /// Takes tokens of one month; else what the client is told.
     fn take(&self, key: &str, tokens: u64) -> Result<(), String> {
-        let (key, time) = (key.into(), "2026-11-27T12:00:00Z".parse().unwrap());
-        let now = Now { instant: std::time::Instant::now(), time };
-        let taken = self.quotas.take(&key, LIMITS, Month::of(now.time), tokens, now);
-        taken.map(drop).map_err(|refusal| refusal.message)
+        take(&self.quotas, key, tokens)
     }
 
     async fn round(&self) {
@@ -136,6 +142,13 @@ impl Replica {
     async fn is_failing(&self) -> bool {
         self.exchange.state.lock().await.failing
     }
+}
+
+fn take(quotas: &Quotas, key: &str, tokens: u64) -> Result<(), String> {
+    let (key, time) = (key.into(), "2026-11-27T12:00:00Z".parse().unwrap());
+    let now = Now { instant: std::time::Instant::now(), time };
+    let taken = quotas.take(&key, LIMITS, Month::of(now.time), tokens, now);
+    taken.map(drop).map_err(|refusal| refusal.message)
 }
 
 #[tokio::test]
@@ -207,6 +220,50 @@ async fn a_gateway_that_may_not_write_counts_by_itself_and_tells_all_later() {
     replica.take("k", 400).unwrap();
     replica.round().await;
     assert_eq!((store.tokens("k"), replica.is_failing().await), (Some(1000), false));
+}
+
+#[tokio::test]
+async fn under_traffic_a_round_is_one_write_and_its_replica_in_touch() {
+    let store = Store::with(json!({}));
+    let replica = Replica::start(&store);
+    let quotas = Arc::clone(&replica.quotas);
+    store.meanwhile(move || take(&quotas, "k", 1).unwrap());
+    replica.take("k", 5).unwrap();
+    replica.round().await;
+    assert_eq!((store.writes().len(), store.tokens("k")), (1, Some(5)));
+    assert!(!replica.is_failing().await && replica.metrics.counts_exchanged.get() > 0);
+    // One that was refused is repeated, and then what came meanwhile is told as well.
+    store.fails(&[Fault::Overtaken]);
+    replica.round().await;
+    assert_eq!((store.writes().len(), store.tokens("k")), (4, Some(8)));
+}
+
+#[tokio::test]
+async fn a_month_is_over_when_the_api_server_says_so_too() {
+    let months = r#"{"2001-01": {"tokens": 3}, "2001-04": {"tokens": 4}}"#;
+    let store = Store::with(json!({"old": months}));
+    let stamped = |time: &str| json!([{"manager": MANAGER, "operation": "Update", "time": time}]);
+    let replica = Replica::start(&store);
+    for (time, tokens) in [("2001-02-01T00:00:00Z", 7), ("2001-04-01T00:00:00Z", 4)] {
+        store.state.lock().unwrap().map.as_mut().unwrap()["metadata"]["managedFields"] = stamped(time);
+        replica.take("k", 1).unwrap();
+        replica.round().await;
+        assert_eq!(store.tokens("old"), Some(tokens), "{time}");
+    }
+}
+
+#[tokio::test]
+async fn who_never_read_the_counts_keeps_to_its_share() {
+    let store = Store::with(json!({}));
+    store.state.lock().unwrap().replicas = 3;
+    store.fails(&[Fault::Forbidden]);
+    let replica = Replica::start(&store);
+    replica.round().await;
+    assert!(replica.is_failing().await);
+    let (key, now) = ("k".into(), Now::read());
+    let limits = Limits { requests: Some(30), tokens: None, month: None };
+    let entered = (0..30).filter(|_| replica.quotas.enter(&key, limits, now).is_ok()).count();
+    assert_eq!(entered, 10);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::BoxError;
 use axum::body::{Body, Bytes};
-use axum::http::{Response, StatusCode, header};
+use axum::http::{HeaderName, Response, StatusCode, header};
 use axum::response::IntoResponse as _;
 use futures::future::BoxFuture;
 use futures::stream;
@@ -23,6 +23,8 @@ const COMMENTS: Duration = Duration::from_secs(5);
 const COMMENT: &str = ": waiting for a replica\n\n";
 /// Whoever found nobody although the table has somebody looks again after so long, unless the table changes.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Of a replica's own word when to ask again: one that has room sooner shall not stand idle for long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// A request that may go to a replica.
 #[derive(Debug)]
@@ -55,15 +57,17 @@ impl Asker {
 
     /// The answer of one of `ready`, or of one that will be.
     pub async fn answer(self: &Arc<Self>, mut asking: Asking, ready: Vec<SocketAddr>) -> Response<Body> {
+        let (model, ..) = asking.account.parts();
         let Asking { account, outgoing, _room } = &mut asking;
         let reply = match self.forwarder.attempt(account, outgoing, ready).await {
             Attempt::Answered(answer) => return relay(answer, asking.account),
+            Attempt::Later(Why::Nobody, reply) => reply,
+            // It has just woken: whoever came before waits for the adapter as well.
+            Attempt::Later(Why::Unavailable, reply) if reply.is_loading() && !model.service.told => reply,
             Attempt::Over(reply) | Attempt::Later(Why::Full | Why::Unavailable, reply) => {
                 return reply.answer(asking.account);
             }
-            Attempt::Later(Why::Nobody, reply) => reply,
         };
-        let (model, ..) = asking.account.parts();
         if !self.holds.may_wait(&model.service, tokio::time::Instant::now()) {
             return reply.answer(asking.account);
         }
@@ -84,11 +88,16 @@ impl Asker {
 
     /// What comes of a request that is held, once something does.
     async fn answered(self: Arc<Self>, mut asking: Asking, mut held: Held) -> Answered {
+        // Of a replica that was there.
+        let mut last = None;
         loop {
             let Asking { account, outgoing, _room } = &mut asking;
             let ready = match held.turn().await {
                 Ok(ready) => ready,
-                Err(error) => return (asking.account, Err(Reply::Own(error))),
+                Err(error) => {
+                    let reply = last.filter(|_| held.is_over()).unwrap_or(Reply::Own(error));
+                    return (asking.account, Err(reply));
+                }
             };
             let (why, reply) = match self.forwarder.attempt(account, outgoing, ready).await {
                 Attempt::Answered(answer) => return (asking.account, Ok(answer)),
@@ -96,14 +105,20 @@ impl Asker {
                 Attempt::Later(why, reply) => (why, reply),
             };
             match why {
-                Why::Full => held.back(reply.retry_after().unwrap_or(PAUSE).max(PAUSE)),
+                Why::Full => held.back(pause(reply.retry_after())),
                 Why::Nobody => held.back(PAUSE),
                 // An adapter comes a moment after its base.
-                Why::Unavailable if reply.is_loading() => held.back(PAUSE),
+                Why::Unavailable if reply.is_loading() => held.again(PAUSE).await,
                 Why::Unavailable => return (asking.account, Err(reply)),
             }
+            last = (why != Why::Nobody).then_some(reply);
         }
     }
+}
+
+/// How long nobody goes after a replica said that it has no room, and when it has.
+fn pause(said: Option<Duration>) -> Duration {
+    said.unwrap_or(PAUSE).clamp(PAUSE, LONGEST_PAUSE)
 }
 
 /// A replica's answer, or what is told instead.
@@ -112,7 +127,12 @@ type Answered = (Account, Result<Response<Incoming>, Reply>);
 /// A stream whose head is sent now, with comments until its events come.
 fn streamed(answered: BoxFuture<'static, Answered>) -> Response<Body> {
     let waiting = Streamed::Waits { answered, comments: tokio::time::interval(COMMENTS) };
-    let head = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    let head = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-cache"),
+        // As the worker says it: nginx passes each event on as it comes.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
     (head, Body::from_stream(stream::unfold(waiting, Streamed::next))).into_response()
 }
 
@@ -156,5 +176,21 @@ impl Streamed {
     async fn relayed(relay: Box<Relay>) -> Option<(Result<Bytes, BoxError>, Self)> {
         let (piece, relay) = relay.next().await?;
         Some((piece, Streamed::Relays(Box::new(relay))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(None, 1)]
+    #[case(Some(0), 1)]
+    #[case(Some(7), 7)]
+    #[case(Some(u64::MAX), 30)]
+    fn a_replica_stops_nobody_for_long(#[case] said: Option<u64>, #[case] seconds: u64) {
+        assert_eq!(pause(said.map(Duration::from_secs)), Duration::from_secs(seconds));
     }
 }

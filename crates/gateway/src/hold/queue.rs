@@ -16,7 +16,7 @@ pub struct Queue {
     asking: usize,
     /// Until then nobody goes: the last one who did found no room, or nobody.
     paused: Option<Instant>,
-    /// The service is no more.
+    /// The service is no more, or its user wants no replica of it.
     gone: bool,
 }
 
@@ -66,11 +66,16 @@ impl Queue {
         Turn::Go(self.ready.clone())
     }
 
-    /// One that went comes back to its place, and nobody goes until then.
+    /// One that went comes back to its place, and nobody goes until then, or until the end of a longer pause.
     pub fn back(&mut self, number: u64, until: Instant) {
         self.asking = self.asking.saturating_sub(1);
-        self.paused = Some(until);
+        self.paused = self.paused.max(Some(until));
         self.waiting.insert(number);
+    }
+
+    /// One that went waits elsewhere: there is room.
+    pub fn passes(&mut self) {
+        self.asking = self.asking.saturating_sub(1);
     }
 
     /// One that went has an answer: there is room.

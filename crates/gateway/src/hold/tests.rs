@@ -50,6 +50,11 @@ fn who_finds_no_room_keeps_its_place_and_nobody_goes_until_something_changes() {
     assert_eq!(queue.turn(0, now), Turn::Wait(Some(now + second)));
     assert_eq!(queue.turn(2, now), Turn::Wait(None), "it is behind");
     assert_eq!(going(&mut queue, now + second), [0]);
+    // A shorter pause ends no longer one.
+    queue.back(0, now + 2 * second);
+    queue.back(1, now + second);
+    assert_eq!(queue.turn(0, now + second), Turn::Wait(Some(now + 2 * second)));
+    assert_eq!(going(&mut queue, now + 2 * second), [0, 1]);
     // One that was answered made room, and so does a replica more.
     queue.back(0, now + second);
     queue.answered();
@@ -200,6 +205,105 @@ async fn who_enters_as_a_replica_becomes_ready_does_not_sleep() {
     sender.send_replace(table(&automatic(), &["10.0.0.1"]));
     let mut held = holds.enter(&before, 0).unwrap();
     assert_eq!(held.turn().await.unwrap(), [at(1)]);
+}
+
+/// Whoever enters sees the change before the rest are told of it.
+#[tokio::test(start_paused = true)]
+async fn who_enters_as_a_replica_becomes_ready_wakes_those_before() {
+    let (sender, holds) = holds(table(&automatic(), &[]));
+    let before = model(&holds, "a", "s");
+    let mut first = holds.enter(&before, 0).unwrap();
+    let turn = tokio::spawn(async move { first.turn().await });
+    tokio::task::yield_now().await;
+    sender.send_replace(table(&automatic(), &["10.0.0.1"]));
+    let _second = holds.enter(&before, 0).unwrap();
+    holds.see(Instant::now());
+    let turn = tokio::time::timeout(BOUNDS.time / 2, turn).await.expect("it is woken");
+    assert_eq!(turn.unwrap().unwrap(), [at(1)]);
+}
+
+/// Two went, and there is one place for both of them as they come back.
+#[tokio::test(start_paused = true)]
+async fn who_came_back_while_there_was_no_place_goes_when_there_is() {
+    let spec = json!({"autoscaling": {"minReplicas": 0, "maxReplicas": 2}, "serving": {"maxSequences": 1}});
+    let (sender, holds) = holds(table(&spec, &["10.0.0.1", "10.0.0.2"]));
+    let [mut first, mut second] = [(); 2].map(|()| holds.enter(&model(&holds, "a", "s"), 0).unwrap());
+    assert!(first.turn().await.is_ok() && second.turn().await.is_ok());
+    sender.send_replace(table(&spec, &["10.0.0.3"]));
+    holds.see(Instant::now());
+    first.back(Duration::ZERO);
+    let turn = tokio::spawn(async move { (first.turn().await, first) });
+    tokio::task::yield_now().await;
+    second.back(Duration::ZERO);
+    let turn = tokio::time::timeout(BOUNDS.time / 2, turn).await.expect("it is woken");
+    assert_eq!(turn.unwrap().0.unwrap(), [at(3)]);
+}
+
+/// With one place, as long as an adapter is not loaded.
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_an_adapter_stops_nobody_and_waits_no_longer_than_others() {
+    let spec = json!({"autoscaling": {"minReplicas": 0, "maxReplicas": 2}, "serving": {"maxSequences": 1}});
+    let (_sender, holds) = holds(table(&spec, &["10.0.0.1"]));
+    let [mut first, mut second] = [(); 2].map(|()| holds.enter(&model(&holds, "a", "s"), 0).unwrap());
+    let start = Instant::now();
+    first.turn().await.unwrap();
+    let again = tokio::spawn(async move {
+        first.again(SECOND).await;
+        first.turn().await.unwrap();
+        first
+    });
+    second.turn().await.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    tokio::time::sleep(2 * SECOND).await;
+    assert!(!again.is_finished(), "it is behind");
+    drop(second);
+    let mut first = again.await.unwrap();
+    let error = loop {
+        first.again(SECOND).await;
+        if let Err(error) = first.turn().await {
+            break error;
+        }
+    };
+    assert_eq!((error.code, start.elapsed()), ("no_replica", BOUNDS.time));
+    drop(first);
+    assert!(holds.are_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_held_for_a_service_that_its_user_stops_is_told_at_once() {
+    let (sender, holds) = holds(table(&json!({"replicas": 1}), &["10.0.0.1"]));
+    sender.send_replace(table(&json!({"replicas": 1}), &[]));
+    holds.see(Instant::now());
+    let mut held = holds.enter(&model(&holds, "a", "s"), 0).unwrap();
+    let start = Instant::now();
+    let turn = tokio::spawn(async move { held.turn().await });
+    tokio::task::yield_now().await;
+    sender.send_replace(table(&json!({"replicas": 0}), &[]));
+    holds.see(start);
+    assert_eq!(turn.await.unwrap().unwrap_err().code, "no_replica");
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_come_and_leave_are_news_once_a_second() {
+    let (_sender, holds) = holds(table(&automatic(), &[]));
+    let begun = holds.begun();
+    for seconds in 1..4 {
+        for name in ["s", "s", "t", "s"] {
+            drop(holds.enter(&model(&holds, "a", name), 0).unwrap());
+        }
+        assert_eq!(*begun.borrow(), 2 * seconds);
+        tokio::time::advance(SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_can_never_be_held_is_told_the_limit() {
+    let (_sender, holds) = holds(table(&automatic(), &[]));
+    let error = holds.enter(&model(&holds, "a", "s"), BOUNDS.bytes + 1).unwrap_err();
+    assert_eq!((error.status.as_u16(), error.code), (413, "request_too_large"));
+    assert!(error.message.contains("at most 100 bytes"), "{}", error.message);
+    assert!(holds.are_empty());
 }
 
 #[tokio::test(start_paused = true)]

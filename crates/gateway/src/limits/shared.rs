@@ -49,7 +49,8 @@ impl Gateway {
 
     fn exchange(&mut self, at: usize) {
         let (quotas, now, page) = (&self.replicas[at], self.now(), Page::read(&self.data));
-        quotas.hear(&page, self.replicas.len() as u32, now.instant);
+        quotas.are_shared_by(self.replicas.len() as u32);
+        quotas.hear(&page, now.instant);
         if let Some(told) = quotas.tell() {
             self.data = page.with(&self.data, &told, Month::of(now.time)).0;
             quotas.was_told();

@@ -34,6 +34,8 @@ function kept() {
 
 /** An answer that succeeded; `Refused` otherwise. A `body` is posted. */
 export async function ask(path, { body, signal } = {}) {
+  // A header can hold no other; `fetch` would say that nobody answers.
+  if (!/^[\x21-\x7e]*$/.test(key)) throw new Refused(401, "This is no key: a key has letters, digits, - and _ alone.");
   const headers = {};
   if (key) headers.authorization = `Bearer ${key}`;
   if (body) headers["content-type"] = "application/json";
@@ -61,20 +63,27 @@ export async function ask(path, { body, signal } = {}) {
 export async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Refused(0, "The answer broke off; ask again.");
-    const parts = (rest + value).split(/\r?\n\r?\n/);
-    rest = parts.pop();
-    for (const part of parts) {
-      const lines = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));
-      // A comment, which keeps proxies awake.
-      if (lines.length === 0) continue;
-      const data = lines.map((line) => line.slice(5).trimStart()).join("\n");
-      if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new Refused(0, event.error.message);
-      yield event;
+  let whole = false;
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) throw new Refused(0, "The answer broke off; ask again.");
+      const parts = (rest + value).split(/\r?\n\r?\n/);
+      rest = parts.pop();
+      for (const part of parts) {
+        const lines = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));
+        // A comment, which keeps proxies awake.
+        if (lines.length === 0) continue;
+        const data = lines.map((line) => line.slice(5).trimStart()).join("\n");
+        whole = data === "[DONE]";
+        if (whole) return;
+        const event = JSON.parse(data);
+        if (event.error) throw new Refused(0, event.error.message);
+        yield event;
+      }
     }
+  } finally {
+    // After an error nobody reads on, and the replica shall not write on. A whole answer ends by itself, with what it cost.
+    if (!whole) reader.cancel().catch(() => {});
   }
 }

@@ -15,10 +15,14 @@ const leave = document.getElementById("leave");
 /** Counts what was shown: an answer that comes for what is no longer there shows nothing. */
 let shown = 0;
 let timer;
+/** Of what is shown: its chats end with it. */
+let playground = null;
 
 function show(template) {
   shown += 1;
   clearTimeout(timer);
+  playground?.clear();
+  playground = null;
   content.replaceChildren(document.getElementById(template).content.cloneNode(true));
 }
 
@@ -55,7 +59,7 @@ async function overview() {
 function inside(first) {
   show("inside");
   leave.hidden = !asksForKeys;
-  const playground = new Playground(content);
+  playground = new Playground(content);
   update(first, playground);
   const round = shown;
   const again = async () => {
@@ -90,7 +94,8 @@ async function start() {
     inside(await overview());
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    if (asksForKeys) return door(error.message);
+    // A gateway that restarts or is busy for a moment is asked again with the key that is there.
+    if (asksForKeys && error.status === 401) return door(error.message);
     say(content, error.message);
     timer = setTimeout(start, PAUSE);
   }

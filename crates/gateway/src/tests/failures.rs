@@ -83,6 +83,7 @@ async fn any_other_answer_passes_through_unchanged_and_is_not_repeated(
     let answer = rig.post(&json!({"model": "support", "prompt": "x"})).send().await.unwrap();
     assert_eq!(answer.status().as_u16(), status);
     assert_eq!(answer.headers()["retry-after"], "7");
+    assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
     // The gateway's own, which the worker logs as well.
     assert!(answer.headers()["x-request-id"].to_str().unwrap().starts_with("req_"));
     assert_eq!(answer.json::<Value>().await.unwrap(), json!({"error": {"message": code, "code": code}}));

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::replica::{Act, LAST_CHUNK, Replica, completion, error, events};
 use super::rig::{Rig, Setup, soon, start, start_with};
 use crate::hold::HoldBounds;
+use crate::testing::service;
 
 const COMMENT: &str = ": waiting for a replica\n\n";
 
@@ -108,6 +109,7 @@ async fn a_stream_has_comments_while_it_waits_and_then_what_the_replica_writes()
         (answer.status().as_u16(), &answer.headers()["content-type"]),
         (200, &"text/event-stream".parse().unwrap())
     );
+    assert_eq!(answer.headers()["x-accel-buffering"], "no");
     assert_eq!(soon(answer.chunk()).await.unwrap().unwrap(), COMMENT);
     // From here on the clock goes on by itself where everybody waits.
     tokio::time::pause();
@@ -259,6 +261,47 @@ async fn a_cold_replica_without_room_is_asked_again_later() {
     assert_eq!(asking.await.unwrap().unwrap().status().as_u16(), 200);
     assert!(woken.elapsed() >= Duration::from_secs(7), "it said when");
     assert_eq!(replica.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn a_replica_is_not_charged_with_who_waits_for_it_to_load_an_adapter() {
+    let rig = asleep().await;
+    let asking = tokio::spawn(rig.post(&json!({"model": "tone", "prompt": "x"})).send());
+    rig.until_metric(&held(1)).await;
+    let replica = Replica::start(Act::Says(error(503, "model_not_ready", ""))).await;
+    rig.scale(&[replica.address], &[]);
+    while replica.asked().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    rig.until_uncharged().await;
+    replica.now(Act::Says(completion("hi")));
+    assert_eq!(soon(asking).await.unwrap().unwrap().status().as_u16(), 200);
+}
+
+#[tokio::test]
+async fn who_found_no_room_until_its_time_was_over_is_told_so() {
+    let holds = HoldBounds { time: Duration::from_secs(3), ..Setup::default().holds };
+    let rig = start_with(&[], Setup { autoscaled: true, holds, ..Setup::default() }).await;
+    let asking = tokio::spawn(rig.post(&question(false)).send());
+    rig.until_metric(&held(1)).await;
+    let replica = Replica::start(Act::Says(error(429, "rate_limit_exceeded", "retry-after: 1\r\n"))).await;
+    rig.scale(&[replica.address], &[]);
+    let answer = soon(asking).await.unwrap().unwrap();
+    assert_eq!(answer.status().as_u16(), 429);
+    assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], "rate_limit_exceeded");
+    rig.until_free().await;
+}
+
+/// The status does not say yet who answers.
+#[tokio::test]
+async fn who_asks_for_an_adapter_after_the_wake_waits_as_those_before_do() {
+    let replica = Replica::start(Act::Says(error(503, "model_not_ready", ""))).await;
+    let services = vec![service("team-a", "support", &["tone"], &[])];
+    let rig = start_with(&[replica.address], Setup { services, ..Setup::default() }).await;
+    let asking = tokio::spawn(rig.post(&json!({"model": "tone", "prompt": "x"})).send());
+    rig.until_metric("lathe_gateway_holds_total 1").await;
+    replica.now(Act::Says(completion("hi")));
+    assert_eq!(soon(asking).await.unwrap().unwrap().status().as_u16(), 200);
 }
 
 #[tokio::test]

@@ -237,6 +237,16 @@ impl Rig {
         assert!(self.books.balances.are_idle());
     }
 
+    /// Waits until no replica is charged with anything.
+    pub async fn until_uncharged(&self) {
+        let asking = async {
+            while !self.books.balances.are_idle() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asking).await.expect("it comes");
+    }
+
     /// Waits until nothing of any request is here.
     pub async fn until_free(&self) {
         let asking = async {

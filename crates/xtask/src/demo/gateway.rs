@@ -1,6 +1,6 @@
 //! The gateway as a client sees it: a key, an address, streamed answers.
 
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -93,6 +93,10 @@ impl Gateway {
     pub fn open(target: &Target, key: String) -> Result<Self> {
         let mut forward = Ending(target.forward(release::NAMESPACE, "lathe-gateway", 80)?);
         let port = port(&mut forward.0)?;
+        if let Some(mut stdout) = forward.0.stdout.take() {
+            // It writes a line for every connection, and would stand still once nobody reads them.
+            std::thread::spawn(move || io::copy(&mut stdout, &mut io::sink()));
+        }
         let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
         Ok(Self { port, key, agent: config.build().new_agent(), _forward: forward })
     }

@@ -75,6 +75,11 @@ async fn without_a_key_there_is_the_form_and_a_wrong_one_is_told_so() {
     browser.until(&format!("{}.includes('is not known here')", text("#key-error"))).await;
     assert_eq!(browser.value("document.activeElement.id").await, "key");
     assert_eq!(browser.value("sessionStorage.length").await, 0);
+    // What no header can hold is not sent.
+    browser.value("document.querySelector('#key').value = ''").await;
+    browser.types("lathe-\u{43a}").await;
+    browser.press("Enter").await;
+    browser.until(&format!("{}.includes('This is no key')", text("#key-error"))).await;
     // It went out in a header, and stands in no URL.
     assert!(!browser.asked(&rig.url).join(" ").contains("wrong"));
     assert_eq!(browser.value("document.cookie + location.search + location.hash").await, "");
@@ -220,6 +225,43 @@ async fn an_answer_is_shown_as_it_comes_and_stop_ends_it_at_the_replica() {
     browser.types("Again").await;
     browser.press("Control+Enter").await;
     browser.until("document.querySelectorAll('.answer')[4].innerText.includes('The answer broke off')").await;
+    // What a stream holds after an error is waited for by nobody.
+    replica.now(Act::SaysAndStalls(events(&[broken])));
+    browser.types("Again").await;
+    browser.press("Control+Enter").await;
+    soon(replica.left()).await;
+    // Whoever forgets the key asks nothing more with it.
+    let half = chat(&["Half"]);
+    replica.now(Act::SaysAndStalls(events(&[&half[0]])));
+    browser.until("!document.querySelector('#send').disabled").await;
+    browser.types("Again").await;
+    browser.press("Control+Enter").await;
+    browser.until("document.querySelectorAll('.answer')[6].innerText.includes('Half')").await;
+    browser.value("document.querySelector('#leave').click()").await;
+    soon(replica.left()).await;
+    shop.rig.until_idle().await;
+}
+
+#[tokio::test]
+#[ignore = "needs Chromium: cargo xtask test --only page"]
+async fn a_gateway_that_does_not_answer_for_a_moment_forgets_no_key() {
+    let shop = Shop::open_with(Setup { per_key: 1, ..tenants() }).await;
+    let Shop { browser, rig, .. } = &shop;
+    browser.until("document.querySelector('#key')").await;
+    shop.enter(1).await;
+    let place = async {
+        loop {
+            match rig.places.enter(Some(&"k".into())) {
+                Ok(place) => break place,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let place = soon(place).await;
+    browser.call("Page.reload", json!({})).await;
+    browser.until("document.body.innerText.includes('This key is at its share')").await;
+    drop(place);
+    browser.until("document.querySelector('#services')").await;
 }
 
 #[tokio::test]
