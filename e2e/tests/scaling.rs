@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kube::ResourceExt as _;
@@ -16,7 +17,9 @@ use lathe_e2e::{
 use serde_json::{Value, json};
 
 /// Clients that ask again and again: more than two replicas have sequences for.
-const CLIENTS: usize = 64;
+const MANY: Clients = Clients { number: 64, tokens: 200, pause: Duration::ZERO };
+/// One that asks now and then: too often for sleep, and no more than one replica can do.
+const ONE: Clients = Clients { number: 1, tokens: 8, pause: Duration::from_secs(4) };
 
 #[tokio::test]
 async fn replicas_follow_what_flows_and_no_request_is_lost() -> Result<()> {
@@ -54,7 +57,7 @@ async fn story(session: &Session) -> Result<()> {
     ensure!(scaling["status"] == "True", "{scaling:#}");
 
     // Far more than one takes: a second and a third are asked for, and used.
-    let load = Load::start(&gateway, &key);
+    let load = Load::start(MANY, &gateway, &key);
     until_replicas(session, 3).await?;
     let used = poll("all three replicas to have answered", || async {
         let answered = answered(session).await?;
@@ -65,10 +68,11 @@ async fn story(session: &Session) -> Result<()> {
     ensure!(lost.is_empty(), "{} of {answers} requests were lost: {lost:#?}", lost.len());
     println!("{answers} requests through three replicas: {used:?}");
 
-    // Back to one, then to zero; the last requests of each replica end in peace.
+    // Back to one while somebody asks now and then, and to zero when nobody does.
+    let load = Load::start(ONE, &gateway, &key);
     until_replicas(session, 1).await?;
-    let (status, answer) = gateway.ask(&question("shop", false), Some(&key)).await?;
-    ensure!(status == 200, "{status}: {answer}");
+    let (answers, lost) = load.stop().await?;
+    ensure!(answers > 0 && lost.is_empty(), "of {answers} requests were lost: {lost:#?}");
     session.reason("InferenceService", "shop", "Ready", "True", "ScaledToZero").await?;
     until_replicas(session, 0).await
 }
@@ -121,6 +125,16 @@ async fn answered(session: &Session) -> Result<BTreeMap<String, f64>> {
     Ok(all)
 }
 
+/// How clients ask.
+#[derive(Clone, Copy)]
+struct Clients {
+    number: usize,
+    /// Of each answer.
+    tokens: u32,
+    /// Between an answer and the next question.
+    pause: Duration,
+}
+
 /// Clients in the background.
 struct Load {
     stop: Arc<AtomicBool>,
@@ -129,7 +143,7 @@ struct Load {
 }
 
 impl Load {
-    fn start(gateway: &Gateway, key: &str) -> Self {
+    fn start(clients: Clients, gateway: &Gateway, key: &str) -> Self {
         let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let client = |number: usize| {
             let (gateway, key) = (gateway.clone(), key.to_owned());
@@ -137,20 +151,21 @@ impl Load {
             async move {
                 let mut lost = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
-                    let body = json!({"model": "shop", "stream": true, "max_tokens": 200, "ignore_eos": true,
+                    let body = json!({"model": "shop", "stream": true, "max_tokens": clients.tokens, "ignore_eos": true,
                         "messages": [{"role": "user", "content": format!("{number}: how much is the red lamp?")}]});
                     match gateway.ask(&body, Some(&key)).await {
                         Ok((200, text)) if text.trim_end().ends_with("data: [DONE]") => {}
                         // Sent away with a word, as overload should be, and not lost.
-                        Ok((429, _)) => tokio::time::sleep(std::time::Duration::from_millis(200)).await,
+                        Ok((429, _)) => tokio::time::sleep(Duration::from_millis(200)).await,
                         other => lost.push(format!("{other:?}")),
                     }
                     answers.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(clients.pause).await;
                 }
                 lost
             }
         };
-        let clients = (0..CLIENTS).map(|number| tokio::spawn(client(number))).collect();
+        let clients = (0..clients.number).map(|number| tokio::spawn(client(number))).collect();
         Self { stop, answers, clients }
     }
 
