@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{NameRef, PlanStatus, PodOverrides, conditions, wording};
 pub use autoscaling::{
-    Autoscaling, CapacityStatus, DecisionStatus, MAX_DECISION_MESSAGE, MAX_DECISIONS, ScalingBlock,
-    ScalingMemory, ScalingPeak, ScalingStatus,
+    Autoscaling, CapacityStatus, DecisionStatus, MAX_DECISION_MESSAGE, MAX_DECISIONS, MAX_REPLICAS,
+    ScalingBlock, ScalingMemory, ScalingPeak, ScalingStatus,
 };
 
 /// A model and its adapters behind an OpenAI-compatible endpoint.
@@ -49,7 +49,7 @@ pub struct InferenceServiceSpec {
     pub accelerator: ServeAccelerator,
     /// Replicas; 0 stops the service. With `autoscaling` it is only how many a new service begins with, within the bounds.
     #[serde(default = "one")]
-    #[schemars(range(min = 0, max = 10000))]
+    #[schemars(range(min = 0, max = MAX_REPLICAS))]
     pub replicas: i32,
     /// How many replicas there are, by the tokens that flow; absent: as many as `replicas` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,11 +160,11 @@ pub struct InferenceServiceStatus {
     pub model_ids: Vec<String>,
     /// Replicas that there are, ready or not: what autoscalers divide a load by.
     #[serde(default)]
-    #[schemars(range(min = 0, max = 10000))]
+    #[schemars(range(min = 0, max = MAX_REPLICAS))]
     pub replicas: i32,
     /// Replicas that are ready.
     #[serde(default)]
-    #[schemars(range(min = 0, max = 10000))]
+    #[schemars(range(min = 0, max = MAX_REPLICAS))]
     pub ready_replicas: i32,
     /// Label selector of the pods, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -30,8 +30,8 @@ pub use finetune::{
 };
 pub use inference::{
     Access, Autoscaling, CapacityStatus, DecisionStatus, InferenceService, InferenceServiceSpec,
-    InferenceServiceStatus, MAX_DECISION_MESSAGE, MAX_DECISIONS, ScalingBlock, ScalingMemory, ScalingPeak,
-    ScalingStatus, ServeAccelerator, ServingSpec, ThroughputStatus, WeightPrecision,
+    InferenceServiceStatus, MAX_DECISION_MESSAGE, MAX_DECISIONS, MAX_REPLICAS, ScalingBlock, ScalingMemory,
+    ScalingPeak, ScalingStatus, ServeAccelerator, ServingSpec, ThroughputStatus, WeightPrecision,
 };
 pub use model::{
     DerivedFrom, LicenseSpec, Model, ModelSpec, ModelStatus, ReclaimPolicy, ScoreStatus, ShapeStatus,

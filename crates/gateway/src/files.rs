@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::tasks::Tasks;
 
-/// Between two looks.
+/// Between two looks; the kubelet itself takes up to a minute.
 pub const PAUSE: Duration = Duration::from_secs(3);
 
 /// Reads the file at `path` again and again. Where it does not say what was `seen` before, `changed` is told what it says; one that

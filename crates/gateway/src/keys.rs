@@ -4,20 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::http::{HeaderMap, header};
 use lathe_contract::{KeyEntry, KeyHash};
 use tokio::sync::watch;
 
 use crate::error::ApiError;
+use crate::files;
 use crate::limits::{Limits, Quotas};
 use crate::metrics::Metrics;
 use crate::table::{Model, Table};
 use crate::tasks::Tasks;
 
-/// Between two looks; the kubelet itself takes up to a minute.
-const PAUSE: Duration = Duration::from_secs(3);
 /// Longer ones are refused by their parser, which need not see all of them.
 const MAX_FILE: u64 = 1 << 17;
 const MAX_KEY: usize = 256;
@@ -229,7 +227,7 @@ pub fn follow(
     tell(&receiver.borrow(), &metrics);
     tasks.spawn(async move {
         while !sender.is_closed() {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(files::PAUSE).await;
             let counters = Arc::clone(&metrics);
             // Files may be slow.
             let looking = tokio::task::spawn_blocking(move || (folder.look(&counters), folder));

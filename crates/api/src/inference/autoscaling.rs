@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Duration, scalar::in_time};
 
+/// As many replicas as a service can ask for, and as many as its status has room for.
+pub const MAX_REPLICAS: i32 = 10_000;
 /// Most decisions that a status keeps.
 pub const MAX_DECISIONS: usize = 10;
 /// Longest sentence of a decision, in bytes.
@@ -29,10 +31,10 @@ pub struct Autoscaling {
     /// Replicas that there are at least. 0: the service sleeps while nobody asks, and the next request, which the gateway holds
     /// meanwhile, wakes a replica; so with `access: Direct`, where nobody holds it, at least 1.
     #[serde(default = "one")]
-    #[schemars(range(min = 0, max = 10000))]
+    #[schemars(range(min = 0, max = MAX_REPLICAS))]
     pub min_replicas: i32,
     /// Replicas that there are at most.
-    #[schemars(range(min = 1, max = 10000))]
+    #[schemars(range(min = 1, max = MAX_REPLICAS))]
     pub max_replicas: i32,
     /// How busy replicas are to be: percent of the tokens a second that one replica measured for itself.
     #[serde(default = "seventy")]
@@ -83,10 +85,10 @@ pub struct DecisionStatus {
     #[schemars(schema_with = "time")]
     pub time: Time,
     /// Replicas before.
-    #[schemars(range(min = 0, max = 10000))]
+    #[schemars(range(min = 0, max = MAX_REPLICAS))]
     pub from: i32,
     /// Replicas that were asked for.
-    #[schemars(range(min = 0, max = 10000))]
+    #[schemars(range(min = 0, max = MAX_REPLICAS))]
     pub to: i32,
     /// One word for programs: why.
     #[schemars(length(max = 64))]
@@ -121,7 +123,7 @@ fn time(_: &mut SchemaGenerator) -> Schema {
 pub struct ScalingStatus {
     /// Replicas that were asked for last.
     #[serde(default)]
-    #[schemars(range(min = 0, max = 10000))]
+    #[schemars(range(min = 0, max = MAX_REPLICAS))]
     pub replicas: i32,
     /// Why nothing is given back or asked for by the load; absent: nothing stands in the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]

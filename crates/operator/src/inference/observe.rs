@@ -198,8 +198,8 @@ fn own_pods(store: &Store<Pod>, namespace: &str, service: &str) -> Vec<Pod> {
     pods
 }
 
-/// What the ready ones among `pods` say, by their names. A worker that does not answer is no error: its probes speak for it. All of them together have [`ASKING`], since whoever
-/// makes pods could keep a round, and with it other tenants' objects, waiting.
+/// What the ready ones among `pods` say, by their names. A worker that does not answer is no error: its probes speak for it. All of
+/// them together have [`ASKING`], since whoever makes pods could keep a round, and with it other tenants' objects, waiting.
 pub async fn reports(pods: &[Pod], channel: &Channel, uid: &str) -> BTreeMap<String, Report> {
     let ask = |(name, ip): (String, String)| async move {
         match channel.report(&ip, uid).await {

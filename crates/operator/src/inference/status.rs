@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use lathe_api::{
-    Access, InferenceService, InferenceServiceStatus,
+    Access, InferenceService, InferenceServiceStatus, MAX_REPLICAS,
     conditions::{READY, RECONCILING, STALLED, State, set},
 };
 use lathe_contract::{AdapterState, AdapterStatus, Report, SERVE_PORT, Task};
@@ -154,7 +154,7 @@ fn counts(facts: &Facts<'_>) -> Counts {
     let of = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == wanted_revision;
     let ready: Vec<&Pod> = facts.pods.iter().filter(|pod| pods::is_ready(pod)).collect();
     // The schema has room for no more, and a roll-out has one more than are asked for.
-    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX).min(10_000);
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX).min(MAX_REPLICAS);
     Counts {
         wanted: scaling::wanted(facts),
         all: count(facts.pods.iter().filter(|pod| stays(pod)).count()),

@@ -2,14 +2,12 @@
 use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::ResourceExt as _;
-use lathe_api::{Autoscaling, CapacityStatus};
+use lathe_api::{Autoscaling, CapacityStatus, MAX_REPLICAS};
 use lathe_scaling::{Capacity, Policy, Seconds};
 
 use super::SCALED;
 use crate::pods;
 
-/// As many as a service can ask for.
-const MOST_REPLICAS: u32 = 10_000;
 /// Longest start that is believed, in seconds: a pod that waited for a device for hours does not tell how long the next one takes.
 const LONGEST_START: i64 = 1800;
 /// Seconds after which a pod whose time to end is over is not waited for: its node is gone, or somebody's finalizer holds it.
@@ -43,7 +41,7 @@ pub fn asked(deployment: &Deployment) -> u32 {
     let set = deployment.annotations().get(SCALED).and_then(|set| set.parse().ok());
     let is = || deployment.spec.as_ref()?.replicas.and_then(|is| u32::try_from(is).ok());
     // The status has no room for more, whatever somebody wrote there.
-    set.or_else(is).unwrap_or(1).min(MOST_REPLICAS)
+    set.or_else(is).unwrap_or(1).min(MAX_REPLICAS.unsigned_abs())
 }
 
 /// Pods that take requests.
@@ -163,6 +161,6 @@ mod tests {
         assert_eq!(of(json!({"lathe.dev/replicas": "2"}), json!(3)), 2);
         assert_eq!(of(json!({"lathe.dev/replicas": "many"}), json!(3)), 3);
         assert_eq!(of(json!({}), Value::Null), 1);
-        assert_eq!(of(json!({"lathe.dev/replicas": "4000000000"}), json!(3)), MOST_REPLICAS);
+        assert_eq!(of(json!({"lathe.dev/replicas": "4000000000"}), json!(3)), 10_000);
     }
 }

@@ -1,13 +1,13 @@
 //! Pure: the seconds of all gateways, summed for each service.
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use lathe_contract::{Flow, ServiceTraffic, Traffic};
+use lathe_contract::{Flow, ServiceTraffic, TRAFFIC_SECONDS, Traffic};
 use lathe_scaling::{Capacity, Report, Seconds, Window};
 
 use super::gateway::{Gateway, Millis, Placed};
 
-/// Seconds that are looked back.
-const KEPT: Seconds = 120;
+/// Seconds that are looked back: as many as gateways remember.
+const KEPT: Seconds = TRAFFIC_SECONDS as Seconds;
 /// A second that a gateway has not told after so many is decided without it.
 const PATIENCE: Seconds = 2;
 

@@ -38,7 +38,7 @@ use crate::{
     apply::Writer,
     context::Context,
     error::Error,
-    runtime::{Guard, Stop, stopped},
+    runtime::{Guard, Stop, labelled_owner, stopped},
 };
 pub use facts::capacity as capacity_of;
 pub use ledger::mean;
@@ -140,6 +140,7 @@ impl Scaler {
         if only.is_none() {
             self.forget_others(&services);
         }
+        let mut pods = by_service(&self.stores.pods);
         for service in services {
             let uid = service.uid().unwrap_or_default();
             if only.is_some_and(|only| !only.contains(&uid)) {
@@ -149,10 +150,11 @@ impl Scaler {
             // The last round is still under way.
             let Ok(mut state) = state.try_lock_owned() else { continue };
             let (context, stores, service) = (self.context.clone(), self.stores.clone(), service.clone());
+            let pods = pods.remove(&place(&service)).unwrap_or_default();
             let span =
                 tracing::info_span!("scale", namespace = service.namespace(), name = service.name_any());
             let round = async move {
-                if let Err(error) = round::round(&context, &stores, &service, &mut state).await {
+                if let Err(error) = round::round(&context, &stores, &service, &pods, &mut state).await {
                     context.health.metrics.failed("InferenceService", error.category());
                     tracing::warn!(%error, "a service could not be scaled; it is tried again");
                 }
@@ -162,10 +164,7 @@ impl Scaler {
     }
 
     fn state(&self, uid: String, service: &InferenceService) -> Arc<tokio::sync::Mutex<Option<State>>> {
-        let known = || Known {
-            place: (service.namespace().unwrap_or_default(), service.name_any()),
-            state: Arc::default(),
-        };
+        let known = || Known { place: place(service), state: Arc::default() };
         self.states().entry(uid).or_insert_with(known).state.clone()
     }
 
@@ -185,7 +184,22 @@ impl Scaler {
     }
 }
 
-/// Whether there is anything to do for it: it is scaled, or its status says of old that it was.
+fn place(service: &InferenceService) -> (String, String) {
+    (service.namespace().unwrap_or_default(), service.name_any())
+}
+
+/// The pods of each service by its place: all of them are looked through once for all services.
+fn by_service(pods: &Store<Pod>) -> HashMap<(String, String), Vec<Arc<Pod>>> {
+    let mut all: HashMap<_, Vec<_>> = HashMap::new();
+    for pod in pods.state() {
+        for place in labelled_owner(&*pod) {
+            all.entry(place).or_default().push(pod.clone());
+        }
+    }
+    all
+}
+
+/// Whether there is anything to do for it: it is scaled, or its status still says that it was.
 fn is_scaled(service: &InferenceService) -> bool {
     service.metadata.deletion_timestamp.is_none()
         && (service.spec.autoscaling.is_some() || Scaled::of(service.status.as_ref()) != Scaled::default())

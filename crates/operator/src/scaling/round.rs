@@ -1,5 +1,5 @@
 //! One round of one service: read, decide, write what changed.
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
@@ -27,7 +27,7 @@ pub struct State {
     written: (Option<String>, Option<i64>),
 }
 
-/// Decides how many replicas `service` is to have, and writes what that changes.
+/// Decides how many replicas `service` is to have, whose `pods` these are, and writes what that changes.
 ///
 /// # Errors
 /// A write was not taken: the next round decides anew.
@@ -35,6 +35,7 @@ pub async fn round(
     context: &Context,
     stores: &Stores,
     service: &InferenceService,
+    pods: &[Arc<Pod>],
     state: &mut Option<State>,
 ) -> Result<(), Error> {
     let writer = &context.writer;
@@ -44,8 +45,7 @@ pub async fn round(
         return writer.status_as(SCALER, service, Some(&old), &Scaled::default()).await.map(drop);
     };
     let Some(deployment) = deployment(stores, service) else { return Ok(()) };
-    let all = stores.pods.state();
-    let pods: Vec<&Pod> = all.iter().map(|pod| &**pod).filter(|pod| is_of(pod, service)).collect();
+    let pods: Vec<&Pod> = pods.iter().map(|pod| &**pod).collect();
     let state = state.get_or_insert_with(|| State {
         notes: read(service, &pods),
         workers: Workers::default(),
@@ -100,11 +100,6 @@ fn deployment(stores: &Stores, service: &InferenceService) -> Option<Deployment>
         .iter()
         .any(|o| o.controller == Some(true) && Some(&o.uid) == service.uid().as_ref());
     (owned && found.metadata.deletion_timestamp.is_none()).then(|| (*found).clone())
-}
-
-fn is_of(pod: &Pod, service: &InferenceService) -> bool {
-    pod.namespace() == service.namespace()
-        && pod.labels().get(names::LABEL_NAME).is_some_and(|name| *name == service.name_any())
 }
 
 fn read(service: &InferenceService, pods: &[&Pod]) -> Notes {

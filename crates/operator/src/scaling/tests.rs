@@ -62,7 +62,7 @@ impl World {
     }
 
     async fn round(&self, service: &InferenceService, state: &mut Option<State>) -> Result<(), Error> {
-        round::round(&self.context, &self.stores, service, state).await
+        round::round(&self.context, &self.stores, service, &[], state).await
     }
 
     async fn calls(self) -> Vec<Call> {
@@ -173,4 +173,30 @@ async fn a_request_that_is_held_begins_a_round_at_once() {
     stop.send(true).unwrap();
     running.await.unwrap();
     assert_eq!(paths(&world.calls().await), [DEPLOYMENT, STATUS]);
+}
+
+#[test]
+fn each_service_has_its_own_pods() {
+    let pod = |namespace: &str, name: &str, service: Value| -> Pod {
+        object(json!({"metadata": {"namespace": namespace, "name": name, "labels": service}}))
+    };
+    let of = |service: &str| json!({"lathe.dev/name": service});
+    let pods = by_service(&filled(vec![
+        pod("a", "1", of("shop")),
+        pod("a", "2", of("shop")),
+        pod("b", "1", of("shop")),
+        pod("a", "3", of("other")),
+        pod("a", "4", json!({})),
+    ]));
+    let names = |namespace: &str, service: &str| {
+        let found = pods.get(&(namespace.to_owned(), service.to_owned()));
+        let mut names: Vec<String> = found.into_iter().flatten().map(|pod| pod.name_any()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(
+        (names("a", "shop"), names("b", "shop")),
+        (vec!["1".into(), "2".into()], vec!["1".to_owned()])
+    );
+    assert_eq!((names("a", "other"), pods.len()), (vec!["3".to_owned()], 3));
 }
