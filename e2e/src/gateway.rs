@@ -21,6 +21,19 @@ pub struct Gateway {
     client: reqwest::Client,
 }
 
+/// An answer as it came.
+#[derive(Debug)]
+pub struct Said {
+    /// The HTTP status.
+    pub status: u16,
+    /// The gateway's name of the request.
+    pub request_id: String,
+    /// Whether it says when to ask again.
+    pub retry_after: bool,
+    /// All of it.
+    pub body: String,
+}
+
 impl Gateway {
     /// Finds it.
     ///
@@ -30,21 +43,47 @@ impl Gateway {
         let services: Api<Service> = Api::namespaced(client.clone(), RELEASE_NAMESPACE);
         let spec = services.get("lathe-gateway").await?.spec;
         let host = spec.and_then(|spec| spec.cluster_ip).context("the gateway has no address")?;
-        Ok(Self { host, client: reqwest::Client::new() })
+        Ok(Self::at(host))
+    }
+
+    /// The one at this address: a single replica.
+    #[must_use]
+    pub fn at(host: String) -> Self {
+        Self { host, client: reqwest::Client::new() }
+    }
+
+    /// Where this path of it is.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.host)
     }
 
     /// Posts a chat completion; the status and the whole body.
     ///
     /// # Errors
-    /// There is no answer, or its body has no end.
+    /// As [`Gateway::say`].
     pub async fn ask(&self, body: &Value, key: Option<&str>) -> Result<(u16, String)> {
-        let url = format!("http://{}/v1/chat/completions", self.host);
-        let mut request = self.client.post(url).json(body);
+        let said = self.say(body, key).await?;
+        Ok((said.status, said.body))
+    }
+
+    /// Posts a chat completion.
+    ///
+    /// # Errors
+    /// There is no answer, or its body has no end.
+    pub async fn say(&self, body: &Value, key: Option<&str>) -> Result<Said> {
+        let mut request = self.client.post(self.url("/v1/chat/completions")).json(body);
         if let Some(key) = key {
             request = request.bearer_auth(key);
         }
         let response = request.send().await?;
-        Ok((response.status().as_u16(), response.text().await?))
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        Ok(Said {
+            status: response.status().as_u16(),
+            request_id: header("x-request-id").unwrap_or_default().to_owned(),
+            retry_after: header("retry-after").is_some(),
+            body: response.text().await?,
+        })
     }
 
     /// Posts a streamed chat completion, and puts the answer together.
@@ -62,7 +101,7 @@ impl Gateway {
     /// # Errors
     /// There is no answer, or it is none.
     pub async fn get(&self, path: &str, key: Option<&str>) -> Result<(u16, Value)> {
-        let mut request = self.client.get(format!("http://{}{path}", self.host));
+        let mut request = self.client.get(self.url(path));
         if let Some(key) = key {
             request = request.bearer_auth(key);
         }

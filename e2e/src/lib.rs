@@ -7,6 +7,7 @@ pub mod events;
 mod explain;
 pub mod gateway;
 mod install;
+pub mod load;
 pub mod machine;
 mod manifests;
 pub mod node;

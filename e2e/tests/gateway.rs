@@ -9,7 +9,8 @@ use lathe_e2e::{
     gateway::{Gateway, forget_keys, key, question},
     install, poll,
     programs::program,
-    serve::{post_as, service},
+    repository,
+    serve::{post_as, service, whole},
     tune::prepare,
 };
 use serde_json::{Value, json};
@@ -70,6 +71,7 @@ async fn two_tenants(session: &Session) -> Result<()> {
         ensure!(status == 401, "{status}: {answer}");
     }
     chat(session, &ours).await?;
+    clients_of_others(&gateway, &ours, &full)?;
 
     // Whoever has another namespace's key, or none, gets nothing by any name.
     for model in ["shop", full.as_str()] {
@@ -111,4 +113,38 @@ async fn chat(session: &Session, key: &str) -> Result<()> {
     let err = String::from_utf8_lossy(&keyless.stderr);
     ensure!(keyless.status.code() == Some(64) && err.contains("lathe keys create"), "{err}");
     Ok(())
+}
+
+/// curl and OpenAI's own Python client (`tests/python/openai_gateway.py`), as they are.
+fn clients_of_others(gateway: &Gateway, key: &str, model: &str) -> Result<()> {
+    let url = gateway.url("/v1");
+    let python =
+        std::env::var("LATHE_PYTHON").context("set LATHE_PYTHON to the Python of tests/python/setup.py")?;
+    let script = repository().join("tests/python/openai_gateway.py");
+    let said = output(Command::new(python).arg(script).args([&url, key, model]))?;
+    ensure!(said.contains("all is well"), "{said}");
+
+    for stream in [false, true] {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--fail-with-body", "--no-buffer"]);
+        curl.args(["--header", &format!("Authorization: Bearer {key}")]);
+        curl.args(["--json", &question(model, stream).to_string(), &format!("{url}/chat/completions")]);
+        let said = output(&mut curl)?;
+        let text = match stream {
+            true => whole(&said)?,
+            false => serde_json::from_str::<Value>(&said)?["choices"][0]["message"]["content"].to_string(),
+        };
+        ensure!(text.contains("euros"), "{said}");
+    }
+    Ok(())
+}
+
+/// What a program prints that ends well.
+fn output(command: &mut Command) -> Result<String> {
+    // What is meant for the world outside does not lead into the cluster.
+    command.env_remove("HTTP_PROXY").env_remove("http_proxy").env_remove("ALL_PROXY").env_remove("all_proxy");
+    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{command:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    Ok(said)
 }

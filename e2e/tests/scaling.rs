@@ -1,8 +1,6 @@
 //! Replicas that follow token throughput on a real node, with nothing else installed: from zero by one request that is held, up
 //! under load, back to one, to zero, and no request lost on the way.
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,16 +8,13 @@ use kube::ResourceExt as _;
 use lathe_e2e::{
     Session, condition,
     gateway::{Gateway, forget_keys, key, question},
-    install, poll,
+    install,
+    load::{Clients, Load, Tally},
+    poll,
     serve::service,
     tune,
 };
 use serde_json::{Value, json};
-
-/// Clients that ask again and again: more than two replicas have sequences for.
-const MANY: Clients = Clients { number: 64, tokens: 200, pause: Duration::ZERO };
-/// One that asks now and then: too often for sleep, and no more than one replica can do.
-const ONE: Clients = Clients { number: 1, tokens: 8, pause: Duration::from_secs(4) };
 
 #[tokio::test]
 async fn replicas_follow_what_flows_and_no_request_is_lost() -> Result<()> {
@@ -57,24 +52,42 @@ async fn story(session: &Session) -> Result<()> {
     ensure!(scaling["status"] == "True", "{scaling:#}");
 
     // Far more than one takes: a second and a third are asked for, and used.
-    let load = Load::start(MANY, &gateway, &key);
+    let load = Load::start(many(), &gateway, &key);
     until_replicas(session, 3).await?;
     let used = poll("all three replicas to have answered", || async {
         let answered = answered(session).await?;
         Ok((answered.values().filter(|count| **count > 0.0).count() == 3).then_some(answered))
     })
     .await?;
-    let (answers, lost) = load.stop().await?;
-    ensure!(lost.is_empty(), "{} of {answers} requests were lost: {lost:#?}", lost.len());
+    let answers = all_answered(load).await?;
     println!("{answers} requests through three replicas: {used:?}");
 
     // Back to one while somebody asks now and then, and to zero when nobody does.
-    let load = Load::start(ONE, &gateway, &key);
+    let load = Load::start(one(), &gateway, &key);
     until_replicas(session, 1).await?;
-    let (answers, lost) = load.stop().await?;
-    ensure!(answers > 0 && lost.is_empty(), "of {answers} requests were lost: {lost:#?}");
+    all_answered(load).await?;
     session.reason("InferenceService", "shop", "Ready", "True", "ScaledToZero").await?;
     until_replicas(session, 0).await
+}
+
+/// Clients that ask again and again: more than two replicas have sequences for.
+fn many() -> Clients {
+    Clients { number: 64, tokens: 200, pause: Duration::ZERO, models: vec!["shop".to_owned()] }
+}
+
+/// One that asks now and then: too often for sleep, and no more than one replica can do.
+fn one() -> Clients {
+    Clients { number: 1, tokens: 8, pause: Duration::from_secs(4), ..many() }
+}
+
+/// How many answers there were when the load has ended and nothing was lost.
+async fn all_answered(load: Load) -> Result<u64> {
+    let Tally { answered, broken, lost, .. } = load.stop().await?;
+    ensure!(
+        answered > 0 && broken.is_empty() && lost.is_empty(),
+        "{answered} answers; {broken:#?} {lost:#?}"
+    );
+    Ok(answered)
 }
 
 /// The quick-start's service, on a quarter of a core each.
@@ -123,56 +136,4 @@ async fn answered(session: &Session) -> Result<BTreeMap<String, f64>> {
         all.insert(pod.name_any(), counts.sum());
     }
     Ok(all)
-}
-
-/// How clients ask.
-#[derive(Clone, Copy)]
-struct Clients {
-    number: usize,
-    /// Of each answer.
-    tokens: u32,
-    /// Between an answer and the next question.
-    pause: Duration,
-}
-
-/// Clients in the background.
-struct Load {
-    stop: Arc<AtomicBool>,
-    answers: Arc<AtomicU64>,
-    clients: Vec<tokio::task::JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    fn start(clients: Clients, gateway: &Gateway, key: &str) -> Self {
-        let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let client = |number: usize| {
-            let (gateway, key) = (gateway.clone(), key.to_owned());
-            let (stop, answers) = (stop.clone(), answers.clone());
-            async move {
-                let mut lost = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    let body = json!({"model": "shop", "stream": true, "max_tokens": clients.tokens, "ignore_eos": true,
-                        "messages": [{"role": "user", "content": format!("{number}: how much is the red lamp?")}]});
-                    match gateway.ask(&body, Some(&key)).await {
-                        Ok((200, text)) if text.trim_end().ends_with("data: [DONE]") => {}
-                        // Sent away with a word, as overload should be, and not lost.
-                        Ok((429, _)) => tokio::time::sleep(Duration::from_millis(200)).await,
-                        other => lost.push(format!("{other:?}")),
-                    }
-                    answers.fetch_add(1, Ordering::Relaxed);
-                    tokio::time::sleep(clients.pause).await;
-                }
-                lost
-            }
-        };
-        let clients = (0..clients.number).map(|number| tokio::spawn(client(number))).collect();
-        Self { stop, answers, clients }
-    }
-
-    /// How many requests were sent, and what became of those without a whole answer.
-    async fn stop(self) -> Result<(u64, Vec<String>)> {
-        self.stop.store(true, Ordering::Relaxed);
-        let lost = futures::future::try_join_all(self.clients).await?.concat();
-        Ok((self.answers.load(Ordering::Relaxed), lost))
-    }
 }

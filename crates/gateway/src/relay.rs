@@ -1,16 +1,18 @@
 //! A replica's answer on its way to the client: frame by frame as it comes, with nothing kept.
 //!
 //! Dropping the client's end drops the replica's, and with it the connection, which frees the replica's slot.
+use std::future::Future as _;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::BoxError;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Response, header};
 use axum::response::IntoResponse as _;
-use futures::stream;
 use http_body::Frame;
-use http_body_util::BodyExt as _;
 use serde_json::Value;
+use tokio::time::{Instant, Sleep};
 
 use crate::account::{Account, By};
 use crate::error::ApiError;
@@ -23,8 +25,7 @@ const SILENCE: Duration = Duration::from_secs(90);
 /// The answer for the client; `account` stays open until it is over.
 pub fn relay(answer: Response<Incoming>, account: Account) -> Response<Body> {
     let (status, headers) = (answer.status(), headers::for_client(answer.headers()));
-    let body = Body::from_stream(stream::unfold(Relay::of(answer, account), Relay::next));
-    (status, headers, body).into_response()
+    (status, headers, Body::new(Relay::of(answer, account))).into_response()
 }
 
 /// An error in a stream, after which it ends.
@@ -42,10 +43,12 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
 const EVENT_END: [u8; 2] = *b"\n\n";
 
 /// The body of an answer.
+#[derive(Debug)]
 pub struct Relay {
     body: Incoming,
     account: Account,
-    events: bool,
+    /// Where it comes in events, how long none has come.
+    silence: Option<Silence>,
     /// The last two bytes that were sent; at the beginning as between two events.
     end: [u8; 2],
     over: bool,
@@ -57,47 +60,17 @@ impl Relay {
         let (parts, body) = answer.into_parts();
         account.answers(parts.status.as_u16(), By::Replica);
         account.took(headers::usage(&parts.headers));
-        let events = is_event_stream(&parts.headers);
-        if events {
+        let silence = is_event_stream(&parts.headers).then(Silence::begins);
+        if silence.is_some() {
             account.streams();
         }
-        Self { body, account, events, end: EVENT_END, over: false }
+        Self { body, account, silence, end: EVENT_END, over: false }
     }
 
-    /// The next piece, as it came.
-    pub async fn next(mut self) -> Option<(Result<Bytes, BoxError>, Self)> {
-        if self.over {
-            return None;
-        }
-        loop {
-            let frame = match self.frame().await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => {
-                    self.account.ends();
-                    return None;
-                }
-                Err(why) => return Some((self.broken(&why), self)),
-            };
-            match frame.into_data() {
-                Ok(data) if data.is_empty() => {}
-                Ok(data) => {
-                    self.account.sends();
-                    self.end =
-                        data.iter().rev().take(2).rev().fold(self.end, |[_, last], byte| [last, *byte]);
-                    return Some((Ok(data), self));
-                }
-                Err(frame) => self.account.took(frame.trailers_ref().and_then(headers::usage)),
-            }
-        }
-    }
-
-    async fn frame(&mut self) -> Result<Option<Frame<Bytes>>, String> {
-        let next = self.body.frame();
-        let frame = match self.events {
-            true => tokio::time::timeout(SILENCE, next).await.map_err(|_| "it fell silent".to_owned())?,
-            false => next.await,
-        };
-        frame.transpose().map_err(|error| error.to_string())
+    /// A piece that came.
+    fn passes(&mut self, data: &Bytes) {
+        self.account.sends();
+        self.end = data.iter().rev().take(2).rev().fold(self.end, |[_, last], byte| [last, *byte]);
     }
 
     /// The replica is lost in the middle of an answer. Between two events the client is told by an event, and no `[DONE]` follows;
@@ -106,9 +79,84 @@ impl Relay {
         self.over = true;
         self.account.breaks();
         tracing::warn!(why, "a replica was lost in the middle of an answer");
-        if self.events && self.end == EVENT_END {
+        if self.silence.is_some() && self.end == EVENT_END {
             return Ok(error_event(&ApiError::broken_off().body()));
         }
         Err("the replica was lost in the middle of its answer".into())
+    }
+}
+
+impl http_body::Body for Relay {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    /// The next piece, as it came.
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        while !self.over {
+            let frame = match Pin::new(&mut self.body).poll_frame(context) {
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Ready(None) => {
+                    self.over = true;
+                    self.account.ends();
+                    break;
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    return Poll::Ready(Some(self.broken(&error.to_string()).map(Frame::data)));
+                }
+                Poll::Pending => {
+                    let lasts = self.silence.as_mut().is_some_and(|silence| silence.is_over(context));
+                    return match lasts {
+                        true => Poll::Ready(Some(self.broken("it fell silent").map(Frame::data))),
+                        false => Poll::Pending,
+                    };
+                }
+            };
+            if let Some(silence) = &mut self.silence {
+                silence.is_broken();
+            }
+            match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => {
+                    self.passes(&data);
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Err(frame) => self.account.took(frame.trailers_ref().and_then(headers::usage)),
+            }
+        }
+        Poll::Ready(None)
+    }
+}
+
+/// How long nothing has come.
+#[derive(Debug)]
+struct Silence {
+    since: Instant,
+    /// Set again when it rings and not with each piece, of which there are many.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Silence {
+    fn begins() -> Self {
+        Self { since: Instant::now(), timer: None }
+    }
+
+    fn is_broken(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Whether it has lasted too long; if not, `context` is woken when it has.
+    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
+        let end = self.since + SILENCE;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
+        while timer.as_mut().poll(context).is_ready() {
+            if end <= Instant::now() {
+                return true;
+            }
+            timer.as_mut().reset(end);
+        }
+        false
     }
 }

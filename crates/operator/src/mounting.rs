@@ -108,6 +108,13 @@ fn volume(pod: &Pod, said: &str) -> Trouble {
         let message = "the pod waits for its contract, whose ConfigMap was lost. Next: nothing, the operator makes it again.";
         return Trouble { reason: CONTRACT_LOST.to_owned(), message: message.to_owned(), stalled: false };
     }
+    // The volume is well: the node could not ask the API server in time.
+    if said.contains("failed to sync") && said.contains("cache: timed out") {
+        let message = format!(
+            "the node has not got the pod's ConfigMaps and Secrets yet: {said}. Next: nothing, it tries again; if it stays so, ask who looks after the nodes."
+        );
+        return Trouble { reason: "PodNotStarting".to_owned(), message, stalled: false };
+    }
     let (reason, next) = if let Some(name) = missing(said, "secret") {
         ("SecretNotFound", format!("make Secret {name} in this namespace, or correct `secretRef`"))
     } else if let Some(name) = missing(said, "configmap") {
@@ -186,6 +193,12 @@ mod tests {
     }
 
     #[rstest]
+    #[case::slow_node(
+        "FailedMount",
+        "MountVolume.SetUp failed for volume \"contract\" : failed to sync configmap cache: timed out waiting for the condition",
+        "PodNotStarting",
+        "Next: nothing, it tries again"
+    )]
     #[case::secret(
         "FailedMount",
         "MountVolume.SetUp failed for volume \"secret-0\" : secret \"hub\" not found",

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
@@ -214,6 +215,9 @@ fn parse_go_version(text: &str) -> Option<(u32, u32)> {
 /// # Errors
 /// Something lacks and this is not root on a machine with apt-get; the text names what to install.
 pub fn packages(wanted: &[(&str, &str)]) -> Result<()> {
+    // apt takes one at a time, and clusters come up side by side.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let lacking: Vec<&str> = wanted
         .iter()
         .filter(|(program, _)| !Path::new(program).is_file() && paths::program(program).is_none())

@@ -9,6 +9,7 @@ use axum::http::{HeaderName, Response, StatusCode, header};
 use axum::response::IntoResponse as _;
 use futures::future::BoxFuture;
 use futures::stream;
+use http_body_util::BodyExt as _;
 use tokio::time::Interval;
 
 use super::{Held, Holds};
@@ -173,9 +174,10 @@ impl Streamed {
         Some((Ok(reply.event(account)), Streamed::Over))
     }
 
-    async fn relayed(relay: Box<Relay>) -> Option<(Result<Bytes, BoxError>, Self)> {
-        let (piece, relay) = relay.next().await?;
-        Some((piece, Streamed::Relays(Box::new(relay))))
+    async fn relayed(mut relay: Box<Relay>) -> Option<(Result<Bytes, BoxError>, Self)> {
+        // It has no other frames than data.
+        let piece = relay.frame().await?.map(|frame| frame.into_data().unwrap_or_default());
+        Some((piece, Streamed::Relays(relay)))
     }
 }
 

@@ -1,8 +1,12 @@
 //! The layers that need a Kubernetes: an API server alone, and real nodes.
 
-use anyhow::{Result, ensure};
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
-use super::programs::{TestProgram, run_all};
+use anyhow::{Result, bail, ensure};
+
+use super::programs::{NOTHING, TestProgram, run_all};
 use crate::cluster::{self, Cluster};
 use crate::toolchain::{self, GoProgram};
 use crate::{images, paths, ui};
@@ -10,6 +14,8 @@ use crate::{images, paths, ui};
 /// Tests of xtask itself that start clusters and registries, or compile all of Lathe once more.
 pub const OF_XTASK: [&str; 3] = ["push", "lifecycle", REPRODUCIBLE];
 const REPRODUCIBLE: &str = "reproducible";
+/// The one that drains a node.
+const TWO_NODES: &str = "front_door";
 const CONTROL_PLANE: &str = "control_plane";
 
 /// Against an API server without nodes.
@@ -18,9 +24,7 @@ const CONTROL_PLANE: &str = "control_plane";
 /// A test fails, or the cluster does not come up.
 pub fn control_plane(programs: &[TestProgram]) -> Result<()> {
     let options = cluster::Options { name: "lathe-test-control-plane".to_owned(), nodes: 0, fleet: 0 };
-    with_cluster(&toolchain::KUBERNETES, &options, |cluster| {
-        against(programs, cluster, |name| name == CONTROL_PLANE)
-    })
+    with_cluster(&toolchain::KUBERNETES, &options, |cluster| against(programs, cluster))
 }
 
 /// The same against the oldest and the newest Kubernetes; and the images of another checkout.
@@ -32,37 +36,85 @@ pub fn compat(programs: &[TestProgram]) -> Result<()> {
     for kubernetes in &toolchain::OTHER_KUBERNETES {
         ui::heading(&format!("-- {}", kubernetes.name));
         let options = cluster::Options { name: "lathe-test-compat".to_owned(), nodes: 0, fleet: 0 };
-        let ended = with_cluster(kubernetes, &options, |cluster| {
-            against(programs, cluster, |name| name == CONTROL_PLANE)
-        });
+        let ended = with_cluster(kubernetes, &options, |cluster| against(programs, cluster));
         if let Err(error) = ended {
             failed.push(format!("{}: {error:#}", kubernetes.name));
         }
     }
     let twice = programs.iter().filter(|program| program.name == REPRODUCIBLE);
-    if let Err(error) = run_all(twice, &[], &["--include-ignored"]) {
+    if let Err(error) = run_all(twice, NOTHING, &["--include-ignored"]) {
         failed.push(format!("{error:#}"));
     }
     ensure!(failed.is_empty(), "{}", failed.join("; "));
     Ok(())
 }
 
-/// Against real nodes.
+/// Against real nodes: two clusters side by side, since a test waits for Kubernetes most of its time.
 ///
 /// # Errors
 /// As [`control_plane`].
 pub fn e2e(programs: &[TestProgram]) -> Result<()> {
-    let options = cluster::Options { name: "lathe-test".to_owned(), nodes: 1, fleet: 0 };
-    with_cluster(&toolchain::KUBERNETES, &options, |cluster| {
-        let folder = paths::cache()?.join("images");
-        for image in images::build(images::REGISTRY)? {
-            cluster.import_image(&images::write(&image, &folder)?)?;
-        }
-        against(programs, cluster, |name| name != CONTROL_PLANE)
-    })?;
-    toolchain::packages(&[("docker-registry", "docker-registry"), ("skopeo", "skopeo")])?;
-    let own = |program: &&TestProgram| OF_XTASK.contains(&&*program.name) && program.name != REPRODUCIBLE;
-    run_all(programs.iter().filter(own), &[], &["--include-ignored"])
+    toolchain::packages(&[("docker-registry", "docker-registry"), ("skopeo", "skopeo"), ("curl", "curl")])?;
+    let python = super::python()?;
+    let folder = paths::cache()?.join("images");
+    let built = images::build(images::REGISTRY)?;
+    let archives = built.iter().map(|image| images::write(image, &folder)).collect::<Result<Vec<_>>>()?;
+    let queue = Mutex::new(in_order(programs));
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let cluster = |name: String, nodes: u32, tests: &dyn Fn(&Cluster) -> Result<()>| {
+        with_cluster(&toolchain::KUBERNETES, &cluster::Options { name, nodes, fleet: 0 }, |cluster| {
+            archives.iter().try_for_each(|archive| cluster.import_image(archive))?;
+            tests(cluster)
+        })
+    };
+    let run = |lane: u32, program: &TestProgram, on: &Cluster| {
+        let args: &[&str] = if is_own(program) { &["--include-ignored"] } else { &[] };
+        let mut environment = environment(on)?.to_vec();
+        environment.push(("LATHE_PYTHON", python.clone()));
+        program.run_beside(lane, &environment, args)
+    };
+    let lane = |lane: u32| {
+        cluster(format!("lathe-test-{lane}"), 1, &|one| {
+            let mut failed = Vec::new();
+            while let Some(program) = next() {
+                let ended = match program.name == TWO_NODES {
+                    true => cluster("lathe-test-two-nodes".to_owned(), 2, &|two| run(lane, program, two)),
+                    false => run(lane, program, one),
+                };
+                if let Err(error) = ended {
+                    failed.push(format!("{error:#}"));
+                }
+            }
+            ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+            Ok(())
+        })
+    };
+    std::thread::scope(|scope| {
+        let lanes = [1, 2].map(|number| scope.spawn(move || lane(number)));
+        let ended = lanes.map(|lane| lane.join().unwrap_or_else(|_| bail!("xtask itself panicked")));
+        let failed: Vec<_> =
+            ended.into_iter().filter_map(|ended| Some(format!("{:#}", ended.err()?))).collect();
+        ensure!(failed.is_empty(), "{}", failed.join("; "));
+        Ok(())
+    })
+}
+
+/// What the e2e layer runs; what takes longest begins first, so that both clusters are done at about the same time.
+fn in_order(programs: &[TestProgram]) -> VecDeque<&TestProgram> {
+    const LONGEST: [&str; 5] = ["disturbances", TWO_NODES, "bad_input", "install", "lifecycle"];
+    let rank = |program: &&TestProgram| LONGEST.iter().position(|name| *name == program.name);
+    let mut all: Vec<_> = programs.iter().filter(|program| is_own(program) || is_e2e(program)).collect();
+    all.sort_by_key(|program| rank(program).unwrap_or(LONGEST.len()));
+    all.into()
+}
+
+fn is_e2e(program: &TestProgram) -> bool {
+    program.package == "lathe-e2e" && program.name != CONTROL_PLANE
+}
+
+/// Those of xtask's own that bring up what they need.
+fn is_own(program: &TestProgram) -> bool {
+    OF_XTASK.contains(&&*program.name) && program.name != REPRODUCIBLE
 }
 
 /// The cluster goes when the tests have passed, and stays for a look when they have not.
@@ -85,16 +137,18 @@ fn with_cluster(
     ended
 }
 
-fn against(programs: &[TestProgram], cluster: &Cluster, wanted: impl Fn(&str) -> bool) -> Result<()> {
-    let helm = toolchain::go_program(&toolchain::HELM)?;
-    let (kubeconfig, helm) = (cluster.kubeconfig(), helm.to_string_lossy().into_owned());
-    let kubectl = cluster.kubectl().get_program().to_string_lossy().into_owned();
-    let environment = [
-        ("KUBECONFIG", &*kubeconfig.to_string_lossy()),
-        ("LATHE_HELM", &helm),
-        ("LATHE_KUBECTL", &kubectl),
-        ("RUST_TEST_THREADS", "1"),
-    ];
-    let tests = programs.iter().filter(|program| program.package == "lathe-e2e" && wanted(&program.name));
-    run_all(tests, &environment, &[])
+fn against(programs: &[TestProgram], cluster: &Cluster) -> Result<()> {
+    let tests = programs.iter().filter(|program| program.name == CONTROL_PLANE);
+    run_all(tests, &environment(cluster)?, &[])
+}
+
+/// What tests are told of their cluster.
+fn environment(cluster: &Cluster) -> Result<[(&'static str, String); 4]> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    Ok([
+        ("KUBECONFIG", text(&cluster.kubeconfig())),
+        ("LATHE_HELM", text(&toolchain::go_program(&toolchain::HELM)?)),
+        ("LATHE_KUBECTL", text(Path::new(cluster.kubectl().get_program()))),
+        ("RUST_TEST_THREADS", "1".to_owned()),
+    ])
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::{command, generate, paths, toolchain, ui};
-use programs::{TestProgram, run_all};
+use programs::{NOTHING, TestProgram, run_all};
 
 /// Kernel levels of the engine, by the feature that the processor must have.
 const LEVELS: [(&str, &[&str]); 6] = [
@@ -106,7 +106,7 @@ fn unit(programs: &[TestProgram]) -> Result<()> {
     let here = |program: &&TestProgram| {
         !elsewhere.contains(&&*program.package) && !clusters::OF_XTASK.contains(&&*program.name)
     };
-    run_all(programs.iter().filter(here), &[], &[])?;
+    run_all(programs.iter().filter(here), NOTHING, &[])?;
     cargo(&["test", "--workspace", "--doc"])
 }
 
@@ -123,7 +123,7 @@ fn engine(programs: &[TestProgram]) -> Result<()> {
         // Those that need Python are ignored elsewhere.
         run_all(engine, &[("LATHE_CPU", level)], &["--include-ignored"])?;
     }
-    run_all(programs.iter().filter(|program| program.package == "lathe-worker"), &[], &[])
+    run_all(programs.iter().filter(|program| program.package == "lathe-worker"), NOTHING, &[])
 }
 
 /// The tests that need a browser are ignored elsewhere.

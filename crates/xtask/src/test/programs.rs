@@ -1,5 +1,7 @@
 //! The workspace's test programs: built once, all together, so that every dependency is compiled once.
 
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -7,6 +9,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::{command, ui};
+
+/// Of an environment that tests get as it is.
+pub const NOTHING: &[(&str, &str)] = &[];
 
 /// A program that cargo built from tests.
 pub struct TestProgram {
@@ -60,32 +65,78 @@ fn program(line: &str) -> Option<TestProgram> {
     })
 }
 
-/// Runs programs one after the other, each in its package's folder as cargo does; all of them, even when one fails.
+/// Runs programs one after the other; all of them, even when one fails.
 ///
 /// # Errors
 /// Tests failed, or there were none to run.
-pub fn run_all<'a>(
+pub fn run_all<'a, V: AsRef<OsStr>>(
     programs: impl Iterator<Item = &'a TestProgram>,
-    environment: &[(&str, &str)],
+    environment: &[(&str, V)],
     args: &[&str],
 ) -> Result<()> {
     let (mut ran, mut failed) = (0, Vec::new());
     for program in programs {
         ran += 1;
-        let label = format!("{}/{}", program.package, program.name);
-        println!("     Running {label}");
-        let mut test = Command::new(&program.path);
-        test.args(args).current_dir(&program.folder).envs(environment.iter().copied());
-        // As cargo does.
-        test.env("CARGO_MANIFEST_DIR", &program.folder);
+        println!("     Running {}", program.label());
+        let mut test = program.command(environment, args);
         let status = test.status().with_context(|| format!("cannot start {}", program.path.display()))?;
         if !status.success() {
-            failed.push(label);
+            failed.push(program.label());
         }
     }
     ensure!(ran > 0, "there was no test to run");
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
+}
+
+impl TestProgram {
+    /// Runs it while others run; each line that it prints begins with the number of its lane.
+    ///
+    /// # Errors
+    /// A test failed.
+    pub fn run_beside<V: AsRef<OsStr>>(
+        &self,
+        lane: u32,
+        environment: &[(&str, V)],
+        args: &[&str],
+    ) -> Result<()> {
+        println!("{lane}|      Running {}", self.label());
+        let mut test = self.command(environment, args);
+        let mut child = test
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.path.display()))?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        std::thread::scope(|scope| {
+            scope.spawn(|| stdout.map(|pipe| pass_on(lane, pipe)));
+            scope.spawn(|| stderr.map(|pipe| pass_on(lane, pipe)));
+        });
+        ensure!(child.wait()?.success(), "{}", self.label());
+        Ok(())
+    }
+
+    fn label(&self) -> String {
+        format!("{}/{}", self.package, self.name)
+    }
+
+    /// In its package's folder, as cargo does.
+    fn command<V: AsRef<OsStr>>(&self, environment: &[(&str, V)], args: &[&str]) -> Command {
+        let mut test = Command::new(&self.path);
+        test.args(args).current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
+        test.envs(environment.iter().map(|(name, value)| (name, value)));
+        test
+    }
+}
+
+/// Prints lines as they come, whole, until the pipe ends.
+fn pass_on(lane: u32, pipe: impl Read) {
+    let mut lines = BufReader::new(pipe);
+    let mut line = Vec::new();
+    while matches!(lines.read_until(b'\n', &mut line), Ok(read) if read > 0) {
+        println!("{lane}| {}", String::from_utf8_lossy(&line).trim_end());
+        line.clear();
+    }
 }
 
 #[cfg(test)]

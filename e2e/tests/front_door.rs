@@ -1,0 +1,223 @@
+//! Ten thousand requests through the gateway, on two nodes, while all that moves in a day moves in minutes: replicas come and go, a
+//! rolling update, other adapters, a drained node, a killed worker, a gateway that is rolled over and one that is killed.
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
+};
+use lathe_e2e::{
+    RELEASE_NAMESPACE, Session, condition,
+    gateway::{Gateway, forget_keys, key},
+    install, kubectl,
+    load::{Clients, Load, Tally},
+    machine, poll,
+    serve::service,
+    tune,
+};
+use serde_json::{Value, json};
+
+const REQUESTS: u64 = 10_000;
+/// More than a replica has sequences for: they ask for three.
+const CLIENTS: usize = 24;
+const REPLICAS: i64 = 3;
+
+#[tokio::test]
+async fn ten_thousand_requests_are_answered_once_whatever_moves() -> Result<()> {
+    install(&[])?;
+    let session = Session::begin("lathe-front-door").await?;
+    session.run(story(&session)).await?;
+    forget_keys(&session.client).await?;
+    session.end().await?;
+    install(&[])
+}
+
+async fn story(session: &Session) -> Result<()> {
+    // Before the gateway: one that runs hears of a key within a minute only.
+    let key = key(&session.client, "front-door", &session.namespace).await?;
+    install(&["--set", "gateway.enabled=true"])?;
+    tune::prepare(session).await?;
+    session.apply(&tune::job("first", 1)?).await?;
+    let first = session.wait("Model", "first-model", "Ready", "True").await?;
+    session.apply(&shop()?).await?;
+    session.wait("InferenceService", "shop", "Ready", "True").await?;
+    let gateway = Gateway::find(&session.client).await?;
+    let load = Load::start(clients(CLIENTS, Duration::ZERO), &gateway, &key);
+
+    step("three replicas", &load, until_replicas(session, REPLICAS)).await?;
+    step("rolling update", &load, rolled(session, &json!({"serving": {"maxSequences": 12}}))).await?;
+    step("other adapters", &load, other_adapters(session, &load, &first["spec"]["source"])).await?;
+    step("a drained node", &load, drained(session)).await?;
+    step("a gateway rolled over", &load, gateway_rolled()).await?;
+    let before = load.tally();
+    ensure!(before.broken.is_empty(), "streams broke off, though nobody was killed: {:#?}", before.broken);
+    step("a killed worker", &load, killed(session)).await?;
+    step("the rest", &load, until_answered(&load, REQUESTS)).await?;
+    let tally = whole(load.stop().await?)?;
+    // Those whose worker was killed under them.
+    ensure!(tally.broken.len() <= CLIENTS, "{} streams broke off", tally.broken.len());
+
+    let load = Load::start(clients(1, Duration::from_secs(4)), &gateway, &key);
+    step("one replica", &load, until_replicas(session, 1)).await?;
+    whole(load.stop().await?)?;
+    gateway_killed(session, &key).await
+}
+
+/// Says how long a part took, and how many were answered meanwhile; nothing may be lost in it.
+async fn step(name: &str, load: &Load, part: impl Future<Output = Result<()>>) -> Result<()> {
+    let (began, before) = (tokio::time::Instant::now(), load.tally().answered);
+    part.await.with_context(|| name.to_owned())?;
+    let tally = whole(load.tally()).with_context(|| name.to_owned())?;
+    let answered = tally.answered - before;
+    println!(
+        "{name}: {answered} answers in {:.0} s; {} broken",
+        began.elapsed().as_secs_f64(),
+        tally.broken.len()
+    );
+    Ok(())
+}
+
+fn whole(tally: Tally) -> Result<Tally> {
+    ensure!(tally.lost.is_empty(), "{} lost of {}: {:#?}", tally.lost.len(), tally.answered, tally.lost);
+    Ok(tally)
+}
+
+fn clients(number: usize, pause: Duration) -> Clients {
+    Clients { number, tokens: 4, pause, models: vec!["shop".to_owned()] }
+}
+
+/// The quick-start's service, on a quarter of a core each.
+fn shop() -> Result<Value> {
+    let mut shop = service("shop", &["first-model"])?;
+    let spec = &mut shop["spec"];
+    spec["access"] = "GatewayOnly".into();
+    spec["pod"] = json!({"cpu": "250m"});
+    spec["autoscaling"] = json!({"minReplicas": 1, "maxReplicas": REPLICAS, "scaleDownAfter": "20s"});
+    Ok(shop)
+}
+
+async fn until_replicas(session: &Session, wanted: i64) -> Result<()> {
+    let count = |object: &Value, field: &str| object["status"][field].as_i64().unwrap_or(0);
+    let there =
+        |object: &Value| count(object, "replicas") == wanted && count(object, "readyReplicas") == wanted;
+    session.until("InferenceService", "shop", &format!("no {wanted} ready replicas"), there).await.map(drop)
+}
+
+/// Changes the service, and waits until all replicas are as it says.
+async fn rolled(session: &Session, spec: &Value) -> Result<()> {
+    change(session, spec).await?;
+    let done = |object: &Value| condition(object, "RolledOut").is_some_and(|c| c["status"] == "True");
+    session.until("InferenceService", "shop", "not rolled out", done).await.map(drop)
+}
+
+async fn change(session: &Session, spec: &Value) -> Result<()> {
+    let services = session.api("lathe.dev/v1alpha1", "InferenceService").await?;
+    services.patch("shop", &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await?;
+    Ok(())
+}
+
+/// A second adapter comes and is asked, and the first goes when nobody asks it any more.
+async fn other_adapters(session: &Session, load: &Load, source: &Value) -> Result<()> {
+    load.ask_for(&["shop", "first-model"]).await?;
+    let second = json!({"apiVersion": "lathe.dev/v1alpha1", "kind": "Model", "metadata": {"name": "second"},
+        "spec": {"source": source, "adapterOf": {"name": "shop-base"}}});
+    session.apply(&second).await?;
+    session.wait("Model", "second", "Ready", "True").await?;
+    rolled(session, &json!({"adapterRefs": [{"name": "first-model"}, {"name": "second"}]})).await?;
+    load.ask_for(&["shop", "second"]).await?;
+    rolled(session, &json!({"adapterRefs": [{"name": "second"}]})).await
+}
+
+/// All pods of one node go elsewhere, as the budgets of each allow, and the node takes part again.
+async fn drained(session: &Session) -> Result<()> {
+    let pods = replicas(session).await?;
+    let mut nodes = BTreeMap::<String, usize>::new();
+    for node in pods.iter().filter_map(|pod| pod.spec.as_ref()?.node_name.clone()) {
+        *nodes.entry(node).or_default() += 1;
+    }
+    ensure!(nodes.len() == 2, "replicas are not on two nodes: {nodes:?}");
+    let (node, _) = nodes.into_iter().min_by_key(|(_, pods)| *pods).context("no node")?;
+    let args = ["drain", &node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=5m"];
+    let args = args.map(str::to_owned);
+    tokio::task::spawn_blocking(move || kubectl(&args.each_ref().map(String::as_str))).await??;
+    let left = replicas(session).await?;
+    let left: Vec<_> = left
+        .iter()
+        .filter(|pod| pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(&node))
+        .collect();
+    ensure!(
+        left.is_empty(),
+        "replicas are left on {node}: {:?}",
+        left.iter().map(|pod| pod.name_any()).collect::<Vec<_>>()
+    );
+    kubectl(&["uncordon", &node])?;
+    until_replicas(session, REPLICAS).await
+}
+
+async fn gateway_rolled() -> Result<()> {
+    tokio::task::spawn_blocking(|| {
+        kubectl(&["rollout", "restart", "deployment/lathe-gateway", "--namespace", RELEASE_NAMESPACE])?;
+        kubectl(&[
+            "rollout",
+            "status",
+            "deployment/lathe-gateway",
+            "--namespace",
+            RELEASE_NAMESPACE,
+            "--timeout=5m",
+        ])
+    })
+    .await??;
+    Ok(())
+}
+
+/// A worker dies in the middle of its answers.
+async fn killed(session: &Session) -> Result<()> {
+    let pods = replicas(session).await?;
+    let victim =
+        pods.iter().find(|pod| tune::identity(pod).2 == 0).context("no replica that never restarted")?;
+    let name = victim.name_any();
+    machine::signal(machine::worker(victim)?, "KILL")?;
+    poll("the killed worker to come back", || async {
+        let now = replicas(session).await?;
+        let restarted =
+            now.iter().find(|pod| pod.name_any() == name).is_some_and(|pod| tune::identity(pod).2 == 1);
+        Ok(restarted.then_some(()))
+    })
+    .await?;
+    until_replicas(session, REPLICAS).await
+}
+
+async fn until_answered(load: &Load, wanted: u64) -> Result<()> {
+    poll("all requests", || async { Ok((load.tally().answered >= wanted).then_some(())) }).await
+}
+
+/// One of two gateways dies: its own clients notice, and nobody else.
+async fn gateway_killed(session: &Session, key: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(session.client.clone(), RELEASE_NAMESPACE);
+    let pods = pods.list(&ListParams::default().labels("app.kubernetes.io/name=lathe-gateway")).await?.items;
+    ensure!(pods.len() == 2, "{} gateways", pods.len());
+    let of = |pod: &Pod| {
+        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).context("no address")?;
+        Ok::<_, anyhow::Error>(Load::start(
+            clients(4, Duration::ZERO),
+            &Gateway::at(format!("{ip}:8080")),
+            key,
+        ))
+    };
+    let (theirs, others) = (of(&pods[0])?, of(&pods[1])?);
+    until_answered(&theirs, 20).await?;
+    machine::signal(machine::worker(&pods[0])?, "KILL")?;
+    let before = others.tally().answered;
+    until_answered(&others, before + 20).await?;
+    let (theirs, others) = (theirs.stop().await?, whole(others.stop().await?)?);
+    ensure!(!theirs.lost.is_empty(), "nobody noticed that the gateway was killed");
+    ensure!(others.broken.is_empty(), "{:#?}", others.broken);
+    Ok(())
+}
+
+async fn replicas(session: &Session) -> Result<Vec<Pod>> {
+    tune::pods(session, "lathe.dev/task=serve").await
+}
