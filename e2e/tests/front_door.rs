@@ -14,7 +14,7 @@ use lathe_e2e::{
     gateway::{Gateway, forget_keys, key},
     install, kubectl,
     load::{Clients, Load, Tally},
-    machine, poll,
+    machine, poll, quickstart,
     serve::service,
     tune,
 };
@@ -39,7 +39,8 @@ async fn story(session: &Session) -> Result<()> {
     // Before the gateway: one that runs hears of a key within a minute only.
     let key = key(&session.client, "front-door", &session.namespace).await?;
     install(&["--set", "gateway.enabled=true"])?;
-    tune::prepare(session).await?;
+    for_both_nodes(session).await?;
+    tune::apply(session, &["Job", "Model"]).await?;
     session.apply(&tune::job("first", 1)?).await?;
     let first = session.wait("Model", "first-model", "Ready", "True").await?;
     session.apply(&shop()?).await?;
@@ -64,6 +65,15 @@ async fn story(session: &Session) -> Result<()> {
     step("one replica", &load, until_replicas(session, 1)).await?;
     whole(load.stop().await?)?;
     gateway_killed(session, &key).await
+}
+
+/// The quick-start's volume, as one that pods of all nodes may mount.
+async fn for_both_nodes(session: &Session) -> Result<()> {
+    for mut object in quickstart()?.into_iter().filter(|object| object["kind"] == "PersistentVolumeClaim") {
+        object["spec"]["accessModes"] = json!(["ReadWriteMany"]);
+        session.apply(&object).await?;
+    }
+    Ok(())
 }
 
 /// Says how long a part took, and how many were answered meanwhile; nothing may be lost in it.
