@@ -5,6 +5,9 @@
 //! longer than that, one step. Only whole steps count, by the clock on the wall: so a limit on processor time, which stops
 //! all threads for a part of every tenth of a second, is in the figures.
 //!
+//! A replica whose clients leave it no silence does it in pieces between them ([`Pieces`]): it may be at the limit of its
+//! processor time with its sequences never all in use (answers of a few tokens), and load would teach nothing either.
+//!
 //! - **Prompts**: one prompt a step, of as many tokens as a step of a quarter of a second reads, but at least
 //!   [`SHORT`] and at most what one step may hold. Longer prompts are read in such steps too.
 //! - **Generation**: as many sequences as the replica takes, a token of each in a step, from their first token on. Answers
@@ -22,6 +25,11 @@ use crate::failure::Done;
 
 /// How long nobody must have asked for anything.
 pub const PAUSE: Duration = Duration::from_secs(1);
+/// How long silence is waited for before the measurement goes by pieces, and how much time is the clients' between two of them.
+const SILENCE: Duration = Duration::from_secs(10);
+const BETWEEN: Duration = Duration::from_secs(1);
+/// A piece, and so what a request waits for it.
+const PIECE: Duration = Duration::from_millis(250);
 /// Time for each of the two parts.
 const TIME: Duration = Duration::from_secs(1);
 /// How long a step with a prompt should take.
@@ -97,9 +105,16 @@ impl Measurement {
 
     /// Takes its sequences out of the engine; the next step begins anew.
     pub fn stop(&mut self, generator: &mut Generator) {
+        if self.under_way {
+            self.pause(generator);
+            self.course = Course::new(self.course.longest);
+        }
+    }
+
+    /// Takes its sequences out of the engine; the next step goes on where this one was.
+    pub fn pause(&mut self, generator: &mut Generator) {
         if std::mem::take(&mut self.under_way) {
             self.ids().for_each(|id| generator.remove(id));
-            self.course = Course::new(self.course.longest);
         }
     }
 
@@ -112,6 +127,29 @@ impl Measurement {
     /// Numbers that no request has.
     fn ids(&self) -> impl Iterator<Item = u64> + use<> {
         (0..self.sequences as u64).map(|i| u64::MAX - i)
+    }
+}
+
+/// When the next piece of a measurement is due that silence was not given for.
+#[derive(Debug)]
+pub struct Pieces {
+    next: Instant,
+}
+
+impl Pieces {
+    /// Of a replica that serves from `now` on.
+    pub fn new(now: Instant) -> Self {
+        Self { next: now + SILENCE }
+    }
+
+    /// The end of a piece that begins at `now`, if one is due.
+    pub fn end(&self, now: Instant) -> Option<Instant> {
+        (self.next <= now).then(|| now + PIECE)
+    }
+
+    /// It ended at `now`.
+    pub fn ended(&mut self, now: Instant) {
+        self.next = now + BETWEEN;
     }
 }
 

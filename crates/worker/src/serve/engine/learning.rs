@@ -2,9 +2,7 @@
 //!
 //! A replica that is saturated does what it can, so what it does is its capacity: while every sequence is in use, and only
 //! once that was so for a whole window. (Requests wait only where every sequence is in use.) What is not saturated says what
-//! was asked, and teaches nothing. Only where no figure is known yet, a window of work without a pause is enough if every
-//! sequence was in use for half of it: short answers end together, and others take their places a step later. Such a figure
-//! is rather too low, and the next full window or the measurement corrects it; none at all would be no scaling.
+//! was asked, and teaches nothing.
 //!
 //! The rule: a step takes as long as its tokens need, `prompt / capacity.prompt + generation / capacity.generation`. Steps
 //! that read nothing tell `generation` by themselves; what steps with prompts took beyond their answers' share tells
@@ -20,8 +18,6 @@ use lathe_engine::StepTokens;
 const WINDOW: Duration = Duration::from_secs(5);
 /// Seconds that a figure is seen for, at least: less tells too little.
 const LEAST: f64 = 1.0;
-/// Share of a window that all sequences must have been in use for, where nothing is known.
-const CROWDED: f64 = 0.5;
 /// How far one look moves a figure.
 const GAIN: f64 = 0.25;
 /// How many times more or less than was measured can be true.
@@ -41,14 +37,12 @@ pub struct Learner {
     seen: Seen,
 }
 
-/// Steps without a pause, while all sequences were in use or no figure was known.
+/// Steps while all sequences were in use.
 #[derive(Debug)]
 struct Window {
     begun: Instant,
     /// The end of the last step.
     last: Instant,
-    /// Seconds that all sequences were in use.
-    full: f64,
     seen: Seen,
 }
 
@@ -106,7 +100,7 @@ impl Learner {
 
     /// A step ended; `full`: it had as many sequences as there can be. Returns the capacity where this changes it.
     pub fn step(&mut self, now: Instant, full: bool, tokens: StepTokens) -> Option<ReplicaCapacity> {
-        if !full && self.is_known() {
+        if !full {
             self.window = None;
             return None;
         }
@@ -115,22 +109,14 @@ impl Learner {
             self.window = Some(Window::begin(now));
             return None;
         };
-        window.add(now, full, tokens);
-        let took = now.saturating_duration_since(window.begun);
-        if took < WINDOW {
+        window.add(now, tokens);
+        if now.saturating_duration_since(window.begun) < WINDOW {
             return None;
         }
-        let Window { full, seen: Seen { answers, prompts }, .. } = self.window.replace(Window::begin(now))?;
-        if full < took.as_secs_f64() * CROWDED {
-            return None;
-        }
+        let Seen { answers, prompts } = self.window.replace(Window::begin(now))?.seen;
         self.seen.answers.add(answers);
         self.seen.prompts.add(prompts);
         self.learn()
-    }
-
-    fn is_known(&self) -> bool {
-        self.prompt.is_some() && self.generation.is_some()
     }
 
     fn learn(&mut self) -> Option<ReplicaCapacity> {
@@ -165,17 +151,13 @@ fn bounded(figure: f64, measured: Option<f64>) -> f64 {
 
 impl Window {
     fn begin(now: Instant) -> Self {
-        Self { begun: now, last: now, full: 0.0, seen: Seen::default() }
+        Self { begun: now, last: now, seen: Seen::default() }
     }
 
-    fn add(&mut self, now: Instant, full: bool, tokens: StepTokens) {
-        let took = now.saturating_duration_since(self.last).as_secs_f64();
-        if full {
-            self.full += took;
-        }
+    fn add(&mut self, now: Instant, tokens: StepTokens) {
         let Seen { answers, prompts } = &mut self.seen;
         (if tokens.prompt == 0 { answers } else { prompts }).add(Steps {
-            took,
+            took: now.saturating_duration_since(self.last).as_secs_f64(),
             prompt: tokens.prompt as f64,
             generation: tokens.generation as f64,
         });
@@ -276,27 +258,6 @@ mod tests {
         // And goes on being so when it can be measured at last.
         let kept = machine.learner.measured(measured(900.0, 90.0));
         assert_eq!(Some(kept), machine.last);
-    }
-
-    #[rstest]
-    #[case::two_thirds_full(2, true)]
-    #[case::a_third_full(1, false)]
-    fn without_figures_work_that_is_often_full_is_enough(#[case] full: u32, #[case] enough: bool) {
-        let mut machine = Machine::new(5, 700.0, 60.0);
-        for step in 0..2000 {
-            let reads = step % 7 == 0;
-            let prompt = if reads { 64 } else { 0 };
-            machine.step(step % 3 < full, StepTokens { prompt, generation: SEQUENCES });
-        }
-        match enough {
-            true => machine.holds(700.0, 60.0),
-            false => assert_eq!(machine.last, None),
-        }
-        // From the first figures on, full windows alone teach.
-        let before = machine.last;
-        machine.prompt *= 3.0;
-        machine.work(60, false, 20);
-        assert_eq!(machine.last, before);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lathe_engine::{Adapter, AdapterId, Emitted, Generator, Model};
 
-use super::capacity::{Measurement, PAUSE};
+use super::capacity::{Measurement, PAUSE, Pieces};
 use super::learning::Learner;
 use super::sequence::{Sequence, Surroundings};
 use super::warm_up::warm_up;
@@ -27,6 +27,7 @@ pub struct Round {
     next: u64,
     /// Of the replica's capacity, until it is known.
     measurement: Option<Measurement>,
+    pieces: Pieces,
     learner: Learner,
     /// Nobody has asked for anything for a while.
     quiet: bool,
@@ -54,6 +55,7 @@ impl Round {
             adapters: BTreeMap::new(),
             next: 1,
             measurement,
+            pieces: Pieces::new(Instant::now()),
             learner,
             quiet: false,
             told: None,
@@ -71,8 +73,9 @@ impl Round {
         self.tell();
         while self.take_commands(commands) {
             self.forget_gone();
+            let alive = self.measure_a_piece();
             self.fill();
-            if !self.step() {
+            if !alive || !self.step() {
                 self = self.rebuild()?;
             }
             self.tell();
@@ -241,6 +244,25 @@ impl Round {
         alive
     }
 
+    /// A piece of the measurement between two requests, where one is due. False: as [`Round::step`].
+    fn measure_a_piece(&mut self) -> bool {
+        if self.quiet || self.measurement.is_none() || !self.running.is_empty() {
+            return true;
+        }
+        let Some(end) = self.pieces.end(Instant::now()) else { return true };
+        while self.measurement.is_some() && Instant::now() < end {
+            if !self.measure() {
+                return false;
+            }
+        }
+        if let Some(measurement) = &mut self.measurement {
+            measurement.pause(&mut self.generator);
+        }
+        self.learner.idle();
+        self.pieces.ended(Instant::now());
+        true
+    }
+
     fn deliver(&mut self, emitted: &[Emitted]) {
         let setup = &self.setup;
         let around =
@@ -281,6 +303,7 @@ impl Round {
                 running,
                 next,
                 measurement,
+                pieces,
                 mut learner,
                 told,
                 ..
@@ -299,6 +322,7 @@ impl Round {
                 adapters,
                 next,
                 measurement,
+                pieces,
                 learner,
                 quiet: false,
                 told,

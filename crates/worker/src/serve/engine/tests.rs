@@ -179,6 +179,33 @@ fn a_measurement_that_is_broken_off_leaves_nothing_behind() {
     assert_eq!(generator.step().expect("a step")[0].cached, 0);
 }
 
+#[test]
+fn a_measurement_in_pieces_comes_to_an_end_and_is_nobodys_trouble() {
+    let setup = setup(vec![]);
+    let model = Model::load(&shape(), Precision::F32, &RandomWeights::new(&shape(), 7), 1).expect("a model");
+    let mut generator = Generator::new(model, &setup.plan).expect("a generator");
+    let mut answer = |generator: &mut Generator| -> Vec<u32> {
+        generator.add_sequence(1, &[1, 2, 3], None, warm_up::GREEDY, 4).expect("taken");
+        std::iter::from_fn(|| (!generator.idle()).then(|| generator.step().expect("a step")))
+            .flatten()
+            .map(|one| one.token)
+            .collect()
+    };
+    let alone = answer(&mut generator);
+    let mut measurement = capacity::Measurement::new(&setup.plan);
+    let figures = loop {
+        // Far fewer steps than the two seconds that it needs.
+        if let Some(figures) = (0..100).find_map(|_| measurement.step(&mut generator).expect("a step")) {
+            break figures;
+        }
+        measurement.pause(&mut generator);
+        let left = generator.capacity();
+        assert_eq!((left.free_blocks, generator.idle()), (left.total_blocks, true));
+        assert_eq!(answer(&mut generator), alone);
+    };
+    assert!(figures.prompt > 0.0 && figures.generation > 0.0, "{figures:?}");
+}
+
 #[tokio::test]
 async fn a_model_that_cannot_be_loaded_is_told() {
     let halt = EngineThread::start(|| Err(Halt::user("MalformedModel", "x", "y")), setup(vec![])).await;
