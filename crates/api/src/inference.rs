@@ -173,6 +173,11 @@ pub struct InferenceServiceStatus {
     /// What flows, summed over the replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throughput: Option<ThroughputStatus>,
+    /// What a million tokens cost at this throughput, with the currency, e.g. `1.85 USD`: the profile's price of the devices of all ready
+    /// replicas, by the prompt and generated tokens that flow. Absent where the profile has no price or nothing flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub cost_per_million_tokens: Option<String>,
     /// The last changes of the number of replicas, oldest first, with `autoscaling`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "atomic"))]

@@ -5,8 +5,12 @@ use std::time::Instant;
 
 use axum::http::HeaderValue;
 use lathe_contract::Usage;
+use lathe_telemetry::opentelemetry::KeyValue;
+use lathe_telemetry::opentelemetry::trace::{Span as _, SpanContext, Status};
+use lathe_telemetry::{Operation, RequestTrace, Span, genai};
 
 use crate::balance::{Balances, Shared};
+use crate::cost::decimal;
 use crate::flow::{Flows, ReplicaLoad, Share};
 use crate::keys::Caller;
 use crate::limits::Quotas;
@@ -67,6 +71,8 @@ pub struct Asked {
     pub month: Month,
     /// When its head was here.
     pub arrived: Instant,
+    /// Its spans, where it has any.
+    pub trace: Option<RequestTrace>,
     /// Held until the account is closed.
     pub _place: Place,
 }
@@ -89,6 +95,8 @@ pub struct Account {
     pieces: u64,
     /// A stream whose end was not reached.
     open: bool,
+    /// The span of asking `replica`.
+    hop: Option<Span>,
 }
 
 /// OpenTelemetry and nginx have no status for a client that left; nginx's own log says 499.
@@ -111,6 +119,7 @@ impl Account {
             usage: None,
             pieces: 0,
             open: false,
+            hop: None,
         }
     }
 
@@ -119,6 +128,34 @@ impl Account {
         if let Some(before) = std::mem::replace(&mut self.replica, replica) {
             self.balance.with(|balance| balance.release(before, self.asked.estimate.total()));
         }
+    }
+
+    /// Asks a replica in the request's trace; `None`: it has none.
+    pub fn hops(&mut self, operation: Operation, replica: SocketAddr) -> Option<SpanContext> {
+        let trace = self.asked.trace.as_ref()?;
+        self.hop = trace.hop(operation, &self.asked.model.name, replica);
+        trace.parent(self.hop.as_ref()).cloned()
+    }
+
+    /// What came of asking it: a status, or how it was lost.
+    pub fn hopped(&mut self, came: Result<u16, &'static str>) {
+        let Some(hop) = &mut self.hop else { return };
+        if let Ok(status) = came {
+            hop.set_attribute(KeyValue::new(genai::STATUS_CODE, i64::from(status)));
+        }
+        let failed = match came {
+            Ok(..400) => return,
+            Ok(status) => status.to_string(),
+            Err(how) => how.to_owned(),
+        };
+        hop.set_status(Status::error(failed.clone()));
+        hop.set_attribute(KeyValue::new(genai::ERROR_TYPE, failed));
+        self.hop = None;
+    }
+
+    /// Nobody is ready, and it waits.
+    pub fn waits(&self) {
+        self.asked.trace.iter().for_each(|trace| trace.event("held"));
     }
 
     /// The status that the client is told, and by whom.
@@ -149,6 +186,7 @@ impl Account {
     pub fn breaks(&mut self) {
         self.open = false;
         self.books.metrics.broken("replica");
+        self.asked.trace.iter().for_each(|trace| trace.fails("upstream_failed"));
     }
 
     /// What the worker counted.
@@ -202,7 +240,7 @@ impl Drop for Account {
         let (status, by) = self.status.unwrap_or((CLIENT_LEFT, By::Client));
         let (usage, estimated) = self.used(status);
         self.asks(None);
-        let Books { balances: _, quotas, flows: _, metrics, usage_log } = &*self.books;
+        let Books { balances: _, quotas, flows: _, metrics, usage_log: _ } = &*self.books;
         if self.open {
             metrics.broken("client");
         }
@@ -221,6 +259,8 @@ impl Drop for Account {
             total: self.asked.arrived.elapsed(),
         };
         metrics.answered(&self.asked.caller.key, &self.asked.model, (status, by), usage, times);
+        self.trace((status, by), usage);
+        let Books { metrics, usage_log, .. } = &*self.books;
         if *usage_log {
             self.write(status, usage, estimated, times);
         }
@@ -229,8 +269,30 @@ impl Drop for Account {
 }
 
 impl Account {
+    /// The last words of its spans.
+    fn trace(&mut self, (status, by): (u16, By), usage: Option<Usage>) {
+        let hop = self.hop.take();
+        let Some(trace) = &self.asked.trace else { return };
+        let used = usage.map(|usage| genai::usage(usage.prompt, usage.cached, usage.completion));
+        if let Some(mut hop) = hop {
+            hop.set_attributes(used.iter().flatten().cloned());
+        }
+        trace.set(used.into_iter().flatten());
+        trace.status(status);
+        match by {
+            By::Replica => trace.set([KeyValue::new(genai::RESPONSE_MODEL, self.asked.model.id())]),
+            By::Client => trace.fails("client_left"),
+            By::Gateway => {}
+        }
+        if status >= 500 {
+            trace.fails(status.to_string());
+        }
+        trace.end();
+    }
+
     /// A line of the usage log. Nothing of a prompt or an answer is ever in it.
     fn write(&self, status: u16, usage: Option<Usage>, estimated: bool, times: Times) {
+        let cost = usage.zip(self.asked.model.service.cost.as_ref());
         tracing::info!(
             target: "usage",
             key = &*self.asked.caller.key,
@@ -238,10 +300,13 @@ impl Account {
             model = self.asked.model.name,
             status,
             request_id = self.asked.id.to_str().ok(),
+            trace_id = self.asked.trace.as_ref().map(|trace| tracing::field::display(trace.id())),
             prompt_tokens = usage.map(|u| u.prompt),
             cached_tokens = usage.map(|u| u.cached),
             completion_tokens = usage.map(|u| u.completion),
             estimated,
+            cost = cost.map(|(usage, cost)| decimal(cost.of(usage))),
+            currency = cost.map(|(_, cost)| cost.currency.as_str()),
             first_byte_ms = times.first_byte.map(|t| t.as_millis() as u64),
             total_ms = times.total.as_millis() as u64,
         );

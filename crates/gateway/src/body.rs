@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use lathe_contract::Usage;
+use lathe_telemetry::Operation;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -32,12 +33,17 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// Its path.
-    pub fn path(self) -> &'static str {
+    /// Its name and path.
+    pub fn operation(self) -> Operation {
         match self {
-            Endpoint::Chat => "/v1/chat/completions",
-            Endpoint::Completion => "/v1/completions",
+            Endpoint::Chat => Operation { name: "chat", route: "/v1/chat/completions" },
+            Endpoint::Completion => Operation { name: "text_completion", route: "/v1/completions" },
         }
+    }
+
+    /// That of a path.
+    pub fn of(path: &str) -> Option<Self> {
+        [Endpoint::Chat, Endpoint::Completion].into_iter().find(|endpoint| endpoint.operation().route == path)
     }
 }
 

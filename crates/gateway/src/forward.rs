@@ -16,6 +16,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use lathe_telemetry::Operation;
 use serde_json::Value;
 
 use crate::account::{Account, By};
@@ -57,7 +58,7 @@ pub struct Forwarder {
 #[derive(Debug)]
 pub struct Outgoing {
     /// The endpoint.
-    pub path: &'static str,
+    pub operation: Operation,
     /// The client's headers.
     pub headers: HeaderMap,
     /// The body with the worker's name of the model.
@@ -156,6 +157,7 @@ impl Forwarder {
             untried.retain(|other| *other != replica);
             let sent = Instant::now();
             let asked = self.ask(replica, outgoing, account).await;
+            account.hopped(asked.came());
             let now = Instant::now();
             let reason = match asked {
                 Asked::Answered(answer) if refuses_us(answer.status()) => {
@@ -223,17 +225,18 @@ impl Forwarder {
         }
     }
 
-    async fn ask(&self, replica: SocketAddr, outgoing: &Outgoing, account: &Account) -> Asked {
+    async fn ask(&self, replica: SocketAddr, outgoing: &Outgoing, account: &mut Account) -> Asked {
         let token = self.tokens.bearer(account.service(), jiff::Timestamp::now().as_second());
         let uri = Uri::builder()
             .scheme(Scheme::HTTP)
             .authority(replica.to_string())
-            .path_and_query(PathAndQuery::from_static(outgoing.path));
+            .path_and_query(PathAndQuery::from_static(outgoing.operation.route));
         let Ok(uri) = uri.build() else { return Asked::Lost(Loss::Refused) };
         let mut request = Request::new(Full::new(outgoing.body.clone()));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers::for_worker(&outgoing.headers, token);
+        lathe_telemetry::put(account.hops(outgoing.operation, replica).as_ref(), request.headers_mut());
         let answer = match tokio::time::timeout(HEAD, self.client.request(request)).await {
             Err(_) => return Asked::Silent,
             Ok(Err(error)) => {
@@ -254,6 +257,18 @@ impl Forwarder {
                 Some(kept) => Asked::Unavailable(kept),
             },
             _ => Asked::Answered(answer),
+        }
+    }
+}
+
+impl Asked {
+    /// The status, or how the replica was lost.
+    fn came(&self) -> Result<u16, &'static str> {
+        match self {
+            Asked::Answered(answer) => Ok(answer.status().as_u16()),
+            Asked::Full(kept) | Asked::Drains(kept) | Asked::Unavailable(kept) => Ok(kept.0.status.as_u16()),
+            Asked::Lost(loss) => Err(loss.label()),
+            Asked::Silent => Err("timeout"),
         }
     }
 }

@@ -93,13 +93,11 @@ mod tests {
             ("cookie", "a=b"),
             ("host", "gateway"),
             ("content-type", "application/json"),
-            ("traceparent", "00-1-2-01"),
         ]);
         let expected = headers(&[
             ("authorization", "Bearer token"),
             ("te", "trailers"),
             ("content-type", "application/json"),
-            ("traceparent", "00-1-2-01"),
         ]);
         assert_eq!(for_worker(&client, HeaderValue::from_static("Bearer token")), expected);
     }

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use lathe_http::{MAX_BODY, read_body};
+use lathe_telemetry::{RequestTrace, SdkTracer};
 use serde_json::{Value, json};
 
 use crate::account::{Account, Asked, Books};
@@ -36,6 +37,8 @@ pub struct Gateway {
     books: Arc<Books>,
     /// Of requests.
     pub places: Arc<Places>,
+    /// Makes spans; none: nobody collects them.
+    tracer: Option<SdkTracer>,
 }
 
 impl Gateway {
@@ -46,8 +49,9 @@ impl Gateway {
         asker: Arc<Asker>,
         books: Arc<Books>,
         places: Arc<Places>,
+        tracer: Option<SdkTracer>,
     ) -> Arc<Self> {
-        Arc::new(Self { auth, cluster, asker, books, places })
+        Arc::new(Self { auth, cluster, asker, books, places, tracer })
     }
 
     /// The models that there are.
@@ -95,33 +99,39 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
 /// By it what a client saw, the usage log and a worker's log are joined; OpenAI's clients show it.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-fn request_id() -> HeaderValue {
-    let id = format!("req_{:032x}", rand::random::<u128>());
+/// Where the request is part of a trace, its id begins with the trace's.
+fn request_id(trace: Option<&RequestTrace>) -> HeaderValue {
+    let id = match trace {
+        None => format!("req_{:032x}", rand::random::<u128>()),
+        Some(trace) => format!("req_{}-{:016x}", trace.id(), rand::random::<u64>()),
+    };
     HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("req_"))
 }
 
-/// Around every route: no request goes in without a caller who may ask, and everything that is said bears the request's id.
+/// Around every route: no request goes in without a caller who may ask, and everything that is said bears the request's id. Whoever
+/// may not ask makes no spans.
 async fn guard(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
-    let id = request_id();
-    request.headers_mut().insert(REQUEST_ID, id.clone());
-    let mut response = admitted(&gateway, request, next).await;
-    response.headers_mut().insert(REQUEST_ID, id);
-    // No browser takes it for something else than it says.
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
-}
-
-async fn admitted(gateway: &Gateway, mut request: Request, next: Next) -> Response {
-    match gateway.auth.admit(request.headers()) {
+    let caller = gateway.auth.admit(request.headers());
+    let asks = caller.is_ok() && request.method() == Method::POST;
+    let operation = Endpoint::of(request.uri().path()).map(Endpoint::operation).filter(|_| asks);
+    let trace = RequestTrace::begin(gateway.tracer.as_ref(), request.headers(), operation);
+    let id = request_id(trace.as_ref());
+    let mut response = match caller {
         Ok(caller) => {
+            request.headers_mut().insert(REQUEST_ID, id.clone());
             request.extensions_mut().insert(caller);
+            trace.map(|trace| request.extensions_mut().insert(trace));
             next.run(request).await
         }
         Err(error) => {
             gateway.books.metrics.refused(error.code);
             error.into_response()
         }
-    }
+    };
+    response.headers_mut().insert(REQUEST_ID, id);
+    // No browser takes it for something else than it says.
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 async fn chat(state: State<Arc<Gateway>>, caller: Extension<Arc<Caller>>, request: Request) -> Response {
@@ -140,10 +150,12 @@ async fn answer(
     State(gateway): State<Arc<Gateway>>,
     Extension(caller): Extension<Arc<Caller>>,
     endpoint: Endpoint,
-    request: Request,
+    mut request: Request,
 ) -> Response {
     let arrived = Instant::now();
-    match prepare(&gateway, caller, endpoint, request, arrived).await {
+    let trace = request.extensions_mut().remove::<RequestTrace>();
+    let came = Came { arrived, trace: trace.clone() };
+    match prepare(&gateway, caller, endpoint, request, came).await {
         Ok(Prepared { asking, ready, limits }) => {
             let mut response = gateway.asker.answer(asking, ready).await;
             response.headers_mut().extend(limits);
@@ -151,9 +163,20 @@ async fn answer(
         }
         Err(error) => {
             gateway.books.metrics.refused(error.code);
+            if let Some(trace) = trace {
+                trace.status(error.status.as_u16());
+                trace.fails(error.code);
+                trace.end();
+            }
             error.into_response()
         }
     }
+}
+
+/// What is known of a request by its coming.
+struct Came {
+    arrived: Instant,
+    trace: Option<RequestTrace>,
 }
 
 /// A request that may go to a replica.
@@ -170,7 +193,7 @@ async fn prepare(
     caller: Arc<Caller>,
     endpoint: Endpoint,
     request: Request,
-    arrived: Instant,
+    Came { arrived, trace }: Came,
 ) -> Result<Prepared, ApiError> {
     let (parts, body) = request.into_parts();
     let (place, mut room) = gateway.places.enter(caller.shares_as())?;
@@ -185,12 +208,15 @@ async fn prepare(
             gateway.books.quotas.give_back(&caller.key, month);
         }
     })?;
+    if let Some(trace) = &trace {
+        trace.asks_for(endpoint.operation(), &model.id());
+    }
     let tokens = question.estimate.total();
     let limits = gateway.books.quotas.take(&caller.key, caller.limits, month, tokens, Now::read())?;
     // Every request was given one.
-    let id = parts.headers.get(REQUEST_ID).cloned().unwrap_or_else(request_id);
+    let id = parts.headers.get(REQUEST_ID).cloned().unwrap_or_else(|| request_id(trace.as_ref()));
     let outgoing = Outgoing {
-        path: endpoint.path(),
+        operation: endpoint.operation(),
         headers: parts.headers,
         body: question.with_model(&model.name),
         key: balance::key(&model.service.uid, &model.name, &question.beginning),
@@ -198,7 +224,7 @@ async fn prepare(
     };
     let books = Arc::clone(&gateway.books);
     let estimate = question.estimate;
-    let asked = Asked { id, caller, model, estimate, month, arrived, _place: place };
+    let asked = Asked { id, caller, model, estimate, month, arrived, trace, _place: place };
     let account = Account::open(books, asked);
     Ok(Prepared { asking: Asking { account, outgoing, _room: room }, ready, limits })
 }

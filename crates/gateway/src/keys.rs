@@ -13,6 +13,7 @@ use crate::error::ApiError;
 use crate::files;
 use crate::limits::{Limits, Quotas};
 use crate::metrics::Metrics;
+use crate::month::Month;
 use crate::table::{Model, Table};
 use crate::tasks::Tasks;
 
@@ -234,6 +235,7 @@ pub fn follow(
             let Ok((changed, looked)) = looking.await else { break };
             folder = looked;
             if !changed {
+                budgets(&sender.borrow(), &metrics, &quotas);
                 continue;
             }
             let keyring = Keyring::read(&folder.entries);
@@ -241,6 +243,8 @@ pub fn follow(
             let known = keyring.keys.values().map(|caller| Arc::clone(&caller.key)).collect();
             quotas.keep(&known);
             metrics.keep(|series| known.contains(series.key));
+            metrics.forget_budgets();
+            budgets(&keyring, &metrics, &quotas);
             sender.send_replace(Arc::new(keyring));
         }
         "the keys"
@@ -298,6 +302,15 @@ fn entries(folder: &Path) -> std::io::Result<Entries> {
         entries.insert(name, content);
     }
     Ok(entries)
+}
+
+fn budgets(keyring: &Keyring, metrics: &Metrics, quotas: &Quotas) {
+    let month = Month::of(jiff::Timestamp::now());
+    for caller in keyring.keys.values() {
+        if let Some(budget) = caller.limits.month {
+            metrics.of_budget(&caller.key, quotas.used(&caller.key, month), budget);
+        }
+    }
 }
 
 fn tell(keyring: &Keyring, metrics: &Metrics) {

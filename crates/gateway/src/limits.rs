@@ -136,6 +136,11 @@ impl Quotas {
         months.add(key, month, Change { requests: 0, tokens: signed(used).saturating_sub(signed(estimate)) });
     }
 
+    /// Tokens that a key has used in this month, as far as this replica knows.
+    pub fn used(&self, key: &str, month: Month) -> u64 {
+        self.lock().months.used(key, month).tokens
+    }
+
     /// Forgets the minutes of keys that are no more; what they used stays in their months.
     pub fn keep(&self, known: &HashSet<Arc<str>>) {
         self.lock().minutes.retain(|key, _| known.contains(key));

@@ -25,6 +25,7 @@ mod account;
 mod balance;
 mod body;
 mod bucket;
+mod cost;
 mod counts;
 mod discovery;
 mod error;
@@ -65,6 +66,7 @@ use clap::Parser as _;
 use kube::Client;
 use lathe_contract::SERVE_PORT;
 use lathe_http::{Bounds, serve};
+use lathe_telemetry::{SdkTracer, Traces};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -101,10 +103,16 @@ async fn main() -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let metrics = Arc::new(Metrics::default());
     let usage_log = telemetry::start(options.log_format, metrics.usage_lines_lost.clone())?;
+    let traces =
+        options.collector().map(|collector| Traces::start("lathe-gateway", collector)).transpose()?;
     let stop = Stop::on_signals()?;
     let client =
         Client::try_default().await.context("no Kubernetes API: run inside a cluster, or set KUBECONFIG")?;
-    let ended = run(&options, Around { client, port: SERVE_PORT, metrics, stop }).await;
+    let tracer = traces.as_ref().map(Traces::tracer);
+    let ended = run(&options, Around { client, port: SERVE_PORT, metrics, tracer, stop }).await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     usage_log.finish();
     ended
 }
@@ -115,12 +123,14 @@ struct Around {
     /// Of all workers.
     port: u16,
     metrics: Arc<Metrics>,
+    /// Where a collector is named.
+    tracer: Option<SdkTracer>,
     stop: Stop,
 }
 
 /// Serves until it is stopped, then answers what is open.
 async fn run(options: &Options, around: Around) -> anyhow::Result<()> {
-    let Around { client, port, metrics, stop } = around;
+    let Around { client, port, metrics, tracer, stop } = around;
     let mut tasks = Tasks::new();
     let health = Health::new(Arc::clone(&metrics));
     let quotas = Arc::new(Quotas::default());
@@ -140,7 +150,7 @@ async fn run(options: &Options, around: Around) -> anyhow::Result<()> {
     let probes = health::router(health.clone());
     let probes = probes.merge(flow::poll::router(Arc::clone(&books), Arc::clone(&holds), operator));
     let asker = Asker::new(Forwarder::new(tokens), Arc::clone(&holds));
-    let gateway = Gateway::new(auth, cluster, asker, books, options.places());
+    let gateway = Gateway::new(auth, cluster, asker, books, options.places(), tracer);
 
     let admin = bind(options.admin_listen).await?;
     let clients = bind(options.listen).await?;

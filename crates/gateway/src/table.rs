@@ -7,6 +7,8 @@ use k8s_openapi::api::discovery::v1::{EndpointPort, EndpointSlice};
 use kube::{Resource as _, ResourceExt as _};
 use lathe_api::{InferenceService, InferenceServiceSpec};
 
+use crate::cost::Cost;
+
 /// The label by which an EndpointSlice names its Service; a service's Service has the service's own name.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Name of the port on which workers serve users.
@@ -22,7 +24,7 @@ pub struct Table {
 }
 
 /// What a model id stands for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     /// Its name in the namespace, which is the id that the workers know.
     pub name: String,
@@ -35,7 +37,7 @@ pub struct Model {
 }
 
 /// One InferenceService.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// Its namespace.
     pub namespace: String,
@@ -51,6 +53,8 @@ pub struct Service {
     pub scale: Scale,
     /// Whether its status names any model that answers: where it names none, no pod was ready when it was written.
     pub told: bool,
+    /// What its tokens cost, where that is known.
+    pub cost: Option<Cost>,
     /// Its pods.
     pub endpoints: Vec<Endpoint>,
 }
@@ -133,6 +137,7 @@ impl Table {
                 slots,
                 scale: Scale::of(&object.spec),
                 told: !answering.is_empty(),
+                cost: object.status.as_ref().and_then(|s| Cost::parse(s.cost_per_million_tokens.as_ref()?)),
                 endpoints,
             });
             table.services.insert(uid, Arc::clone(&service));

@@ -1,12 +1,14 @@
 //! The gateway on real sockets: clients on one side, replicas that misbehave on the other.
 mod browser;
 mod clients;
+mod collector;
 mod failures;
 mod holds;
 mod page;
 mod program;
 mod replica;
 mod rig;
+mod traces;
 mod traffic;
 mod usage_log;
 mod worker;

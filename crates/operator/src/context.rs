@@ -51,6 +51,8 @@ pub struct Config {
     pub images: Images,
     /// `imagePullPolicy` of workers.
     pub pull_policy: Option<String>,
+    /// Where replicas of services send traces.
+    pub collector: Option<String>,
     /// The volume that a namespace gets on first need.
     pub artifacts: ArtifactVolume,
 }

@@ -100,7 +100,7 @@ mod recorded;
 
 #[cfg(test)]
 mod tests {
-    use lathe_scaling::{Decision, Memory, Reason};
+    use lathe_scaling::{Decision, Memory, Policy, Reason, Replicas};
 
     use super::*;
 
@@ -115,7 +115,16 @@ mod tests {
         for (reason, replicas) in [(Reason::RequestHeld, 1), (Reason::ReportsMissing, 1)] {
             let (message, memory) = (String::new(), Memory::default());
             let decision = Decision { replicas, reason, message, load: 0.5, memory };
-            metrics.scaling.decided(("shop", "support"), &decision, reason == Reason::RequestHeld);
+            let asked = u32::from(reason != Reason::RequestHeld);
+            let replicas = Replicas { asked, ready: asked, draining: 0, start_up: 0, capacity: None };
+            let policy = Policy {
+                min_replicas: 0,
+                max_replicas: 3,
+                target_throughput_percent: 70,
+                scale_down_after: 60,
+                scale_to_zero_after: None,
+            };
+            metrics.scaling.decided(("team-a", "support"), &decision, &replicas, &policy);
         }
         [true, false].iter().for_each(|answered| metrics.scaling.asked(*answered));
         recorded::hold("operator.txt", &metrics.text().expect("text"));

@@ -57,6 +57,9 @@ pub struct Options {
     /// Collector of traces (OTLP over HTTP), e.g. http://collector:4318; absent: none are sent.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
+    /// Collector of the traces of services' replicas that are made from now on, unless `spec.pod.env` names one; absent: none are sent.
+    #[arg(long, env = "LATHE_WORKER_OTLP_ENDPOINT")]
+    pub worker_otlp_endpoint: Option<String>,
     /// Form of the log; what is logged is chosen by RUST_LOG, e.g. `info,kube=warn`.
     #[arg(long, env = "LATHE_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -82,6 +85,7 @@ impl Options {
             images: Images { cpu: self.worker_image.clone(), cuda: given(&self.worker_image_cuda) },
             scraper: self.scraper(),
             pull_policy: given(&self.image_pull_policy),
+            collector: given(&self.worker_otlp_endpoint),
             artifacts: ArtifactVolume {
                 size: self.artifacts_size.clone(),
                 storage_class: given(&self.artifacts_storage_class),

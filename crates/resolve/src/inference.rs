@@ -1,5 +1,6 @@
 //! An InferenceService to the task of its pods, with every choice that the spec leaves open.
 mod choose;
+mod cost;
 
 use lathe_api::{
     AcceleratorProfile, Access, InferenceServiceSpec, Model, PlanStatus, PodOverrides, ServingSpec,
@@ -19,6 +20,7 @@ use crate::{
 };
 use choose::Chosen;
 pub use choose::Images;
+pub use cost::cost_per_million_tokens;
 
 /// Seconds for answers in flight after SIGTERM.
 pub const DRAIN_SECONDS: i64 = 60;

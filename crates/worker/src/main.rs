@@ -41,6 +41,10 @@ struct ServePaths {
     /// Where users are served, instead of port 8080.
     #[arg(long)]
     serve_addr: Option<SocketAddr>,
+    /// Collector of traces (OTLP over HTTP), e.g. http://collector:4318; absent: none are made. A request whose `traceparent` says so
+    /// is traced; of the others, as many as OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
 }
 
 #[derive(Args)]
@@ -67,11 +71,12 @@ struct Paths {
 
 fn main() -> ExitCode {
     init_log();
-    let mut serve_addr = None;
+    let (mut serve_addr, mut collector) = (None, None);
     let (name, paths) = match Cli::parse().task {
         Command::Train(paths) => ("train", paths),
         Command::Serve(serve) => {
             serve_addr = serve.serve_addr;
+            collector = serve.otlp_endpoint.filter(|endpoint| !endpoint.is_empty());
             ("serve", serve.paths)
         }
         Command::Evaluate(paths) => ("evaluate", paths),
@@ -80,7 +85,7 @@ fn main() -> ExitCode {
     };
     let contract = read_contract(&paths.contract).and_then(|contract| matching(contract, name));
     let code = match contract.and_then(runnable) {
-        Ok(contract) => run(contract, paths, serve_addr),
+        Ok(contract) => run(contract, paths, serve_addr, collector),
         Err(halt) => {
             let outcome = summary::outcome(Err(halt), None);
             let code = summary::exit_code(&outcome);
@@ -91,7 +96,7 @@ fn main() -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
 
-fn run(contract: Contract, paths: Paths, serve_addr: Option<SocketAddr>) -> i32 {
+fn run(contract: Contract, paths: Paths, serve_addr: Option<SocketAddr>, collector: Option<String>) -> i32 {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -114,7 +119,8 @@ fn run(contract: Contract, paths: Paths, serve_addr: Option<SocketAddr>) -> i32 
             });
         }
         if matches!(contract.task, Task::Serve(_)) {
-            let settings = serve::Settings { serve_addr, control_addr, control_port, addr_file, summary };
+            let settings =
+                serve::Settings { serve_addr, control_addr, control_port, addr_file, summary, collector };
             return serve::run(contract, settings, stop, abort).await;
         }
         let settings = batch::Settings { control_addr, control_port, addr_file, summary };

@@ -7,18 +7,25 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Every crate of ours that another one may use; `xtask` and `lathe-e2e` may use any.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("lathe-api", &[]),
     ("lathe-plan", &[]),
     ("lathe-contract", &[]),
     ("lathe-resolve", &["lathe-api", "lathe-plan", "lathe-contract"]),
-    ("lathe-operator", &["lathe-api", "lathe-plan", "lathe-contract", "lathe-resolve", "lathe-scaling"]),
+    (
+        "lathe-operator",
+        &["lathe-api", "lathe-plan", "lathe-contract", "lathe-resolve", "lathe-scaling", "lathe-telemetry"],
+    ),
     ("lathe-scaling", &[]),
     ("lathe-http", &[]),
-    ("lathe-gateway", &["lathe-api", "lathe-contract", "lathe-http"]),
+    ("lathe-telemetry", &[]),
+    ("lathe-gateway", &["lathe-api", "lathe-contract", "lathe-http", "lathe-telemetry"]),
     ("lathe-source", &[]),
     ("lathe-engine", &["lathe-plan"]),
-    ("lathe-worker", &["lathe-engine", "lathe-plan", "lathe-source", "lathe-contract", "lathe-http"]),
+    (
+        "lathe-worker",
+        &["lathe-engine", "lathe-plan", "lathe-source", "lathe-contract", "lathe-http", "lathe-telemetry"],
+    ),
     ("lathe-cli", &["lathe-api", "lathe-plan", "lathe-source", "lathe-contract", "lathe-resolve"]),
 ];
 

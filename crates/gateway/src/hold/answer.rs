@@ -76,6 +76,7 @@ impl Asker {
             Ok(held) => held,
             Err(error) => return Reply::Own(error).answer(asking.account),
         };
+        asking.account.waits();
         let stream = asking.outgoing.stream;
         let answered = Arc::clone(self).answered(asking, held);
         if stream {

@@ -42,7 +42,7 @@ fn cluster(replica: &Replica, store: Arc<Store>) -> Client {
 }
 
 fn around(client: Client, stop: &Stop) -> Around {
-    Around { client, port: port(), metrics: Arc::default(), stop: stop.clone() }
+    Around { client, port: port(), metrics: Arc::default(), tracer: None, stop: stop.clone() }
 }
 
 async fn get(url: &str) -> (u16, String) {

@@ -69,6 +69,7 @@ pub struct Setup {
     /// Whether the services have `spec.autoscaling`.
     pub autoscaled: bool,
     pub holds: HoldBounds,
+    pub tracer: Option<lathe_telemetry::SdkTracer>,
 }
 
 impl Default for Setup {
@@ -85,6 +86,7 @@ impl Default for Setup {
             usage_log: false,
             autoscaled: false,
             holds,
+            tracer: None,
         }
     }
 }
@@ -168,6 +170,7 @@ pub async fn start_with(replicas: &[SocketAddr], setup: Setup) -> Rig {
         Asker::new(forwarder, Arc::clone(&holds)),
         Arc::clone(&books),
         Arc::clone(&places),
+        setup.tracer,
     );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

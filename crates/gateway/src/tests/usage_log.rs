@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
+use lathe_api::InferenceService;
 use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -10,6 +11,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use super::replica::{Act, LAST_CHUNK, Replica, completion, events};
 use super::rig::{Setup, start_with};
 use crate::telemetry::{self, UsageLog};
+use crate::testing::service;
 
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
@@ -24,6 +26,12 @@ impl Write for Written {
     }
 }
 
+fn priced() -> InferenceService {
+    let mut service = service("team-a", "support", &["tone"], &["support", "tone"]);
+    service.status.as_mut().unwrap().cost_per_million_tokens = Some("2.50 USD".to_owned());
+    service
+}
+
 #[tokio::test]
 async fn a_request_is_a_line_of_numbers_without_a_word_of_its_prompt() {
     let written = Written::default();
@@ -36,14 +44,20 @@ async fn a_request_is_a_line_of_numbers_without_a_word_of_its_prompt() {
     let _guard = tracing::subscriber::set_default(subscriber);
 
     let replica = Replica::start(Act::Says(completion("an answer"))).await;
-    let rig = start_with(&[replica.address], Setup { usage_log: true, ..Setup::default() }).await;
+    let rig = start_with(
+        &[replica.address],
+        Setup { usage_log: true, services: vec![priced()], ..Setup::default() },
+    )
+    .await;
     let body = json!({"model": "tone", "prompt": "a confession", "max_tokens": 10});
     let answer = rig.post(&body).send().await.unwrap();
     let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
     drop(answer.bytes().await.unwrap());
     rig.until_idle().await;
     replica.now(Act::Says(events(&["data: an answer\n\n"]) + LAST_CHUNK));
-    drop(rig.post(&body).send().await.unwrap().bytes().await.unwrap());
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let traced = rig.post(&body).header("traceparent", format!("00-{trace}-b7ad6b7169203331-01"));
+    drop(traced.send().await.unwrap().bytes().await.unwrap());
     rig.until_idle().await;
 
     lines.finish();
@@ -63,6 +77,8 @@ async fn a_request_is_a_line_of_numbers_without_a_word_of_its_prompt() {
         "cached_tokens",
         "completion_tokens",
         "estimated",
+        "cost",
+        "currency",
         "first_byte_ms",
         "total_ms",
     ];
@@ -74,11 +90,13 @@ async fn a_request_is_a_line_of_numbers_without_a_word_of_its_prompt() {
     );
     assert!(id.starts_with("req_") && lines[1]["request_id"] != lines[0]["request_id"]);
     let told = |line: &Value| {
-        ["key", "namespace", "model", "status", "prompt_tokens", "cached_tokens", "completion_tokens"]
+        ["key", "namespace", "model", "status", "prompt_tokens", "cached_tokens", "completion_tokens", "cost"]
             .map(|field| line[field].clone())
     };
-    assert_eq!(json!(told(&lines[0])), json!(["k", "team-a", "tone", 200, 7, 0, 3]));
-    assert_eq!(json!(told(&lines[1])), json!(["k", "team-a", "tone", 200, 11, 8, 5]));
+    assert_eq!(json!(told(&lines[0])), json!(["k", "team-a", "tone", 200, 7, 0, 3, "0.000025"]));
+    assert_eq!(json!(told(&lines[1])), json!(["k", "team-a", "tone", 200, 11, 8, 5, "0.00002"]));
+    assert_eq!((&lines[0]["currency"], &lines[1]["trace_id"]), (&json!("USD"), &json!(trace)));
+    assert!(lines[1]["request_id"].as_str().unwrap().starts_with(&format!("req_{trace}-")));
 
     let everything = String::from_utf8(everything.0.lock().unwrap().clone()).unwrap();
     let key = lathe_contract::new_key([1; 32]).0;

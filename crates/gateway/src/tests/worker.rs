@@ -18,10 +18,10 @@ use super::rig::{Rig, soon, start};
 #[path = "../../../worker/tests/serve_api/model.rs"]
 mod model;
 
-struct Worker {
-    address: SocketAddr,
-    stop: CancellationToken,
-    ended: JoinHandle<i32>,
+pub struct Worker {
+    pub address: SocketAddr,
+    pub stop: CancellationToken,
+    pub ended: JoinHandle<i32>,
 }
 
 fn contract(folder: &Path) -> Contract {
@@ -60,6 +60,11 @@ fn contract(folder: &Path) -> Contract {
 impl Worker {
     /// One that answers those alone who show a token of the rig's gateway.
     async fn start(folder: &Path) -> Self {
+        Self::start_with(folder, None).await
+    }
+
+    /// As [`Worker::start`], with a collector of its traces.
+    pub async fn start_with(folder: &Path, collector: Option<String>) -> Self {
         std::fs::create_dir_all(folder).unwrap();
         model::write_model(&folder.join("base"), 1, &[]);
         let told = folder.join("addresses");
@@ -69,6 +74,7 @@ impl Worker {
             control_port: 0,
             addr_file: Some(told.clone()),
             summary: folder.join("summary"),
+            collector,
         };
         let stop = CancellationToken::new();
         let served = serve::run(contract(folder), settings, stop.clone(), CancellationToken::new());

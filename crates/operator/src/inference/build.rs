@@ -5,7 +5,8 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
         core::v1::{
-            ConfigMap, Container, HTTPGetAction, PodTemplateSpec, Probe, Service, ServicePort, ServiceSpec,
+            ConfigMap, Container, EnvVar, HTTPGetAction, PodTemplateSpec, Probe, Service, ServicePort,
+            ServiceSpec,
         },
         networking::v1::{
             NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
@@ -35,6 +36,8 @@ use crate::{
 
 /// Key of the pods' template in the ConfigMap of their revision, beside their contract: what they were made of.
 const TEMPLATE_KEY: &str = "template.json";
+/// By it every program that sends traces knows its collector.
+const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// How long a roll-out may be without progress; large models are fetched in it.
 const PROGRESS_SECONDS: i32 = 3600;
 
@@ -57,6 +60,8 @@ pub struct Installation<'a> {
     pub gateway: &'a NetworkPolicyPeer,
     /// `imagePullPolicy` of workers.
     pub pull_policy: Option<&'a str>,
+    /// Where workers send traces.
+    pub collector: Option<&'a str>,
     /// Claims that only one node can mount at a time.
     pub one_node: &'a BTreeSet<String>,
 }
@@ -274,8 +279,21 @@ fn template(
         grace_seconds: serving.grace_seconds,
         restart_policy: "Always",
     });
-    template.spec.iter_mut().flat_map(|spec| &mut spec.containers).for_each(probed);
+    for container in template.spec.iter_mut().flat_map(|spec| &mut spec.containers) {
+        probed(container);
+        traced(container, installation.collector);
+    }
     template
+}
+
+/// Traces go where the user says, or else where the installation does. Running pods are not replaced for it.
+fn traced(container: &mut Container, collector: Option<&str>) {
+    let Some(collector) = collector else { return };
+    let env = container.env.get_or_insert_default();
+    if env.iter().all(|variable| variable.name != OTLP_ENDPOINT) {
+        let value = Some(collector.to_owned());
+        env.push(EnvVar { name: OTLP_ENDPOINT.to_owned(), value, ..EnvVar::default() });
+    }
 }
 
 /// `/healthz` answers from the first second on, `/readyz` once a token was produced: reading a large model kills no pod.

@@ -11,11 +11,11 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use lathe_api::{
-    Access, InferenceService, InferenceServiceStatus, MAX_REPLICAS,
+    Access, InferenceService, InferenceServiceStatus, MAX_REPLICAS, ThroughputStatus,
     conditions::{READY, RECONCILING, STALLED, State, set},
 };
 use lathe_contract::{AdapterState, AdapterStatus, Report, SERVE_PORT, Task};
-use lathe_resolve::inference::Serving;
+use lathe_resolve::inference::{Serving, cost_per_million_tokens};
 
 use super::{
     CHANGE_CAUSE,
@@ -117,6 +117,7 @@ pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
     for (type_, said) in all {
         set(&mut conditions, type_, said.state, &said.reason, &said.message, generation, facts.now);
     }
+    let throughput = throughput::throughput(facts, old.throughput.as_ref());
     InferenceServiceStatus {
         observed_generation: generation,
         conditions,
@@ -125,11 +126,19 @@ pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
         replicas: counts.all,
         ready_replicas: counts.ready,
         selector: Some(selector_text(service)),
-        throughput: throughput::throughput(facts, old.throughput.as_ref()),
+        cost_per_million_tokens: throughput.as_ref().and_then(|flows| cost(facts, flows, counts.ready)),
+        throughput,
         decisions: Vec::new(),
         scaling: None,
         plan: facts.plan.ok().map(|serving| serving.plan.clone()).or(old.plan),
     }
+}
+
+/// Of the throughput that the status tells, so that both change together.
+fn cost(facts: &Facts<'_>, flows: &ThroughputStatus, replicas: i32) -> Option<String> {
+    let serving = facts.plan.ok()?;
+    let rate = flows.prompt.parse::<f64>().ok()? + flows.generation.parse::<f64>().ok()?;
+    cost_per_million_tokens(&serving.profile, serving.count, replicas, rate)
 }
 
 /// The fields that a round of the service writes.

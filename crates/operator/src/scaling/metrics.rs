@@ -1,7 +1,7 @@
 //! Counters of scaling, for Prometheus.
 use std::sync::atomic::AtomicU64;
 
-use lathe_scaling::{Decision, Reason};
+use lathe_scaling::{Decision, Policy, Reason, Replicas};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -13,6 +13,9 @@ use prometheus_client::{
 pub struct ScalingMetrics {
     desired: Family<Service, Gauge>,
     load: Family<Service, Gauge<f64, AtomicU64>>,
+    ready: Family<Service, Gauge>,
+    most: Family<Service, Gauge>,
+    unmeasured: Family<Service, Gauge>,
     decisions: Family<Decided, Counter>,
     unreported: Family<Decided, Counter>,
     gateways: Family<Outcome, Counter>,
@@ -40,7 +43,7 @@ impl ScalingMetrics {
     /// Counters that `registry` shows.
     pub fn register(registry: &mut Registry) -> Self {
         let this = Self::default();
-        let Self { desired, load, decisions, unreported, gateways } = &this;
+        let Self { desired, load, ready, most, unmeasured, decisions, unreported, gateways } = &this;
         registry.register(
             "desired_replicas",
             "Replicas that an autoscaled service is to have",
@@ -50,6 +53,17 @@ impl ScalingMetrics {
             "load_replicas",
             "Work that an autoscaled service has, in replicas that it would keep fully busy",
             load.clone(),
+        );
+        registry.register(
+            "ready_replicas",
+            "Replicas of an autoscaled service that are ready",
+            ready.clone(),
+        );
+        registry.register("max_replicas", "Replicas that an autoscaled service may have", most.clone());
+        registry.register(
+            "scaling_capacity_unknown",
+            "1 while no replica of an autoscaled service has measured what it can do, else 0",
+            unmeasured.clone(),
         );
         registry.register(
             "scaling_decisions",
@@ -71,14 +85,23 @@ impl ScalingMetrics {
         self.gateways.get_or_create(&Outcome { outcome }).inc();
     }
 
-    /// It was decided how many replicas a service is to have; `changed`: other than it had.
-    pub fn decided(&self, (namespace, name): (&str, &str), decision: &Decision, changed: bool) {
+    /// It was decided how many replicas a service is to have, of those that there are.
+    pub fn decided(
+        &self,
+        (namespace, name): (&str, &str),
+        decision: &Decision,
+        replicas: &Replicas,
+        policy: &Policy,
+    ) {
         let service = Service { namespace: namespace.to_owned(), name: name.to_owned() };
         self.desired.get_or_create(&service).set(decision.replicas.into());
         self.load.get_or_create(&service).set(decision.load);
+        self.ready.get_or_create(&service).set(replicas.ready.into());
+        self.most.get_or_create(&service).set(policy.max_replicas.max(policy.min_replicas).into());
+        self.unmeasured.get_or_create(&service).set(replicas.capacity.is_none().into());
         let Service { namespace, name } = service;
         let decided = Decided { namespace, name, reason: decision.reason.as_str() };
-        if changed {
+        if decision.replicas != replicas.asked {
             self.decisions.get_or_create(&decided).inc();
         }
         if matches!(decision.reason, Reason::ReportsLate | Reason::ReportsMissing) {
@@ -89,7 +112,9 @@ impl ScalingMetrics {
     /// The service is not scaled any more.
     pub fn forget(&self, (namespace, name): (&str, &str)) {
         let service = Service { namespace: namespace.to_owned(), name: name.to_owned() };
-        self.desired.remove(&service);
         self.load.remove(&service);
+        for family in [&self.desired, &self.ready, &self.most, &self.unmeasured] {
+            family.remove(&service);
+        }
     }
 }

@@ -69,7 +69,7 @@ pub async fn round(
     let changed = decision.replicas != asked;
     let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
     let deployment = set(writer, deployment, i32::try_from(decision.replicas).unwrap_or(i32::MAX)).await?;
-    context.health.metrics.scaling.decided((&namespace, &name), &decision, changed);
+    context.health.metrics.scaling.decided((&namespace, &name), &decision, &replicas, &policy);
     state.written = (deployment.metadata.uid, deployment.metadata.generation);
     if changed {
         state.notes.carried_out(asked, &decision, now);

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use futures::stream;
 use http_body_util::BodyExt as _;
 use lathe_contract::{USAGE_HEADER, Usage};
+use lathe_telemetry::Operation;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
@@ -25,6 +26,16 @@ pub enum Endpoint {
     Chat,
     /// `/v1/completions`
     Completion,
+}
+
+impl Endpoint {
+    /// Its name and path.
+    pub fn operation(self) -> Operation {
+        match self {
+            Endpoint::Chat => Operation { name: "chat", route: "/v1/chat/completions" },
+            Endpoint::Completion => Operation { name: "text_completion", route: "/v1/completions" },
+        }
+    }
 }
 
 /// What every answer carries beside its text.

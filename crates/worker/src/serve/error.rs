@@ -2,6 +2,7 @@
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use lathe_http::{BodyError, ErrorBody};
+use lathe_telemetry::RequestTrace;
 use serde_json::Value;
 
 /// Why a request was not answered.
@@ -29,6 +30,13 @@ impl ApiError {
         message: impl Into<String>,
     ) -> Self {
         Self { status, message: message.into(), kind, param: None, code, retry_after: None }
+    }
+
+    /// The last word of a request's span.
+    pub fn traced(&self, trace: &RequestTrace) {
+        trace.status(self.status.as_u16());
+        trace.fails(self.code.unwrap_or(self.kind));
+        trace.end();
     }
 
     /// A request that can never succeed as it is.

@@ -13,6 +13,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use lathe_contract::Scope;
 use lathe_http::read_body;
+use lathe_telemetry::opentelemetry::KeyValue;
+use lathe_telemetry::{RequestTrace, SdkTracer, genai};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -38,6 +40,8 @@ pub struct Front {
     pub local: bool,
     /// How busy the replica is.
     pub load: Arc<LoadMeter>,
+    /// Makes spans; none: nobody collects them.
+    pub tracer: Option<SdkTracer>,
     /// Set once the model is there.
     pub app: OnceLock<App>,
 }
@@ -69,8 +73,8 @@ pub fn router(front: Arc<Front>) -> Router {
     let metrics =
         Router::new().route("/metrics", get(control::metrics)).with_state(Arc::clone(&front.control));
     Router::new()
-        .route("/v1/chat/completions", post(chat))
-        .route("/v1/completions", post(completion))
+        .route(Endpoint::Chat.operation().route, post(chat))
+        .route(Endpoint::Completion.operation().route, post(completion))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .fallback(async |method: Method, uri: Uri| ApiError::unknown_url(method.as_str(), uri.path()))
@@ -103,6 +107,21 @@ async fn completion(State(front): State<Arc<Front>>, request: Request) -> Result
 }
 
 async fn answer(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Result<Response, ApiError> {
+    let operation = Some(endpoint.operation());
+    let trace = RequestTrace::begin(front.tracer.as_ref(), request.headers(), operation);
+    let answered = answered(front, endpoint, request, trace.clone()).await;
+    if let (Err(error), Some(trace)) = (&answered, &trace) {
+        error.traced(trace);
+    }
+    answered
+}
+
+async fn answered(
+    front: Arc<Front>,
+    endpoint: Endpoint,
+    request: Request,
+    trace: Option<RequestTrace>,
+) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let app = front.app()?;
     app.door.check()?;
@@ -135,8 +154,16 @@ async fn answer(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Resu
         prompt_tokens = frame.prompt_tokens,
         stream = request.stream,
         request_id,
+        trace_id = trace.as_ref().map(|trace| tracing::field::display(trace.id())),
         "asked"
     );
+    if let Some(trace) = &trace {
+        trace.asks_for(endpoint.operation(), &frame.model);
+        trace.set([
+            KeyValue::new(genai::RESPONSE_MODEL, frame.model.clone()),
+            KeyValue::new(genai::RESPONSE_ID, frame.id.clone()),
+        ]);
+    }
     app.engine.generate(Job {
         prompt: tokens.prompt,
         adapter,
@@ -148,6 +175,7 @@ async fn answer(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Resu
         poster,
         place,
         arrived,
+        trace,
     });
     let id = HeaderValue::from_str(&frame.id).map_err(|_| ApiError::internal())?;
     let mut response = if request.stream {

@@ -28,6 +28,7 @@ pub struct Metrics {
     pub generation_tokens: Counter,
     finished: Family<Finished, Counter>,
     loras: Family<Loras, Gauge<f64, AtomicU64>>,
+    cache: Family<CacheConfig, Gauge>,
     /// From arrival to the first token.
     pub first_token: Histogram,
     /// Between tokens of one answer.
@@ -52,6 +53,12 @@ struct Loras {
     max_lora: u64,
     running_lora_adapters: String,
     waiting_lora_adapters: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CacheConfig {
+    block_size: u64,
+    num_gpu_blocks: u64,
 }
 
 /// Bounds as vLLM's, in seconds.
@@ -81,6 +88,7 @@ impl Metrics {
             generation_tokens: Counter::default(),
             finished: Family::default(),
             loras: Family::default(),
+            cache: Family::default(),
             first_token: Histogram::new(FIRST_TOKEN),
             inter_token: Histogram::new(TOKEN),
             e2e: Histogram::new(REQUEST),
@@ -114,6 +122,11 @@ impl Metrics {
         labelled.register("vllm:generation_tokens", "Generated tokens", metrics.generation_tokens.clone());
         labelled.register("vllm:request_success", "Requests by how they ended", metrics.finished.clone());
         labelled.register("vllm:lora_requests_info", "Adapters in use, in labels", metrics.loras.clone());
+        labelled.register(
+            "vllm:cache_config_info",
+            "Tokens of a block of the key-value cache, and its blocks, in labels",
+            metrics.cache.clone(),
+        );
         for (name, help, histogram) in [
             ("vllm:time_to_first_token_seconds", "From arrival to the first token", &metrics.first_token),
             ("vllm:inter_token_latency_seconds", "Between tokens of one answer", &metrics.inter_token),
@@ -130,6 +143,12 @@ impl Metrics {
     /// A request ended: `stop`, `length`, `abort` (its client left) or `error`.
     pub fn finished(&self, finished_reason: &'static str) {
         self.finished.get_or_create(&Finished { finished_reason }).inc();
+    }
+
+    /// The key-value cache has so many `blocks` of so many tokens. The label is vLLM's, on a CPU too.
+    pub fn cache_has(&self, blocks: usize, tokens: usize) {
+        let labels = CacheConfig { block_size: tokens as u64, num_gpu_blocks: blocks as u64 };
+        self.cache.get_or_create(&labels).set(1);
     }
 
     /// Names of the adapters that are asked now; the value is the time, as in vLLM.
@@ -183,6 +202,7 @@ mod tests {
         metrics.waiting.set(1);
         metrics.cache_usage.set(0.5);
         metrics.loras(4, "tone".into(), String::new(), Duration::from_secs(7));
+        metrics.cache_has(128, 16);
         metrics.first_token.observe(0.25);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");

@@ -30,6 +30,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use lathe_contract::{Contract, Outcome, Phase, SERVE_PORT, ServeTask, Task, exit};
+use lathe_telemetry::{SdkTracer, Traces};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -73,6 +74,8 @@ pub struct Settings {
     pub addr_file: Option<PathBuf>,
     /// Where the last words of a failure are written.
     pub summary: PathBuf,
+    /// Collector of traces (OTLP over HTTP), `http://host:4318`; none: no spans are made.
+    pub collector: Option<String>,
 }
 
 /// Serves until `stop`, then answers what is in flight, and returns the exit code. `abort` ends the waiting.
@@ -83,12 +86,18 @@ pub async fn run(
     abort: CancellationToken,
 ) -> i32 {
     let status = Status::default();
+    let traces = settings.collector.as_deref().and_then(traces);
+    let tracer = traces.as_ref().map(Traces::tracer);
     let served = async {
         let listeners = Listeners::open(&contract, &settings).await?;
         listeners.tell(settings.addr_file.as_deref())?;
-        serve(contract, listeners, &status, stop, abort).await
+        serve(contract, listeners, &status, tracer, stop, abort).await
     };
-    match served.await {
+    let served = served.await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
+    match served {
         Ok(()) | Err(Halt::Stopped) => exit::SUCCESS,
         Err(failed) => {
             let outcome: Outcome = summary::outcome(Err(failed), None);
@@ -97,6 +106,11 @@ pub async fn run(
             code
         }
     }
+}
+
+/// A collector that cannot be meant keeps nobody from being served.
+fn traces(collector: &str) -> Option<Traces> {
+    Traces::start("lathe-worker", collector).inspect_err(|error| tracing::error!("no traces: {error}")).ok()
 }
 
 /// The two open ports.
@@ -149,6 +163,7 @@ async fn serve(
     contract: Contract,
     listeners: Listeners,
     status: &Status,
+    tracer: Option<SdkTracer>,
     stop: CancellationToken,
     abort: CancellationToken,
 ) -> Done<()> {
@@ -177,6 +192,7 @@ async fn serve(
         direct: task.direct,
         local: listeners.serve.local_addr().is_ok_and(|address| address.ip().is_loopback()),
         load: Arc::clone(&load),
+        tracer,
         app: OnceLock::new(),
     });
     let ports = Ports::open(listeners, &front);

@@ -103,6 +103,7 @@ pub async fn launch_in(
         control_port: 0,
         addr_file: Some(addr_file.clone()),
         summary: folder.path().join("summary"),
+        collector: None,
     };
     let (stop, abort) = (CancellationToken::new(), CancellationToken::new());
     let ended = tokio::spawn(serve::run(contract, settings, stop.clone(), abort.clone()));

@@ -17,7 +17,7 @@ use crate::{paths, ui};
 use objects::{Helm, RELEASE_NAMESPACE, kinds, name, named};
 
 /// Values that are refused, and the field that the refusal names.
-const REFUSED: [(&str, &str); 18] = [
+const REFUSED: [(&str, &str); 20] = [
     ("operator.replicas=many", "/operator/replicas"),
     ("operator.replica=1", "/operator"),
     ("operator.logFormat=xml", "/operator/logFormat"),
@@ -34,13 +34,15 @@ const REFUSED: [(&str, &str); 18] = [
     ("networkPolicy.apiServerPorts={0}", "/networkPolicy/apiServerPorts/0"),
     ("networkPolicy.metricsFrom.labels=x", "/networkPolicy/metricsFrom"),
     ("serviceMonitor.interval=soon", "/serviceMonitor/interval"),
+    ("tracing.endpoint=collector:4318", "/tracing/endpoint"),
+    ("tracing.sampling=most", "/tracing/sampling"),
     ("monitoring.rules.enabled=soon", "/monitoring/rules/enabled"),
     ("monitoring.dashboards.enabled=true", "/monitoring"),
 ];
 
 type Check = fn(&Helm) -> Result<()>;
 
-const CHECKS: [(&str, Check); 13] = [
+const CHECKS: [(&str, Check); 14] = [
     ("helm lint --strict", Helm::lint),
     ("Chart.yaml tells this version, its images and its kinds", metadata),
     ("values that cannot be meant are refused, and the field is named", refusals),
@@ -51,6 +53,7 @@ const CHECKS: [(&str, Check); 13] = [
         metrics_from,
     ),
     ("there is a gateway unless values say otherwise, and the operator knows", gateway),
+    ("a collector of traces is told to every program that has some", tracing),
     ("rules, dashboard and monitors are there where values say so", monitoring::switches),
     ("each alert has a runbook, and each runbook an alert", monitoring::runbooks),
     ("each alert fires, and stays quiet, as promtool sees it", monitoring::alerts),
@@ -122,7 +125,11 @@ fn refusals(helm: &Helm) -> Result<()> {
 
 /// A variable of the operator's environment.
 fn told(all: &[Value], variable: &str) -> Option<String> {
-    let deployment = named(all, "Deployment", "lathe-operator")?;
+    told_to(all, "lathe-operator", variable)
+}
+
+fn told_to(all: &[Value], program: &str, variable: &str) -> Option<String> {
+    let deployment = named(all, "Deployment", program)?;
     let env = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array()?;
     env.iter().find(|env| env["name"] == variable)?["value"].as_str().map(str::to_owned)
 }
@@ -135,6 +142,27 @@ fn gateway(helm: &Helm) -> Result<()> {
         let agree = found == there && said.as_deref() == Some(if there { "true" } else { "false" });
         ensure!(agree, "with {values:?}: a gateway is there: {found}, the operator is told {said:?}");
     }
+    Ok(())
+}
+
+fn tracing(helm: &Helm) -> Result<()> {
+    let variables = [
+        ("lathe-operator", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        ("lathe-operator", "LATHE_WORKER_OTLP_ENDPOINT"),
+        ("lathe-gateway", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        ("lathe-gateway", "OTEL_TRACES_SAMPLER"),
+        ("lathe-gateway", "OTEL_TRACES_SAMPLER_ARG"),
+    ];
+    let told = |values: &[&str]| {
+        let all = objects::parse(&helm.template(values)?)?;
+        anyhow::Ok(variables.map(|(program, variable)| told_to(&all, program, variable)))
+    };
+    let none = told(&[])?;
+    ensure!(none.iter().all(Option::is_none), "without a collector: {none:?}");
+    let (url, sampling) = ("http://collector.monitoring:4318", "0.05");
+    let all = told(&[&format!("tracing.endpoint={url}"), &format!("tracing.sampling={sampling}")])?;
+    let expected = [url, url, url, "parentbased_traceidratio", sampling];
+    ensure!(all == expected.map(|value| Some(value.to_owned())), "{all:?}");
     Ok(())
 }
 
@@ -219,7 +247,7 @@ impl Case {
             format!("monitoring.rules.enabled={}", self.monitor),
             format!("monitoring.dashboard.enabled={}", self.monitor),
             format!(
-                "operator.otlpEndpoint={}",
+                "tracing.endpoint={}",
                 if self.monitor { "http://collector.monitoring:4318" } else { "" }
             ),
             format!("operator.replicas={}", self.replicas),

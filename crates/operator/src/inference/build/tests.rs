@@ -24,6 +24,7 @@ fn installation() -> Installation<'static> {
         control_peers: &PEERS,
         gateway: &GATEWAY,
         pull_policy: Some("IfNotPresent"),
+        collector: None,
         one_node: &NONE,
     }
 }
@@ -282,4 +283,25 @@ fn a_roll_out_says_why(
     let there = Live { deployment: live.as_ref(), kept: None };
     let wanted = build(&service, &serving(&service, &seen), there, installation()).unwrap();
     assert_eq!(wanted.deployment.annotations().get(CHANGE_CAUSE).map(String::as_str), cause);
+}
+
+#[test]
+fn traces_go_where_the_user_says_or_else_where_the_installation_does() {
+    let collector = |service: &InferenceService, collector: Option<&'static str>| {
+        let installation = Installation { collector, ..installation() };
+        let wanted =
+            build(service, &serving(service, &seen(service)), Live::default(), installation).unwrap();
+        let pod = wanted.deployment.spec.unwrap().template.spec.unwrap();
+        let env = pod.containers[0].env.clone().unwrap_or_default();
+        let all: Vec<_> =
+            env.into_iter().filter(|e| e.name == OTLP_ENDPOINT).map(|e| e.value.unwrap()).collect();
+        assert!(all.len() < 2, "{all:?}");
+        all.into_iter().next()
+    };
+    let mut service = service(json!({}));
+    assert_eq!(collector(&service, None), None);
+    assert_eq!(collector(&service, Some("http://theirs:4318")).as_deref(), Some("http://theirs:4318"));
+    let env = json!({"env": [{"name": OTLP_ENDPOINT, "value": "http://ours:4318"}]});
+    service.spec.pod = Some(serde_json::from_value(env).unwrap());
+    assert_eq!(collector(&service, Some("http://theirs:4318")).as_deref(), Some("http://ours:4318"));
 }

@@ -450,6 +450,30 @@ fn throughput_is_written_when_it_moved(
     assert_eq!(world.status().throughput.map(|t| t.generation).as_deref(), expected);
 }
 
+#[rstest]
+// Two replicas of one core each at 0.36 an hour, and 100 tokens a second.
+#[case::priced(json!({"perHour": "0.36", "currency": "EUR"}), 60.0, Some("2.00 EUR"))]
+#[case::no_price(Value::Null, 60.0, None)]
+#[case::no_traffic(json!({"perHour": "0.36"}), -40.0, None)]
+fn tokens_cost_what_the_profile_says_of_ready_replicas(
+    #[case] price: Value,
+    #[case] prompt: f64,
+    #[case] expected: Option<&str>,
+) {
+    let mut world = World::new(json!({"replicas": 2, "accelerator": {"profiles": ["cpu"], "count": 1}}));
+    for profile in &mut world.seen.profiles {
+        profile.spec.price = read(price.clone());
+    }
+    let mut world = world.pods(&[ready(), ready(), json!({})]);
+    let load = lathe_contract::Load {
+        prompt_tokens_per_second: prompt,
+        generation_tokens_per_second: prompt.min(40.0),
+        ..Default::default()
+    };
+    world.reports.insert("p0".to_owned(), Report { load: Some(load), ..Default::default() });
+    assert_eq!(world.status().cost_per_million_tokens.as_deref(), expected);
+}
+
 /// A worker's measurement of itself.
 fn measured(prompt: f64, generation: f64) -> Report {
     let capacity = Some(lathe_contract::ReplicaCapacity { prompt, generation, sequences: 16 });

@@ -16,6 +16,7 @@ use std::time::Instant;
 use lathe_engine::files::Tokenizer;
 use lathe_engine::plan::ServePlan;
 use lathe_engine::{Adapter, Model, Sampling};
+use lathe_telemetry::RequestTrace;
 use tokio::sync::oneshot;
 
 use super::door::Place;
@@ -67,13 +68,16 @@ pub struct Job {
     pub place: Place,
     /// When the request came.
     pub arrived: Instant,
+    /// Its spans, where it has any.
+    pub trace: Option<RequestTrace>,
 }
 
 impl Job {
     /// Ends it unanswered; its place is free before its client is told.
     fn refuse(self, why: ApiError) {
-        let Job { poster, place, .. } = self;
+        let Job { poster, place, trace, .. } = self;
         drop(place);
+        trace.iter().for_each(|trace| why.traced(trace));
         poster.end(Err(why));
     }
 }

@@ -47,6 +47,8 @@ impl Round {
         warm_up(&mut generator)?;
         let measurement = Some(Measurement::new(&setup.plan));
         let learner = Learner::new(setup.plan.max_sequences);
+        let capacity = generator.capacity();
+        setup.metrics.cache_has(capacity.total_blocks, capacity.block_tokens);
         Ok(Round {
             generator,
             setup,

@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use lathe_engine::Emitted;
 use lathe_engine::files::{FileError, TextStream, Tokenizer};
+use lathe_telemetry::opentelemetry::{Array, KeyValue, StringValue, Value};
+use lathe_telemetry::{RequestTrace, genai};
 
 use super::{Job, Resident};
 use crate::serve::door::Place;
@@ -28,6 +30,8 @@ pub struct Sequence {
     started: Instant,
     first: Option<Instant>,
     last: Instant,
+    cached: usize,
+    trace: Option<RequestTrace>,
     /// Given back before the client is told of the end: its next request finds it free.
     place: Option<Place>,
 }
@@ -43,7 +47,7 @@ pub struct Surroundings<'a> {
 impl Sequence {
     /// The answer to `job`, whose prompt the engine has taken.
     pub fn new(job: Job, metrics: &Metrics, now: Instant) -> Self {
-        let Job { prompt, adapter, tokenizer, stops, ignore_eos, poster, place, arrived, .. } = job;
+        let Job { prompt, adapter, tokenizer, stops, ignore_eos, poster, place, arrived, trace, .. } = job;
         metrics.queue.observe(seconds(arrived, now));
         Sequence {
             poster,
@@ -58,6 +62,8 @@ impl Sequence {
             started: now,
             first: None,
             last: now,
+            cached: 0,
+            trace,
             place: Some(place),
         }
     }
@@ -94,8 +100,33 @@ impl Sequence {
         if let Some(first) = self.first {
             metrics.decode.observe(seconds(first, now));
         }
+        self.trace(&end, reason, now);
         self.place = None;
         self.poster.end(end);
+    }
+
+    /// Its spans, of times that were taken for the metrics.
+    fn trace(&mut self, end: &Result<Finish, ApiError>, reason: &'static str, now: Instant) {
+        let Some(trace) = self.trace.take().filter(RequestTrace::is_recorded) else { return };
+        trace.part("queue", self.arrived, self.started);
+        trace.part("prompt", self.started, self.first.unwrap_or(now));
+        if let Some(first) = self.first {
+            trace.part("generation", first, now);
+        }
+        let [prompt, cached, completion] =
+            [self.prompt_tokens, self.cached, self.generated].map(|tokens| tokens as u64);
+        trace.set(genai::usage(prompt, cached, completion));
+        match end {
+            Ok(finish) => {
+                let finish = Array::from(vec![StringValue::from(finish.name())]);
+                trace.set([KeyValue::new(genai::FINISH_REASONS, Value::Array(finish))]);
+                trace.status(200);
+            }
+            // Of a client that left nothing is known, and nobody is told.
+            Err(_) if self.poster.is_gone() => trace.fails(reason),
+            Err(error) => return error.traced(&trace),
+        }
+        trace.end();
     }
 
     /// `cached`: tokens of the prompt that were not read.
@@ -106,6 +137,7 @@ impl Sequence {
             None => {
                 read = self.prompt_tokens.saturating_sub(cached);
                 self.poster.begin(cached);
+                self.cached = cached;
                 self.first = Some(now);
                 metrics.first_token.observe(seconds(self.arrived, now));
                 metrics.prefill.observe(seconds(self.started, now));

@@ -84,6 +84,7 @@ impl Served {
             poster,
             place: self.door.enter().expect("free"),
             arrived: Instant::now(),
+            trace: None,
         });
         mailbox
     }

@@ -42,10 +42,11 @@ pub fn violations(all: &[Value], traces: bool) -> Vec<String> {
         ("a tenant asks the operator for anything else", &tenant, &operator, 9090, "TCP", false),
     ];
     if let Some(gateway) = &gateway {
-        flows.extend::<[Flow<'_>; 14]>([
+        flows.extend::<[Flow<'_>; 15]>([
             ("the gateway asks a model", gateway, &worker, 8080, "TCP", true),
             ("the gateway controls a worker", gateway, &worker, 8081, "TCP", false),
             ("the gateway asks the API server", gateway, &outside, 443, "TCP", true),
+            ("the gateway sends traces", gateway, &outside, 4318, "TCP", traces),
             ("the gateway looks a name up", gateway, &outside, 53, "UDP", true),
             ("the gateway asks a cloud for credentials", gateway, &outside, 80, "TCP", false),
             ("the gateway asks a tenant's pod", gateway, &tenant, 8080, "TCP", false),
