@@ -5,6 +5,7 @@ mod load;
 mod model;
 mod openai;
 mod process;
+mod protocol;
 mod refusals;
 mod server;
 mod shutdown;
