@@ -254,6 +254,7 @@ fn of_attention(
         scale,
         soft_cap,
         window,
+        bf16: false,
     };
     cpu.enqueue(Op::Attention(forward));
     cpu.enqueue(Op::AttentionGrad { forward, dout: d, dq, dk, dv });

@@ -104,9 +104,12 @@ fn an_answer_does_not_depend_on_its_company(
 }
 
 #[rstest]
-fn with_the_cache_as_without(#[values(llama(), qwen(), mistral())] shape: ModelShape) {
-    let cached = together(&shape, Precision::F32, |_| ());
-    let mut generator = generator(&shape, Precision::F32, |_| ());
+fn with_the_cache_as_without(
+    #[values(llama(), qwen(), mistral())] shape: ModelShape,
+    #[values(Precision::F32, Precision::BF16)] precision: Precision,
+) {
+    let cached = together(&shape, precision, |_| ());
+    let mut generator = generator(&shape, precision, |_| ());
     let ids = [2, 4].map(|steps| generator.add_adapter(&adapter(&shape, steps)).unwrap());
     for (id, p) in prompts(&shape).into_iter().enumerate() {
         let mut tokens = p.tokens;

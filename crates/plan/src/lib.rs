@@ -24,8 +24,8 @@ pub use serving::{
 pub use shape::{ModelShape, RopeScaling};
 pub use tensors::{Tensor, TensorKind};
 pub use training::{
-    ATTENTION_KEYS, ATTENTION_QUERIES, MOMENT_BLOCK, NORM_CHUNK, OptimizerState, PRODUCT_PANEL,
-    PRODUCT_SCRATCH, TrainPlan, TrainRequest, loss_chunk, plan_training,
+    ATTENTION_KEYS, ATTENTION_QUERIES, ATTENTION_TILE_QUERIES, MOMENT_BLOCK, NORM_CHUNK, OptimizerState,
+    PRODUCT_PANEL, PRODUCT_SCRATCH, TrainPlan, TrainRequest, loss_chunk, plan_training,
 };
 
 /// Why a plan cannot be made.

@@ -336,6 +336,9 @@ pub const ATTENTION_KEYS: usize = 256;
 /// Queries of one key head that attention looks at together, where they are at least one row's.
 pub const ATTENTION_QUERIES: usize = 64;
 
+/// As [`ATTENTION_QUERIES`], where tiles multiply: keys and values are packed once for all of them.
+pub const ATTENTION_TILE_QUERIES: usize = 256;
+
 /// Elements of a thread's scratch for blocks of a product.
 pub const PRODUCT_SCRATCH: usize = 1 << 16;
 
@@ -343,10 +346,16 @@ pub const PRODUCT_SCRATCH: usize = 1 << 16;
 pub const PRODUCT_PANEL: usize = 1 << 18;
 
 /// Elements of scratch per thread: blocks of a product, or of attention (for each query two chunks of scores, four
-/// vectors, and some numbers).
+/// vectors, and some numbers), or of attention on tiles (for each query a vector, one of half the size and some numbers, a chunk
+/// of both keys and values in half the size, and one and a half of scores of two tiles).
 fn thread_scratch(shape: &ModelShape) -> usize {
-    let queries = ATTENTION_QUERIES.max(shape.heads / shape.kv_heads);
-    PRODUCT_SCRATCH.max(queries * (2 * ATTENTION_KEYS + 4 * shape.head_dim + 4))
+    let group = shape.heads / shape.kv_heads;
+    let vectors = ATTENTION_QUERIES.max(group) * (2 * ATTENTION_KEYS + 4 * shape.head_dim + 4);
+    let (queries, width) = (ATTENTION_TILE_QUERIES.max(group), shape.head_dim.next_multiple_of(32));
+    let queries = queries.next_multiple_of(32);
+    let tiles = queries * (width * 3 / 2 + 4) + ATTENTION_KEYS * (width + 48);
+    // A thread's part begins where a cache line does.
+    PRODUCT_SCRATCH.max(vectors).max(tiles).next_multiple_of(16)
 }
 
 /// Rows of logits held at a time: the full matrix of a long batch over a large vocabulary never exists.

@@ -11,7 +11,7 @@
 use lathe_plan::{ModelShape, Target};
 
 use super::{Batch, Kept, LayerCache, LayerLora, LayerWeights, Work};
-use crate::device::{Activation, Attention, Buf, Device, Op, Start};
+use crate::device::{Activation, Attention, Buf, Device, Element, Op, Start};
 
 /// A block with everything it works on.
 pub(crate) struct Block<'a> {
@@ -103,6 +103,7 @@ impl Block<'_> {
             scale: 1.0 / (self.shape.head_dim as f32).sqrt(),
             soft_cap: None,
             window: self.shape.sliding_window,
+            bf16: self.weights.linears[Target::Q as usize].w.element() != Element::F32,
         }
     }
 

@@ -216,7 +216,7 @@ pub use lathe_plan::NORM_CHUNK;
 /// `out[i, h] = softmax(cap(scale * q[i, h] . K)) V` over the keys that row `i` sees of its sequence, with `cap(s) =
 /// soft_cap * tanh(s / soft_cap)` where there is a soft cap: see [`Attention::seen`]. Sequence `s` has the rows `starts[s]..starts[s + 1]`; its position `p` lies in row
 /// `tables[table_starts[s] + p / 16] + p % 16` of `k` and `v`. `lse[i, h]`, where given, receives the logarithm of
-/// the softmax's denominator.
+/// the softmax's denominator. With `bf16` a level that has tiles rounds what it multiplies (queries, keys, weights, values).
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[allow(missing_docs)] // The formula names the fields.
 pub struct Attention {
@@ -238,6 +238,8 @@ pub struct Attention {
     pub soft_cap: Option<f32>,
     /// How many keys, its own last, a query sees; `None`: all up to its own.
     pub window: Option<usize>,
+    /// Whether the model is held in less than f32.
+    pub bf16: bool,
 }
 
 impl Attention {

@@ -136,7 +136,7 @@ impl Op {
             Op::LinearWeightGrad { dw, rows, outputs, inputs, .. } => {
                 product([rows, outputs, inputs], Element::F32, size(dw))
             }
-            Op::Attention(a) => attention(&a, numbers(a.positions), 4),
+            Op::Attention(a) => attention(&a, numbers(a.positions), FORWARD),
             // Scores and their gradient, and those of queries, keys and values: five products for the forward pass's two.
             Op::AttentionGrad { forward, .. } => attention(&forward, numbers(forward.positions), 10),
             Op::Zero { x } => moved(size(x)),
@@ -171,11 +171,15 @@ impl Op {
     }
 }
 
+/// Operations of attention's forward pass on each number of a head that a query meets.
+const FORWARD: u64 = 4;
+
 /// Each row meets the keys that it sees; `flops` for each of them and each number of a head.
 fn attention(a: &Attention, positions: &[u32], flops: u64) -> Work {
     let keys = positions.iter().take(a.rows).map(|&position| a.seen(position as usize).len() as u64);
     let width = (a.heads * a.head_dim) as u64;
     let last = keys.clone().max().unwrap_or(0) * a.sequences as u64;
     let bytes = 2 * 4 * last * (a.kv_heads * a.head_dim) as u64;
-    Work { flops: flops * width * keys.sum::<u64>(), element: None, bytes }
+    let element = (flops == FORWARD && a.bf16).then_some(Element::BF16);
+    Work { flops: flops * width * keys.sum::<u64>(), element, bytes }
 }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::softmax::{capped, harden, product, scaled};
-use super::{Heads, KEYS, Scratch, within};
+use super::{Heads, KEYS, QUERIES, Scratch, within};
 use crate::device::Attention;
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::gemm::{Dots, Outer, dots, outer};
@@ -53,8 +53,8 @@ pub(in super::super) fn backward(
                 unsafe { d.part(at..at + a.head_dim).write().fill(0.0) };
             }
         }
-        for first in rows.clone().step_by(heads.rows()) {
-            let block = first..(first + heads.rows()).min(rows.end);
+        for first in rows.clone().step_by(heads.rows(QUERIES)) {
+            let block = first..(first + heads.rows(QUERIES)).min(rows.end);
             // SAFETY: as above, and these heads of the block's rows of dq.
             unsafe { attend_back(level, x, rows.start, block, kv_head, scratch) };
         }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::softmax::{capped, scaled, soften};
-use super::{Heads, KEYS, Scratch, runs, within};
+use super::{Heads, KEYS, QUERIES, Scratch, TILE_QUERIES, runs, tiled, within};
 use crate::device::Attention;
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::gemm::{Dots, Outer, dots, outer};
@@ -13,14 +13,14 @@ use lathe_plan::BLOCK;
 
 /// Keys and values, and what is written.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
-    q: Cells<f32>,
-    k: Cells<f32>,
-    v: Cells<f32>,
-    out: Cells<f32>,
-    lse: Option<Cells<f32>>,
-    heads: Heads,
-    a: &'a Attention,
+pub(super) struct Rows<'a> {
+    pub q: Cells<f32>,
+    pub k: Cells<f32>,
+    pub v: Cells<f32>,
+    pub out: Cells<f32>,
+    pub lse: Option<Cells<f32>>,
+    pub heads: Heads,
+    pub a: &'a Attention,
 }
 
 /// See [`Attention`].
@@ -41,7 +41,9 @@ pub(in super::super) fn forward(cpu: &Cpu, a: &Attention) {
     let slots = rows.k.len() / (a.kv_heads * a.head_dim);
     assert!(rows.v.len() >= slots * a.kv_heads * a.head_dim);
     // Fewer rows a task where there would be too few tasks for all threads.
-    let block = (a.rows * a.kv_heads / (4 * cpu.pool_threads())).clamp(1, heads.rows());
+    let tiles = a.bf16 && cpu.level.has_tiles();
+    let most = heads.rows(if tiles { TILE_QUERIES } else { QUERIES });
+    let block = (a.rows * a.kv_heads / (4 * cpu.pool_threads())).clamp(1, most);
     let blocks = a.rows.div_ceil(block);
     cpu.run(blocks * a.kv_heads, |level, task, scratch| {
         let (first, kv_head) = (task % blocks * block, task / blocks);
@@ -57,7 +59,10 @@ pub(in super::super) fn forward(cpu: &Cpu, a: &Attention) {
             let table = &tables[table..table + keys.end.div_ceil(BLOCK)];
             assert!(runs(table, keys).all(|(_, run)| run.end <= slots), "a page outside the cache");
             // SAFETY: the pages were checked; this task owns these heads of these rows of `out` and `lse`.
-            unsafe { attend(level, rows, table, &positions[some.clone()], some, kv_head, scratch) };
+            unsafe {
+                let attend = if tiles { tiled::attend } else { attend };
+                attend(level, rows, table, &positions[some.clone()], some, kv_head, scratch);
+            }
         }
     });
 }

@@ -10,10 +10,14 @@
 mod backward;
 mod forward;
 mod softmax;
+mod tile_softmax;
+mod tiled;
 
 use std::ops::Range;
 
-use lathe_plan::{ATTENTION_KEYS as KEYS, ATTENTION_QUERIES as QUERIES, BLOCK};
+use lathe_plan::{
+    ATTENTION_KEYS as KEYS, ATTENTION_QUERIES as QUERIES, ATTENTION_TILE_QUERIES as TILE_QUERIES, BLOCK,
+};
 
 use super::cells::Cells;
 pub(super) use backward::backward;
@@ -34,9 +38,9 @@ impl Heads {
         self.heads / self.kv_heads
     }
 
-    /// Rows whose queries of one key head fit into a block.
-    fn rows(self) -> usize {
-        (QUERIES / self.group()).max(1)
+    /// Rows whose queries of one key head are at most so many, or one.
+    fn rows(self, queries: usize) -> usize {
+        (queries / self.group()).max(1)
     }
 
     /// Where a row's query heads of one key head lie, one after the other.

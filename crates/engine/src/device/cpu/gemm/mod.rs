@@ -33,6 +33,7 @@ pub(super) use gradients::{input_grad, weight_grad};
 pub(super) use outer::{Outer, outer};
 pub(super) use quantized::{Quantized, quantize};
 use terms::widen;
+pub(super) use tile_pack::{TILE_TERMS, pack_pairs};
 
 /// Rows of a task: a block of them stays in the second-level cache.
 const ROW_BLOCK: usize = 120;

@@ -5,7 +5,7 @@ use super::terms::narrow_to_bf16;
 use crate::device::cpu::simd::{Block, Pairs, TILE, Tiles, tile_kernel};
 
 /// Terms of a tile: bf16 numbers in its rows.
-pub(super) const TILE_TERMS: usize = 2 * TILE;
+pub(in super::super) const TILE_TERMS: usize = 2 * TILE;
 
 tile_kernel! {
     /// Rounds up to sixteen rows to bf16 and packs them: a tile for every [`TILE_TERMS`] terms, in which a column is a row
@@ -13,7 +13,7 @@ tile_kernel! {
     ///
     /// # Safety
     /// The rows, `x_row` apart, and the tiles exist; the tiles are nobody else's.
-    pub(super) pack_pairs = pack_rows(x: *const f32, x_row: usize, rows: usize, terms: usize, to: *mut Block)
+    pub(in super::super) pack_pairs = pack_rows(x: *const f32, x_row: usize, rows: usize, terms: usize, to: *mut Block)
 }
 
 #[inline(always)]

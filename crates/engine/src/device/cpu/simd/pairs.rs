@@ -24,6 +24,8 @@ pub(in super::super) trait Pairs: Simd {
     /// # Safety
     /// Both are valid for reading a bf16 number for each lane.
     unsafe fn interleave(low: *const u16, high: *const u16) -> Self::V;
+    /// Pairs of the lanes of two vectors, rounded as by [`Pairs::store_bf16`]; the first's in the lower halves.
+    fn pair(low: Self::V, high: Self::V) -> Self::V;
     /// Writes sixteen rows of sixteen pairs, `from_row` pairs apart, as columns: `to[j][i] = from[i][j]`.
     ///
     /// # Safety
@@ -60,6 +62,24 @@ impl Pairs for super::Avx512 {
             let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(low.cast()));
             let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.cast()));
             _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32::<16>(high)))
+        }
+    }
+    #[inline(always)]
+    fn pair(low: __m512, high: __m512) -> __m512 {
+        // Lane `i` of the lower half, then of the upper one.
+        const TURNS: [u16; 32] = {
+            let mut turns = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                turns[i] = (i / 2 + i % 2 * 16) as u16;
+                i += 1;
+            }
+            turns
+        };
+        unsafe {
+            let bits = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            let turns = _mm512_loadu_si512(TURNS.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(turns, bits))
         }
     }
     #[inline(always)]
@@ -133,6 +153,11 @@ impl Pairs for Lanes<16> {
         let [low, high] = unsafe { [low, high].map(|p| p.cast::<[u16; 16]>().read_unaligned()) };
         std::array::from_fn(|i| f32::from_bits(u32::from(low[i]) | u32::from(high[i]) << 16))
     }
+    #[inline(always)]
+    fn pair(low: [f32; 16], high: [f32; 16]) -> [f32; 16] {
+        let bits = |x: f32| u32::from(half::bf16::from_f32(flushed(x)).to_bits());
+        std::array::from_fn(|i| f32::from_bits(bits(low[i]) | bits(high[i]) << 16))
+    }
     fn singles(from: &[u32; 16]) -> Self::V {
         from.map(|x| x as i32 as f32)
     }
@@ -203,6 +228,32 @@ mod tests {
     unsafe fn transpose_of<S: Pairs>(from: *const u32, from_row: usize, to: &mut Block) {
         // SAFETY: the test's array has these rows.
         unsafe { S::transpose(from, from_row, to) }
+    }
+
+    pair_kernel! { pair = pair_of(low: *const f32, high: *const f32, to: *mut f32) }
+
+    #[inline(always)]
+    unsafe fn pair_of<S: Pairs>(low: *const f32, high: *const f32, to: *mut f32) {
+        // SAFETY: the test's arrays are sixteen long.
+        unsafe { S::store(to, S::pair(S::load(low), S::load(high))) }
+    }
+
+    #[test]
+    fn pairs_are_made_of_two_vectors() {
+        let [low, high]: [[f32; 16]; 2] =
+            [1.001, -3.003].map(|by| std::array::from_fn(|i| by * (i as f32 + 1.0)));
+        let short = |x: f32| u32::from(half::bf16::from_f32(x).to_bits());
+        let expected: [u32; 16] = std::array::from_fn(|i| short(low[i]) | short(high[i]) << 16);
+        for level in [Level::Portable, Level::Avx512Bf16] {
+            if !Level::here().any(|here| here == level) {
+                eprintln!("skipped: this machine lacks {}", level.name());
+                continue;
+            }
+            let mut to = [0.0; 16];
+            // SAFETY: all are sixteen long; the level is there.
+            unsafe { pair(level, low.as_ptr(), high.as_ptr(), to.as_mut_ptr()) };
+            assert_eq!(to.map(f32::to_bits), expected, "{}", level.name());
+        }
     }
 
     #[test]
