@@ -5,7 +5,7 @@ mod common;
 
 use common::device::{get, here, put, random};
 use lathe_engine::device::cpu::{Cpu, Level};
-use lathe_engine::device::{Data, Device, Element, Op, Start};
+use lathe_engine::device::{Activation, Data, Device, Element, Op, Start};
 use rstest::rstest;
 
 #[rstest]
@@ -41,4 +41,38 @@ fn products(mut cpu: Cpu, element: Element, (rows, outputs, inputs): (usize, usi
         results[1] = get(&mut cpu, dx);
     }
     results.map(|result| result.iter().map(|x| x.to_bits()).collect())
+}
+
+/// At every level, whether it takes both products at once or one after the other.
+#[rstest]
+fn a_gated_layer_has_the_bits_of_its_parts(
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx, Level::AmxEmulated)]
+    level: Level,
+    #[values(Activation::Silu, Activation::GeluTanh)] activation: Activation,
+    #[values((3, 32, 40), (40, 48, 70), (40, 50, 70), (530, 64, 1100), (290, 16, 2090))] extent: (
+        usize,
+        usize,
+        usize,
+    ),
+) {
+    let Some(mut cpu) = here(3, level) else { return };
+    let (rows, outputs, inputs) = extent;
+    let w = [1, 2].map(|key| {
+        let w = cpu.alloc("test", Element::BF16, outputs * inputs).unwrap();
+        let numbers = random(key, outputs * inputs);
+        cpu.write(w, Data::BF16(&numbers.iter().map(|x| (x.to_bits() >> 16) as u16).collect::<Vec<_>>()));
+        w
+    });
+    let x = put(&mut cpu, &random(3, rows * inputs));
+    let [gate, up, out] = [(); 3].map(|()| put(&mut cpu, &vec![9.0; rows * outputs]));
+    for (w, y) in [(w[0], gate), (w[1], up)] {
+        cpu.enqueue(Op::Linear { x, w, y, rows, outputs, inputs, start: Start::Zero });
+    }
+    cpu.enqueue(Op::Glu { activation, gate, up, out });
+    let expected = get(&mut cpu, out);
+    cpu.write(out, Data::F32(&vec![9.0; rows * outputs]));
+    let y = [gate, up];
+    cpu.enqueue(Op::LinearGlu { activation, x, w, y, out, rows, outputs, inputs });
+    let found = get(&mut cpu, out);
+    assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
 }

@@ -55,11 +55,33 @@ impl Block<'_> {
         dev.enqueue(Op::AllReduce { x: kept.h });
 
         let n = self.norm(dev, kept.h, self.weights.mlp_norm, kept.inv2);
-        self.linear(dev, Target::Gate, n, kept.gate, Start::Zero, kept);
-        self.linear(dev, Target::Up, n, kept.up, Start::Zero, kept);
-        dev.enqueue(Op::Glu { activation: Activation::Silu, gate: kept.gate, up: kept.up, out: act });
+        self.gated(dev, n, act, kept);
         self.linear(dev, Target::Down, act, out, Start::Copy(kept.h), kept);
         dev.enqueue(Op::AllReduce { x: out });
+    }
+
+    /// `act = silu(n Wg') * (n Wu')`. Training needs both products again; an adapter adds to them.
+    fn gated(&self, dev: &mut dyn Device, n: Buf, act: Buf, kept: &Kept) {
+        let (activation, y) = (Activation::Silu, [kept.gate, kept.up]);
+        let both = [Target::Gate, Target::Up];
+        let adapted = |target: Target| self.lora.slots[target as usize].is_some();
+        if kept.lse.is_some() || both.into_iter().any(adapted) {
+            self.linear(dev, Target::Gate, n, kept.gate, Start::Zero, kept);
+            self.linear(dev, Target::Up, n, kept.up, Start::Zero, kept);
+            return dev.enqueue(Op::Glu { activation, gate: kept.gate, up: kept.up, out: act });
+        }
+        let [gate, up] = both.map(|target| &self.weights.linears[target as usize]);
+        let (rows, outputs, inputs) = (self.batch.rows, gate.outputs, gate.inputs);
+        dev.enqueue(Op::LinearGlu {
+            activation,
+            x: n,
+            w: [gate.w, up.w],
+            y,
+            out: act,
+            rows,
+            outputs,
+            inputs,
+        });
     }
 
     /// `work.n = norm(x)`.

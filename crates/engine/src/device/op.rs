@@ -133,6 +133,18 @@ pub enum Op {
     Rope { x: Buf, table: Buf, positions: Buf, rows: usize, heads: usize, head_dim: usize, back: bool },
     /// `out = activation(gate) * up` (Shazeer, "GLU variants improve transformer").
     Glu { activation: Activation, gate: Buf, up: Buf, out: Buf },
+    /// `out[rows, outputs] = activation(x[rows, inputs] w[0]^T) * (x w[1]^T)`: [`Op::Linear`] twice and [`Op::Glu`], with their
+    /// bits. `y` is room for both products; what is there afterwards is not said.
+    LinearGlu {
+        activation: Activation,
+        x: Buf,
+        w: [Buf; 2],
+        y: [Buf; 2],
+        out: Buf,
+        rows: usize,
+        outputs: usize,
+        inputs: usize,
+    },
     /// `dgate`, `dup` of [`Op::Glu`] for the gradient `dout`.
     GluGrad { activation: Activation, gate: Buf, up: Buf, dout: Buf, dgate: Buf, dup: Buf },
 

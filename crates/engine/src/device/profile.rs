@@ -112,6 +112,7 @@ impl Op {
     fn extent(&self) -> Option<[usize; 3]> {
         match *self {
             Op::Linear { rows, outputs, inputs, .. }
+            | Op::LinearGlu { rows, outputs, inputs, .. }
             | Op::LinearInputGrad { rows, outputs, inputs, .. }
             | Op::LinearWeightGrad { rows, outputs, inputs, .. } => Some([rows, outputs, inputs]),
             _ => None,
@@ -132,6 +133,9 @@ impl Op {
             Op::Linear { w, rows, outputs, inputs, .. }
             | Op::LinearInputGrad { w, rows, outputs, inputs, .. } => {
                 product([rows, outputs, inputs], w.element(), size(w))
+            }
+            Op::LinearGlu { w: [gate, up], rows, outputs, inputs, .. } => {
+                product([rows, 2 * outputs, inputs], gate.element(), size(gate) + size(up))
             }
             Op::LinearWeightGrad { dw, rows, outputs, inputs, .. } => {
                 product([rows, outputs, inputs], Element::F32, size(dw))

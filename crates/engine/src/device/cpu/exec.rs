@@ -89,6 +89,11 @@ pub(super) fn run(cpu: &Cpu, op: Op) {
         Op::Glu { activation, gate, up, out } => {
             glu::forward(cpu, activation, cpu.f32(gate), cpu.f32(up), cpu.f32(out));
         }
+        Op::LinearGlu { activation, x, w, y, out, rows, outputs, inputs } => {
+            let (x, out, extent) = (cpu.f32(x), cpu.f32(out), Extent::dense(rows, outputs, inputs));
+            let (w, y) = (w.map(|w| cpu.matrix(w, outputs, inputs)), y.map(|y| cpu.f32(y)));
+            gemm::gated_linear(cpu, activation, x, w, y, out, extent);
+        }
         Op::GluGrad { activation, gate, up, dout, dgate, dup } => {
             let (gate, up, dout) = (cpu.f32(gate), cpu.f32(up), cpu.f32(dout));
             glu::backward(cpu, activation, gate, up, dout, cpu.f32(dgate), cpu.f32(dup));

@@ -49,11 +49,16 @@ unsafe fn glu_of<S: Simd>(activation: Activation, gate: Cells<f32>, up: Cells<f3
     for i in (0..len).step_by(S::LANES) {
         // SAFETY: all three are `len` long; `load` and `store` stay inside.
         unsafe {
-            let g = load::<S>(gate, i, len);
-            let s = logistic::<S>(inner::<S>(activation, g).0);
-            store::<S>(out, i, len, S::mul(S::mul(g, s), load::<S>(up, i, len)));
+            store::<S>(out, i, len, gated::<S>(activation, load::<S>(gate, i, len), load::<S>(up, i, len)));
         }
     }
+}
+
+/// `activation(gate) * up`.
+#[inline(always)]
+pub(super) fn gated<S: Simd>(activation: Activation, gate: S::V, up: S::V) -> S::V {
+    let s = logistic::<S>(inner::<S>(activation, gate).0);
+    S::mul(S::mul(gate, s), up)
 }
 
 kernel! {

@@ -8,8 +8,9 @@ use super::ints::{IntDots, dots_int4, dots_int8};
 use super::quantized::{Bits, Rows, quantize_row};
 use super::terms::{narrow, widen};
 use super::{Begin, Extent, Grid, Matrix, Quantized, ROW_BLOCK, chunks, tiled};
+use crate::device::Activation;
 use crate::device::cpu::cells::Cells;
-use crate::device::cpu::{Cpu, Level};
+use crate::device::cpu::{Cpu, Level, glu};
 use lathe_plan::QUANT_GROUP;
 
 /// The most terms whose lanes are summed apart: a block of five weights and one of five rows stay in the first-level
@@ -43,6 +44,28 @@ pub(in super::super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32
             }
         }
     });
+}
+
+/// `out = activation(x gate^T) * (x up^T)`; `y` is room for both products, which may stay as it is.
+pub(in super::super) fn gated_linear(
+    cpu: &Cpu,
+    activation: Activation,
+    x: Cells<f32>,
+    w: [Matrix; 2],
+    y: [Cells<f32>; 2],
+    out: Cells<f32>,
+    e: Extent,
+) {
+    let [gate, up] = w;
+    for w in w {
+        e.check(x.len(), out.len(), w.len());
+    }
+    if let (Some(fit), Matrix::BF16(gate), Matrix::BF16(up)) = (tiled::takes_gated(cpu, w, e), gate, up) {
+        return tiled::gated_linear(cpu, activation, x, [gate, up], out, e, fit);
+    }
+    linear(cpu, x, gate, y[0], e, Begin::Zero);
+    linear(cpu, x, up, y[1], e, Begin::Zero);
+    glu::forward(cpu, activation, y[0], y[1], out);
 }
 
 /// Rows of a task, with the weights.

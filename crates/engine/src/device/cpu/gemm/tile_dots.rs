@@ -61,18 +61,22 @@ unsafe fn dot_tiles<T: Tiles>(rows: usize, outputs: usize, t: TileDots) {
             let next = (outputs - some.end).min(2 * TILE);
             for k in chunks(0..t.terms, t.block) {
                 let first = if k.start == 0 { t.to.first } else { First::There };
+                let w = t.w.add(some.start * t.w_row + k.start);
+                let to = Place { first, ..t.to }.from(0, some.start);
                 let b = DotBlock {
                     rows,
                     outputs: some.len(),
                     next,
+                    skip: some.len(),
                     terms: k.len(),
-                    w: t.w.add(some.start * t.w_row + k.start),
+                    w: [w, w.wrapping_add(TILE * t.w_row)],
                     w_row: t.w_row,
                     done: k.start,
                     left: t.terms - k.start,
                     x: t.x.add(k.start / TILE_TERMS),
                     x_tiles,
-                    to: Place { first, ..t.to }.from(0, some.start),
+                    to,
+                    result: (to.y, to.y_row, some.len()),
                 };
                 if rows <= 2 * TILE {
                     b.begin(&mut tiles, None);
@@ -89,26 +93,30 @@ unsafe fn dot_tiles<T: Tiles>(rows: usize, outputs: usize, t: TileDots) {
 /// All rows with up to two tiles of outputs. The sums of up to two tiles of rows are in tiles 0 to 3; 4 and 5 are weights, 6
 /// and 7 rows.
 #[derive(Clone, Copy)]
-struct DotBlock {
-    rows: usize,
-    outputs: usize,
-    /// Outputs that come next.
-    next: usize,
-    terms: usize,
-    w: *const u16,
-    w_row: usize,
+pub(super) struct DotBlock {
+    pub rows: usize,
+    pub outputs: usize,
+    /// Outputs that come next, and rows of weights from each tile's to theirs.
+    pub next: usize,
+    pub skip: usize,
+    pub terms: usize,
+    /// Where each tile's weights begin.
+    pub w: [*const u16; 2],
+    pub w_row: usize,
     /// Terms of the outputs' rows before and from `w` on.
-    done: usize,
-    left: usize,
-    x: *const Block,
-    x_tiles: usize,
-    to: Place,
+    pub done: usize,
+    pub left: usize,
+    pub x: *const Block,
+    pub x_tiles: usize,
+    pub to: Place,
+    /// What waits for the sums, in memory: its first row, the distance to the next one, and numbers of each.
+    pub result: (*const f32, usize, usize),
 }
 
 impl DotBlock {
     /// Part by part of the chain, for all rows each.
     #[inline(always)]
-    unsafe fn parts<T: Tiles>(self, tiles: &mut T, near: *mut Block) {
+    pub(super) unsafe fn parts<T: Tiles>(self, tiles: &mut T, near: *mut Block) {
         let steps = self.terms.div_ceil(TILE_TERMS);
         let part = steps.div_ceil(steps.div_ceil(PART)) * TILE_TERMS;
         // SAFETY: the caller's, as in all below.
@@ -117,7 +125,8 @@ impl DotBlock {
             for k in chunks(0..self.terms, part) {
                 let x = self.x.add(k.start / TILE_TERMS);
                 let (done, left) = (self.done + k.start, self.left - k.start);
-                let b = DotBlock { terms: k.len(), w: self.w.add(k.start), done, left, x, ..self };
+                let w = [self.w[0].wrapping_add(k.start), self.w[1].wrapping_add(k.start)];
+                let b = DotBlock { terms: k.len(), w, done, left, x, ..self };
                 for first in (0..self.rows).step_by(2 * TILE) {
                     let sums = waiting.add(4 * (first / (2 * TILE)));
                     b.begin(tiles, (k.start > 0).then_some(sums.cast_const()));
@@ -146,13 +155,15 @@ impl DotBlock {
     fn read_ahead(self, k: usize) {
         let at = k + AHEAD * TILE_TERMS;
         let (from, rows) = match at.checked_sub(self.left) {
-            None => (self.w.wrapping_add(at), self.outputs),
-            Some(over) => {
-                (self.w.wrapping_add(self.outputs * self.w_row + over).wrapping_sub(self.done), self.next)
-            }
+            None => (at, self.outputs),
+            Some(over) => ((self.skip * self.w_row + over).wrapping_sub(self.done), self.next),
         };
-        for row in 0..rows {
-            prefetch_near(from.wrapping_add(row * self.w_row));
+        let [first, second] = self.w;
+        for row in 0..rows.min(TILE) {
+            prefetch_near(first.wrapping_add(from).wrapping_add(row * self.w_row));
+        }
+        for row in 0..rows.saturating_sub(TILE) {
+            prefetch_near(second.wrapping_add(from).wrapping_add(row * self.w_row));
         }
     }
 
@@ -161,8 +172,9 @@ impl DotBlock {
     #[inline(always)]
     fn result_ahead(self, first: usize, soon: bool) -> Ahead {
         let rows = if soon { (self.rows - first).min(2 * TILE) } else { 0 };
-        let row = self.to.from(first, 0).y.cast_const().cast();
-        Ahead::of(row, 4 * self.to.y_row, 4 * self.outputs, rows, 4 * TILE / PART + 1)
+        let (row, stride, numbers) = self.result;
+        let row = row.wrapping_add(first * stride).cast();
+        Ahead::of(row, 4 * stride, 4 * numbers, rows, 4 * TILE / PART + 1)
     }
 
     /// The sums as they stand; zeros where nothing is given.
@@ -204,7 +216,7 @@ impl DotBlock {
                 ahead.lines();
                 if FAR {
                     self.read_ahead(k);
-                    load_rows::<T, 4>(tiles, w.add(k), w_row, outputs, terms);
+                    load_rows::<T, 4>(tiles, w[0].add(k), w_row, outputs, terms);
                 } else {
                     tiles.load::<4>(near.add(2 * step).cast(), LINE);
                 }
@@ -219,7 +231,7 @@ impl DotBlock {
                 }
                 if two_outputs {
                     if FAR {
-                        load_rows::<T, 5>(tiles, w.add(TILE * w_row + k), w_row, outputs - TILE, terms);
+                        load_rows::<T, 5>(tiles, w[1].add(k), w_row, outputs - TILE, terms);
                     } else {
                         tiles.load::<5>(near.add(2 * step + 1).cast(), LINE);
                     }

@@ -5,10 +5,12 @@ use std::ops::Range;
 
 use super::quantized::Bits;
 use super::tile_dots::{TileDots, near_tiles, tile_dots};
+use super::tile_gated::{SUMS, TileGated, tile_gated};
 use super::tile_ints::{IntPanel, IntTileDots, pack_ints, tile_int4, tile_int8};
 use super::tile_pack::{TILE_TERMS, pack_pairs};
 use super::tile_sums::{First, Place};
 use super::{Begin, Extent, Matrix, Quantized, chunks};
+use crate::device::Activation;
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::simd::{Block, TILE};
 use crate::device::cpu::{Cpu, Level};
@@ -18,11 +20,13 @@ use lathe_plan::{PRODUCT_PANEL, PRODUCT_SCRATCH, QUANT_GROUP};
 pub(super) const ROWS: usize = 512;
 /// Outputs of a task are a multiple of this.
 pub(super) const OUTPUTS: usize = 2 * TILE;
+/// Fewer rows at a time would read the weights of a gated layer too often.
+const LEAST_GATED: usize = 128;
 /// The most terms that are summed apart.
 const MOST_TERMS: usize = 1024;
 
 const _: () = assert!(ROWS * MOST_TERMS / 2 <= PRODUCT_PANEL);
-const _: () = assert!(near_tiles(ROWS) * TILE * TILE <= PRODUCT_SCRATCH);
+const _: () = assert!(near_tiles(ROWS) * TILE * TILE + ROWS * SUMS <= PRODUCT_SCRATCH);
 
 /// Whether tiles take this weight at this level.
 pub(super) fn takes(level: Level, w: Matrix, inputs: usize) -> bool {
@@ -41,8 +45,7 @@ pub(super) fn takes(level: Level, w: Matrix, inputs: usize) -> bool {
 /// Tiles do not take this weight: a mistake of the caller.
 pub(super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32>, e: Extent, begin: Begin) {
     let grain = if matches!(w, Matrix::Int(_)) { QUANT_GROUP } else { 2 * TILE_TERMS };
-    // About equal blocks.
-    let block = e.inputs.div_ceil(e.inputs.div_ceil(MOST_TERMS)).next_multiple_of(grain);
+    let block = sum_block(e.inputs, grain);
     let panel = cpu.panel();
     for rows in chunks(0..e.rows, ROWS) {
         // Few rows fit as a whole, so that one pass goes through the weights.
@@ -57,6 +60,58 @@ pub(super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32>, e: Exte
             }
         }
     }
+}
+
+/// Rows that a gated layer of these weights takes at a time, with all of their terms in the panel; `None` where it does not pay.
+pub(super) fn takes_gated(cpu: &Cpu, w: [Matrix; 2], e: Extent) -> Option<usize> {
+    let [Matrix::BF16(_), Matrix::BF16(_)] = w else { return None };
+    let fit = (cpu.panel().len() / room(w[0], TILE, e.inputs.max(1)) * TILE).min(ROWS);
+    // Few rows leave little to save.
+    let many = e.rows > 2 * TILE && fit >= LEAST_GATED;
+    (takes(cpu.level, w[0], e.inputs) && many && e.outputs.is_multiple_of(TILE)).then_some(fit)
+}
+
+/// `out = activation(x gate^T) * (x up^T)`, for so many rows at a time.
+pub(super) fn gated_linear(
+    cpu: &Cpu,
+    activation: Activation,
+    x: Cells<f32>,
+    [gate, up]: [Cells<u16>; 2],
+    out: Cells<f32>,
+    e: Extent,
+    fit: usize,
+) {
+    let block = sum_block(e.inputs, 2 * TILE_TERMS);
+    for rows in chunks(0..e.rows, fit) {
+        let begin = Begin::Zero;
+        let part =
+            Part { rows: rows.clone(), terms: 0..e.inputs, block, panel: cpu.panel(), x, y: out, e, begin };
+        let panel = part.pack_pairs(cpu);
+        part.multiply(cpu, |level, outputs, scratch| {
+            let near = near_tiles(ROWS) * TILE * TILE;
+            let to = scratch.part(near..near + rows.len() * SUMS);
+            let first = outputs.start * e.inputs;
+            let t = TileDots {
+                terms: e.inputs,
+                block,
+                w: gate.part(first..gate.len()).ptr(),
+                w_row: e.inputs,
+                x: panel.ptr(),
+                to: Place { y: to.ptr_mut(), y_row: SUMS, first: First::Zero },
+                near: scratch.part(0..near).ptr_mut().cast(),
+            };
+            let up = up.part(first..up.len()).ptr();
+            let out = part.place(outputs.start).y;
+            let t = TileGated { gate: t, up, activation, out, out_row: e.y_stride };
+            // SAFETY: as in `pairs`.
+            unsafe { tile_gated(level, rows.len(), outputs.len(), t) };
+        });
+    }
+}
+
+/// Terms that are summed apart: about equal blocks.
+fn sum_block(inputs: usize, grain: usize) -> usize {
+    inputs.div_ceil(inputs.div_ceil(MOST_TERMS)).next_multiple_of(grain)
 }
 
 /// Elements of the panel that so many terms of these rows take.
@@ -81,15 +136,23 @@ struct Part {
 }
 
 impl Part {
-    /// The products with a bf16 weight.
-    fn pairs(&self, cpu: &Cpu, w: Cells<u16>) {
+    /// The rows as they meet bf16 weights.
+    fn pack_pairs(&self, cpu: &Cpu) -> Cells<Block> {
         let (e, terms) = (self.e, self.terms.len());
-        let panel = self.panel.part(0..room(Matrix::BF16(w), self.rows.len(), terms)).cast::<Block>();
+        let tiles = terms.div_ceil(TILE_TERMS);
+        let panel = self.panel.cast::<Block>().part(0..self.rows.len().div_ceil(TILE) * tiles);
         self.pack(cpu, |level, rows, x| {
-            let to = panel.part(rows.start / TILE * terms.div_ceil(TILE_TERMS)..panel.len());
+            let to = panel.part(rows.start / TILE * tiles..panel.len());
             // SAFETY: these rows' part of the panel is this task's; `check` saw that the rows exist.
             unsafe { pack_pairs(level, x, e.x_stride, rows.len(), terms, to.ptr_mut()) };
         });
+        panel
+    }
+
+    /// The products with a bf16 weight.
+    fn pairs(&self, cpu: &Cpu, w: Cells<u16>) {
+        let (e, terms) = (self.e, self.terms.len());
+        let panel = self.pack_pairs(cpu);
         self.multiply(cpu, |level, outputs, scratch| {
             let first = outputs.start * e.inputs + self.terms.start;
             let t = TileDots {
