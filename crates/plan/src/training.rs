@@ -360,5 +360,5 @@ fn thread_scratch(shape: &ModelShape) -> usize {
 
 /// Rows of logits held at a time: the full matrix of a long batch over a large vocabulary never exists.
 pub fn loss_chunk(shape: &ModelShape, tokens: usize) -> usize {
-    ((1 << 24) / shape.vocab).clamp(16, 512).min(tokens)
+    ((1 << 25) / shape.vocab).clamp(16, 512).min(tokens)
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::KEYS;
 use crate::device::cpu::gemm::TILE_TERMS;
-use crate::device::cpu::simd::{Block, Pairs, TILE, Tiles, pair_kernel, tile_kernel};
+use crate::device::cpu::simd::{Block, Pairs, TILE, Tiles, pair_kernel, prefetch_near, tile_kernel};
 
 /// Keys of one tile product.
 pub(super) const STEP: usize = 2 * TILE;
@@ -281,7 +281,7 @@ impl<S: Pairs> Column<S> {
 
 pair_kernel! {
     /// Rounds [`STEP`] keys and values, which begin at `rows` (zeros where there is none), and packs them: keys as they lie,
-    /// values turned.
+    /// values turned. Reads those that come `next` ahead: with few queries memory is what takes time.
     ///
     /// # Safety
     /// The rows exist; there is room for two rows of tiles of keys and one of values, which are nobody else's.
@@ -289,6 +289,7 @@ pair_kernel! {
         k: *const f32,
         v: *const f32,
         rows: &[Option<usize>; STEP],
+        next: &[Option<usize>; STEP],
         dim: usize,
         k_to: *mut Block,
         v_to: *mut Block,
@@ -300,6 +301,7 @@ unsafe fn pack_keys_and_values<S: Pairs>(
     k: *const f32,
     v: *const f32,
     rows: &[Option<usize>; STEP],
+    next: &[Option<usize>; STEP],
     dim: usize,
     k_to: *mut Block,
     v_to: *mut Block,
@@ -308,6 +310,12 @@ unsafe fn pack_keys_and_values<S: Pairs>(
     // SAFETY: the caller's.
     unsafe {
         for (i, &row) in rows.iter().enumerate() {
+            if let Some(next) = next[i] {
+                for column in (0..dim).step_by(TILE) {
+                    prefetch_near(k.wrapping_add(next + column));
+                    prefetch_near(v.wrapping_add(next + column));
+                }
+            }
             for step in 0..steps {
                 let tile = &mut *k_to.add(i / TILE * steps + step);
                 let to = tile[i % TILE].as_mut_ptr().cast::<u16>();

@@ -61,19 +61,21 @@ pub(super) unsafe fn attend(
         for start in (lowest / KEYS * KEYS..count).step_by(KEYS) {
             let chunk = start..(start + KEYS).min(count);
             let step_of = |key: usize| key / STEP * STEP;
+            let rows_of = |step: usize| -> [Option<usize>; STEP] {
+                std::array::from_fn(|i| {
+                    let at = step + i;
+                    let there = (lowest..count).contains(&at);
+                    there.then(|| (table[at / BLOCK] as usize + at % BLOCK) * stride + kv_head * dim)
+                })
+            };
+            let mut rows = rows_of(step_of(start.max(lowest)));
             for step in (step_of(start.max(lowest))..chunk.end).step_by(STEP) {
-                let row = |i: usize| {
-                    let position = step + i;
-                    let there = (lowest..count).contains(&position);
-                    there.then(|| {
-                        (table[position / BLOCK] as usize + position % BLOCK) * stride + kv_head * dim
-                    })
-                };
-                let rows: [_; STEP] = std::array::from_fn(row);
+                let next = rows_of(step + STEP);
                 let at = (step - start) / STEP;
                 let k_to = k.part(2 * at * steps..2 * (at + 1) * steps).ptr_mut();
                 let v_to = v.part(at * tall..(at + 1) * tall).ptr_mut();
-                pack_step(level, x.k.ptr(), x.v.ptr(), &rows, dim, k_to, v_to);
+                pack_step(level, x.k.ptr(), x.v.ptr(), &rows, &next, dim, k_to, v_to);
+                rows = next;
             }
             for query in 0..columns {
                 let seen = within(keys(query), &chunk);
