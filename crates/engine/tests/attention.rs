@@ -170,12 +170,24 @@ fn a_paged_cache_is_read_as_the_formula_says(
 
 #[rstest]
 fn the_gradient_is_its_formula(
-    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)] level: Level,
+    #[values(
+        (Level::Portable, false),
+        (Level::Avx2, false),
+        (Level::Avx512, false),
+        (Level::Avx512Bf16, true),
+        (Level::Amx, false),
+        (Level::Amx, true),
+        (Level::AmxEmulated, true)
+    )]
+    at: (Level, bool),
     #[values((None, None), (Some(1.5), None), (None, Some(3)), (Some(1.5), Some(270)))] kind: (
         Option<f32>,
         Option<usize>,
     ),
 ) {
+    let (level, bf16) = at;
+    // What the forward pass rounded is in `lse` and `out`.
+    let allowed = if bf16 && on_tiles(level) { 4e-3 } else { 1e-5 };
     let Some(mut cpu) = here(2, level) else { return };
     let (dim, starts) = (12usize, [0usize, 300, 309]);
     let (scale, (soft_cap, window)) = (0.25, kind);
@@ -209,7 +221,7 @@ fn the_gradient_is_its_formula(
         scale,
         soft_cap,
         window,
-        bf16: false,
+        bf16,
     };
     cpu.enqueue(Op::Attention(forward));
     cpu.enqueue(Op::AttentionGrad { forward, dout: dout_buf, dq, dk, dv });
@@ -245,6 +257,6 @@ fn the_gradient_is_its_formula(
         let square = |x: f64| x * x;
         let norm: f64 = expected.iter().map(|x| square(*x)).sum();
         let off: f64 = found.iter().zip(&expected).map(|(a, b)| square(f64::from(*a) - b)).sum();
-        assert!((off / norm).sqrt() < 1e-5, "{name}: off by {}", (off / norm).sqrt());
+        assert!((off / norm).sqrt() < allowed, "{name}: off by {}", (off / norm).sqrt());
     }
 }

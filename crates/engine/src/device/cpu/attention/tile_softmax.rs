@@ -279,33 +279,31 @@ impl<S: Pairs> Column<S> {
     }
 }
 
+/// [`STEP`] keys and values, and where they go.
+pub(super) struct Step {
+    pub k: *const f32,
+    pub v: *const f32,
+    /// Where each begins; zeros where there is none.
+    pub rows: [Option<usize>; STEP],
+    /// Those that come next, which are read ahead: with few queries memory is what takes time.
+    pub next: [Option<usize>; STEP],
+    /// Width of each.
+    pub dim: usize,
+    pub k_to: *mut Block,
+    pub v_to: *mut Block,
+}
+
 pair_kernel! {
-    /// Rounds [`STEP`] keys and values, which begin at `rows` (zeros where there is none), and packs them: keys as they lie,
-    /// values turned. Reads those that come `next` ahead: with few queries memory is what takes time.
+    /// Rounds keys and values and packs them: keys as they lie, values turned.
     ///
     /// # Safety
     /// The rows exist; there is room for two rows of tiles of keys and one of values, which are nobody else's.
-    pub(super) pack_step = pack_keys_and_values(
-        k: *const f32,
-        v: *const f32,
-        rows: &[Option<usize>; STEP],
-        next: &[Option<usize>; STEP],
-        dim: usize,
-        k_to: *mut Block,
-        v_to: *mut Block,
-    )
+    pub(super) pack_step = pack_keys_and_values(t: &Step)
 }
 
 #[inline(always)]
-unsafe fn pack_keys_and_values<S: Pairs>(
-    k: *const f32,
-    v: *const f32,
-    rows: &[Option<usize>; STEP],
-    next: &[Option<usize>; STEP],
-    dim: usize,
-    k_to: *mut Block,
-    v_to: *mut Block,
-) {
+unsafe fn pack_keys_and_values<S: Pairs>(t: &Step) {
+    let Step { k, v, rows, next, dim, k_to, v_to } = *t;
     let steps = dim.div_ceil(TILE_TERMS);
     // SAFETY: the caller's.
     unsafe {

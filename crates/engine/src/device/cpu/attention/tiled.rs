@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::forward::Rows;
-use super::tile_softmax::{Columns, STEP, finish, meet, pack_step};
+use super::tile_softmax::{Columns, STEP, Step, finish, meet, pack_step};
 use super::{Heads, KEYS, Scratch, within};
 use crate::device::cpu::Level;
 use crate::device::cpu::cells::Cells;
@@ -74,7 +74,8 @@ pub(super) unsafe fn attend(
                 let at = (step - start) / STEP;
                 let k_to = k.part(2 * at * steps..2 * (at + 1) * steps).ptr_mut();
                 let v_to = v.part(at * tall..(at + 1) * tall).ptr_mut();
-                pack_step(level, x.k.ptr(), x.v.ptr(), &rows, &next, dim, k_to, v_to);
+                let (k, v) = (x.k.ptr(), x.v.ptr());
+                pack_step(level, &Step { k, v, rows, next, dim, k_to, v_to });
                 rows = next;
             }
             for query in 0..columns {
