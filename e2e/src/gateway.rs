@@ -26,8 +26,6 @@ pub struct Gateway {
 pub struct Said {
     /// The HTTP status.
     pub status: u16,
-    /// The gateway's name of the request.
-    pub request_id: String,
     /// Whether it says when to ask again.
     pub retry_after: bool,
     /// All of it.
@@ -77,11 +75,9 @@ impl Gateway {
             request = request.bearer_auth(key);
         }
         let response = request.send().await?;
-        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         Ok(Said {
             status: response.status().as_u16(),
-            request_id: header("x-request-id").unwrap_or_default().to_owned(),
-            retry_after: header("retry-after").is_some(),
+            retry_after: response.headers().contains_key("retry-after"),
             body: response.text().await?,
         })
     }

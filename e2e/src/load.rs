@@ -1,6 +1,6 @@
 //! Clients that ask the gateway again and again, and what became of each request.
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,8 +54,7 @@ struct Shared {
     clients: Clients,
     /// The ids, and how often they were others before.
     models: Mutex<(usize, Vec<String>)>,
-    /// Clients of higher numbers stop.
-    active: AtomicUsize,
+    stop: AtomicBool,
     /// Of each client the question that waits for its answer, by the ids that were asked when it began.
     open: Mutex<Vec<Option<usize>>>,
     tally: Mutex<Tally>,
@@ -66,8 +65,8 @@ impl Load {
     #[must_use]
     pub fn start(clients: Clients, gateway: &Gateway, key: &str) -> Self {
         let (number, models) = (clients.number, Mutex::new((0, clients.models.clone())));
-        let (active, open) = (AtomicUsize::new(number), Mutex::new(vec![None; number]));
-        let shared = Arc::new(Shared { clients, models, active, open, tally: Mutex::default() });
+        let (stop, open) = (AtomicBool::new(false), Mutex::new(vec![None; number]));
+        let shared = Arc::new(Shared { clients, models, stop, open, tally: Mutex::default() });
         let client = |client| tokio::spawn(Arc::clone(&shared).ask(client, gateway.clone(), key.to_owned()));
         let clients = (0..number).map(client).collect();
         Self { shared, clients }
@@ -103,17 +102,12 @@ impl Load {
         .await
     }
 
-    /// Only the first `number` go on.
-    pub fn keep(&self, number: usize) {
-        self.shared.active.store(number, Ordering::Relaxed);
-    }
-
     /// Ends when all that is open is answered.
     ///
     /// # Errors
     /// A client panicked.
     pub async fn stop(self) -> Result<Tally> {
-        self.keep(0);
+        self.shared.stop.store(true, Ordering::Relaxed);
         futures::future::try_join_all(self.clients).await?;
         Ok(lock(&self.shared.tally).clone())
     }
@@ -122,7 +116,7 @@ impl Load {
 impl Shared {
     async fn ask(self: Arc<Self>, client: usize, gateway: Gateway, key: String) {
         for turn in client.. {
-            if self.active.load(Ordering::Relaxed) <= client {
+            if self.stop.load(Ordering::Relaxed) {
                 return;
             }
             let stream = turn % 2 == 0;
@@ -142,10 +136,16 @@ impl Shared {
 
     fn question(&self, client: usize, turn: usize, stream: bool) -> Value {
         let models = lock(&self.models);
-        let model = models.1.get(turn % models.1.len().max(1));
+        // Each of them streamed and not.
+        let model = models.1.get(turn / 2 % models.1.len().max(1));
         lock(&self.open)[client] = Some(models.0);
-        json!({"model": model, "stream": stream, "max_tokens": self.clients.tokens, "ignore_eos": true,
-            "messages": [{"role": "user", "content": format!("{client}: how much is the red lamp?")}]})
+        let mut question = json!({"model": model, "stream": stream, "max_tokens": self.clients.tokens,
+            "ignore_eos": true,
+            "messages": [{"role": "user", "content": format!("{client}: how much is the red lamp?")}]});
+        if stream {
+            question["stream_options"] = json!({"include_usage": true});
+        }
+        question
     }
 }
 
@@ -154,8 +154,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What became of one request.
+#[derive(Debug, PartialEq)]
 enum Outcome {
-    /// The answer's id.
+    /// The answer's id, which its worker gave it.
     Answered(String),
     Away,
     Broken(String),
@@ -164,18 +165,13 @@ enum Outcome {
 
 impl Outcome {
     fn of(said: &Said, stream: bool, tokens: u32) -> Self {
-        let id = said.request_id.clone();
         match (said.status, stream) {
-            (200, true) => match events(&said.body) {
-                Ok(true) => Outcome::Answered(id),
-                Ok(false) => Outcome::Broken(said.body.clone()),
-                Err(why) => Outcome::Lost(format!("{why}: {}", said.body)),
-            },
+            (200, true) => events(&said.body, tokens),
             (200, false) => {
                 let answer: Value = serde_json::from_str(&said.body).unwrap_or_default();
-                match answer["usage"]["completion_tokens"] == tokens {
-                    true => Outcome::Answered(id),
-                    false => Outcome::Lost(said.body.clone()),
+                match (answer["id"].as_str(), answer["usage"]["completion_tokens"] == tokens) {
+                    (Some(id), true) => Outcome::Answered(id.to_owned()),
+                    _ => Outcome::Lost(said.body.clone()),
                 }
             }
             (429, _) if said.retry_after => Outcome::Away,
@@ -184,28 +180,33 @@ impl Outcome {
     }
 }
 
-/// Whether a stream is a whole answer; false where it ends with an error.
-///
-/// # Errors
-/// It is neither.
-fn events(stream: &str) -> Result<bool, &'static str> {
+/// What a stream is: whole, ended by an error, or neither.
+fn events(stream: &str, tokens: u32) -> Outcome {
+    let lost = |why: &str| Outcome::Lost(format!("{why}: {stream}"));
     let mut events = stream.lines().filter_map(|line| line.strip_prefix("data: ")).peekable();
-    let (mut ends, mut finished) = (0, 0);
+    let (mut ends, mut finished, mut used, mut id) = (0, 0, false, None);
     while let Some(event) = events.next() {
         if event == "[DONE]" {
             ends += 1;
             continue;
         }
-        let event: Value = serde_json::from_str(event).map_err(|_| "an event is no JSON")?;
+        let Ok(event) = serde_json::from_str::<Value>(event) else { return lost("an event is no JSON") };
         if event["error"].is_object() {
-            return if events.peek().is_none() { Ok(false) } else { Err("something follows an error") };
+            return if events.peek().is_none() {
+                Outcome::Broken(stream.to_owned())
+            } else {
+                lost("something follows an error")
+            };
         }
         finished += u32::from(event["choices"][0]["finish_reason"].is_string());
+        used |= event["usage"]["completion_tokens"] == tokens;
+        id = id.or(event["id"].as_str().map(str::to_owned));
     }
-    match (ends, finished) {
-        (1, 1) => Ok(true),
-        (0, _) => Err("the stream has no end"),
-        _ => Err("the answer came twice"),
+    match (ends, finished, used, id) {
+        (1, 1, true, Some(id)) => Outcome::Answered(id),
+        (1, 1, ..) => lost("tokens are missing"),
+        (0, ..) => lost("the stream has no end"),
+        _ => lost("the answer came twice"),
     }
 }
 
@@ -227,27 +228,30 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
-    use super::events;
+    use super::{Outcome, events};
 
     #[test]
     fn a_stream_is_whole_broken_or_neither() {
-        let (token, last) = (
-            r#"data: {"choices":[{"finish_reason":null}]}"#,
-            r#"data: {"choices":[{"finish_reason":"length"}]}"#,
-        );
+        let token = r#"data: {"id":"a","choices":[{"finish_reason":null}]}"#;
+        let last = r#"data: {"id":"a","choices":[{"finish_reason":"length"}]}"#;
+        let usage = r#"data: {"id":"a","choices":[],"usage":{"completion_tokens":2}}"#;
         let (done, error) = ("data: [DONE]", r#"data: {"error":{"message":"lost"}}"#);
-        let of = |lines: &[&str]| events(&lines.join("\n\n"));
-        assert_eq!(of(&[": waits", token, last, done]), Ok(true));
-        assert_eq!(of(&[token, error]), Ok(false));
-        for lines in [
-            &[token, last][..],
-            &[token, done],
+        let of = |lines: &[&str]| events(&lines.join("\n\n"), 2);
+        assert_eq!(of(&[": waits", token, last, usage, done]), Outcome::Answered("a".to_owned()));
+        assert!(matches!(of(&[token, error]), Outcome::Broken(_)));
+        let fewer = usage.replace('2', "1");
+        let lost: [&[&str]; 8] = [
+            &[token, last, usage],
+            &[token, usage, done],
             &[error, token],
-            &[last, done, last, done],
+            &[token, last, done],
+            &[token, last, &fewer, done],
+            &[last, usage, done, last, done],
             &["data: x"],
             &[],
-        ] {
-            assert!(of(lines).is_err(), "{lines:?}");
+        ];
+        for lines in lost {
+            assert!(matches!(of(lines), Outcome::Lost(_)), "{lines:?}");
         }
     }
 }

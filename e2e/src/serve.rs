@@ -1,10 +1,12 @@
 //! Asking an InferenceService as its clients do.
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Service;
-use kube::Api;
+use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
-use crate::{Session, quickstart};
+use crate::{Session, quickstart, tune};
 
 /// The quick-start's service with these adapters, one replica on half a core, which answers without a key.
 ///
@@ -79,4 +81,25 @@ pub async fn post_as(
     }
     let response = request.send().await?;
     Ok((response.status().as_u16(), response.text().await?))
+}
+
+/// Requests that each replica has answered, by its own count.
+///
+/// # Errors
+/// The API server does not answer.
+pub async fn answered(session: &Session) -> Result<BTreeMap<String, f64>> {
+    let pods = tune::pods(session, "lathe.dev/task=serve").await?;
+    let mut all = BTreeMap::new();
+    for pod in pods {
+        let Some(ip) = pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()) else { continue };
+        let metrics = match reqwest::get(format!("http://{ip}:8081/metrics")).await {
+            Ok(answer) => answer.text().await.unwrap_or_default(),
+            // It does not listen yet.
+            Err(_) => String::new(),
+        };
+        let ours = metrics.lines().filter(|line| line.starts_with("vllm:request_success_total{"));
+        let counts = ours.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        all.insert(pod.name_any(), counts.sum());
+    }
+    Ok(all)
 }

@@ -15,7 +15,7 @@ use lathe_e2e::{
     install, kubectl,
     load::{Clients, Load, Tally},
     machine, poll, quickstart,
-    serve::service,
+    serve::{answered, service},
     tune,
 };
 use serde_json::{Value, json};
@@ -49,6 +49,10 @@ async fn story(session: &Session) -> Result<()> {
     let load = Load::start(clients(CLIENTS, Duration::ZERO), &gateway, &key);
 
     step("three replicas", &load, until_replicas(session, REPLICAS)).await?;
+    // Nobody is gone yet, so what replicas did can be told: each request once.
+    let done: f64 = answered(session).await?.values().sum();
+    let known = load.tally().answered + load.open() as u64;
+    ensure!(done <= known as f64, "replicas gave {done} answers to {known} requests");
     step("rolling update", &load, rolled(session, &json!({"serving": {"maxSequences": 12}}))).await?;
     step("other adapters", &load, other_adapters(session, &load, &first["spec"]["source"])).await?;
     step("a drained node", &load, drained(session)).await?;

@@ -11,7 +11,7 @@ use lathe_e2e::{
     install,
     load::{Clients, Load, Tally},
     poll,
-    serve::service,
+    serve::{answered, service},
     tune,
 };
 use serde_json::{Value, json};
@@ -118,22 +118,4 @@ async fn decided(session: &Session, reason: &str) -> Result<()> {
             .is_some_and(|all| all.iter().any(|one| one["reason"] == reason))
     };
     session.until("InferenceService", "shop", &format!("no decision for {reason}"), among).await.map(drop)
-}
-
-/// Requests that each replica has answered, by its own count.
-async fn answered(session: &Session) -> Result<BTreeMap<String, f64>> {
-    let pods = tune::pods(session, "lathe.dev/task=serve").await?;
-    let mut all = BTreeMap::new();
-    for pod in pods {
-        let Some(ip) = pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()) else { continue };
-        let metrics = match reqwest::get(format!("http://{ip}:8081/metrics")).await {
-            Ok(answer) => answer.text().await.unwrap_or_default(),
-            // It does not listen yet.
-            Err(_) => String::new(),
-        };
-        let ours = metrics.lines().filter(|line| line.starts_with("vllm:request_success_total{"));
-        let counts = ours.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
-        all.insert(pod.name_any(), counts.sum());
-    }
-    Ok(all)
 }

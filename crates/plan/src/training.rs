@@ -346,11 +346,12 @@ pub const PRODUCT_SCRATCH: usize = 1 << 16;
 pub const PRODUCT_PANEL: usize = 1 << 18;
 
 /// Elements of scratch per thread: blocks of a product, or of attention (for each query two chunks of scores, four
-/// vectors, and some numbers), or of attention on tiles (for each query a vector, one of half the size and some numbers, a chunk
+/// vectors, and some numbers; and a chunk of keys), or of attention on tiles (for each query a vector, one of half the size and some numbers, a chunk
 /// of both keys and values in half the size, and one and a half of scores of two tiles).
 fn thread_scratch(shape: &ModelShape) -> usize {
     let group = shape.heads / shape.kv_heads;
     let vectors = ATTENTION_QUERIES.max(group) * (2 * ATTENTION_KEYS + 4 * shape.head_dim + 4);
+    let vectors = vectors + ATTENTION_KEYS * shape.head_dim;
     let (queries, width) = (ATTENTION_TILE_QUERIES.max(group), shape.head_dim.next_multiple_of(32));
     let queries = queries.next_multiple_of(32);
     let tiles = queries * (width * 3 / 2 + 4) + ATTENTION_KEYS * (width + 48);

@@ -14,6 +14,8 @@ use crate::{images, paths, ui};
 /// Tests of xtask itself that start clusters and registries, or compile all of Lathe once more.
 pub const OF_XTASK: [&str; 3] = ["push", "lifecycle", REPRODUCIBLE];
 const REPRODUCIBLE: &str = "reproducible";
+/// Those that take longest, the longest first.
+const LONGEST: [&str; 5] = ["disturbances", TWO_NODES, "bad_input", "install", "lifecycle"];
 /// The one that drains a node.
 const TWO_NODES: &str = "front_door";
 const CONTROL_PLANE: &str = "control_plane";
@@ -59,7 +61,12 @@ pub fn e2e(programs: &[TestProgram]) -> Result<()> {
     let folder = paths::cache()?.join("images");
     let built = images::build(images::REGISTRY)?;
     let archives = built.iter().map(|image| images::write(image, &folder)).collect::<Result<Vec<_>>>()?;
-    let queue = Mutex::new(in_order(programs));
+    let queue = in_order(programs);
+    let known = LONGEST.iter().chain(OF_XTASK.iter().filter(|name| **name != REPRODUCIBLE));
+    for name in known {
+        ensure!(queue.iter().any(|program| program.name == *name), "there is no test program {name}");
+    }
+    let queue = Mutex::new(queue);
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let cluster = |name: String, nodes: u32, tests: &dyn Fn(&Cluster) -> Result<()>| {
         with_cluster(&toolchain::KUBERNETES, &cluster::Options { name, nodes, fleet: 0 }, |cluster| {
@@ -101,7 +108,6 @@ pub fn e2e(programs: &[TestProgram]) -> Result<()> {
 
 /// What the e2e layer runs; what takes longest begins first, so that both clusters are done at about the same time.
 fn in_order(programs: &[TestProgram]) -> VecDeque<&TestProgram> {
-    const LONGEST: [&str; 5] = ["disturbances", TWO_NODES, "bad_input", "install", "lifecycle"];
     let rank = |program: &&TestProgram| LONGEST.iter().position(|name| *name == program.name);
     let mut all: Vec<_> = programs.iter().filter(|program| is_own(program) || is_e2e(program)).collect();
     all.sort_by_key(|program| rank(program).unwrap_or(LONGEST.len()));

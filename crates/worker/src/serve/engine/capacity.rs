@@ -1,7 +1,7 @@
 //! How many tokens a second this replica can read and write, measured as it starts.
 //!
 //! It is measured while nobody asks for anything: a replica is ready before it knows, a request waits for one step of the
-//! measurement at most, and a measurement that was broken off begins anew. Each part takes a second or, where a step takes
+//! measurement at most, and a measurement that was broken off goes on later. Each part takes a second or, where a step takes
 //! longer than that, one step. Only whole steps count, by the clock on the wall: so a limit on processor time, which stops
 //! all threads for a part of every tenth of a second, is in the figures.
 //!
@@ -28,7 +28,7 @@ pub const PAUSE: Duration = Duration::from_secs(1);
 /// How long silence is waited for before the measurement goes by pieces, and how much time is the clients' between two of them.
 const SILENCE: Duration = Duration::from_secs(10);
 const BETWEEN: Duration = Duration::from_secs(1);
-/// A piece, and so what a request waits for it.
+/// A piece, to the end of its last step: so long a request waits for it.
 const PIECE: Duration = Duration::from_millis(250);
 /// Time for each of the two parts.
 const TIME: Duration = Duration::from_secs(1);
@@ -97,18 +97,10 @@ impl Measurement {
         };
         let figures = self.course.did(tokens, took);
         if figures.is_some() {
-            self.stop(generator);
+            self.pause(generator);
         }
         let sequences = self.sequences as u32;
         Ok(figures.map(|(prompt, generation)| ReplicaCapacity { prompt, generation, sequences }))
-    }
-
-    /// Takes its sequences out of the engine; the next step begins anew.
-    pub fn stop(&mut self, generator: &mut Generator) {
-        if self.under_way {
-            self.pause(generator);
-            self.course = Course::new(self.course.longest);
-        }
     }
 
     /// Takes its sequences out of the engine; the next step goes on where this one was.
@@ -287,6 +279,18 @@ mod tests {
         assert!(longest.is_some_and(|longest| longest.abs_diff(length) <= 1), "{longest:?}");
         // Two seconds, what comes before them, and the steps that were begun before their end.
         assert!(took < 2.0 + 2.0 * 1.6 + 3.0, "{took} s");
+    }
+
+    #[test]
+    fn pieces_are_due_after_silence_was_waited_for_and_leave_time_between() {
+        let begun = Instant::now();
+        let at = |seconds: f64| begun + Duration::from_secs_f64(seconds);
+        let mut pieces = Pieces::new(begun);
+        assert_eq!(pieces.end(at(9.9)), None);
+        assert_eq!(pieces.end(at(10.5)), Some(at(10.75)));
+        pieces.ended(at(11.0));
+        assert_eq!(pieces.end(at(11.9)), None);
+        assert_eq!(pieces.end(at(12.0)), Some(at(12.25)));
     }
 
     #[test]

@@ -75,9 +75,12 @@ impl Round {
         self.tell();
         while self.take_commands(commands) {
             self.forget_gone();
-            let alive = self.measure_a_piece();
+            // What waits goes to the engine only once that is known to be whole.
+            if !self.measure_a_piece() {
+                self = self.rebuild()?;
+            }
             self.fill();
-            if !alive || !self.step() {
+            if !self.step() {
                 self = self.rebuild()?;
             }
             self.tell();
@@ -116,7 +119,7 @@ impl Round {
 
     fn obey(&mut self, command: Command) {
         if let Some(measurement) = &mut self.measurement {
-            measurement.stop(&mut self.generator);
+            measurement.pause(&mut self.generator);
         }
         match command {
             Command::Generate(job) => self.queue.push_back(job),
@@ -238,7 +241,7 @@ impl Round {
             Ok(Ok(Some(capacity))) => self.setup.load.can(self.learner.measured(capacity)),
             Ok(Err(error)) => {
                 tracing::error!(?error, "the capacity could not be measured");
-                measurement.stop(generator);
+                measurement.pause(generator);
             }
             Err(_) => {}
         }

@@ -170,7 +170,7 @@ fn a_measurement_that_is_broken_off_leaves_nothing_behind() {
             assert_eq!(measurement.step(&mut generator).expect("a step"), None);
         }
         assert!(measurement.is_under_way());
-        measurement.stop(&mut generator);
+        measurement.pause(&mut generator);
         let left = generator.capacity();
         assert_eq!((left.free_blocks, generator.idle()), (left.total_blocks, true));
     }

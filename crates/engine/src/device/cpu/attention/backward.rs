@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::softmax::{capped, harden, product, scaled};
-use super::{Heads, KEYS, QUERIES, Scratch, within};
+use super::{Heads, KEYS, QUERIES, Scratch, on_tiles, within};
 use crate::device::Attention;
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::gemm::{Dots, Outer, dots, outer};
@@ -23,6 +23,8 @@ struct Rows<'a> {
     dv: Cells<f32>,
     heads: Heads,
     a: &'a Attention,
+    /// The forward pass rounded queries and keys.
+    rounded: bool,
 }
 
 /// `dq`, `dk`, `dv`: threads split sequences and key heads, so that each sum runs in the order of rows.
@@ -42,7 +44,8 @@ pub(in super::super) fn backward(
     assert!([k, v, dk, dv].iter().all(|x| x.len() >= a.rows * kv_dim));
     // SAFETY: nobody writes the batch's numbers while an operation runs.
     let starts = unsafe { cpu.u32(a.starts).part(0..a.sequences + 1).read() };
-    let x = Rows { q, k, v, out, lse, dout, dq, dk, dv, heads, a };
+    let rounded = on_tiles(cpu, a);
+    let x = Rows { q, k, v, out, lse, dout, dq, dk, dv, heads, a, rounded };
     cpu.run(a.sequences * a.kv_heads, |level, task, scratch| {
         let (sequence, kv_head) = (task / a.kv_heads, task % a.kv_heads);
         let rows = starts[sequence] as usize..starts[sequence + 1] as usize;
@@ -82,11 +85,15 @@ unsafe fn attend_back(
         (scratch.take(queries * dim), scratch.take(queries * dim), scratch.take(queries * dim));
     let (scores, grads) = (scratch.take(queries * KEYS), scratch.take(queries * KEYS));
     let deltas = scratch.take(queries);
+    let near = scratch.take(if x.rounded { KEYS * dim } else { 0 });
     x.heads.gather(x.q, rows.clone(), kv_head, x.a.scale, q);
     x.heads.gather(x.dout, rows.clone(), kv_head, 1.0, dout);
     // SAFETY: scratch is this thread's; all rows of the sequence up to the block's last exist; the rest is the caller's.
     unsafe {
         dq.write().fill(0.0);
+        if x.rounded {
+            round(q.write());
+        }
         for query in 0..queries {
             let out = x.out.part(x.heads.query(rows.start + query / group, kv_head));
             let (dout, out) =
@@ -101,10 +108,23 @@ unsafe fn attend_back(
         for start in (seen(rows.start).start..count).step_by(KEYS) {
             let keys = KEYS.min(count - start);
             let at = (first + start) * stride + kv_head * dim;
-            for (a, b, c) in [(q, x.k, scores), (dout, x.v, grads)] {
+            // `lse` is of the scores as they were: of other ones `p` would not add up to 1, and what all keys have in common
+            // would not cancel out in `dq`.
+            let (k, k_row) = match x.rounded {
+                true => {
+                    for key in 0..keys {
+                        let to = near.part(key * dim..(key + 1) * dim).write();
+                        to.copy_from_slice(x.k.part(at + key * stride..at + key * stride + dim).read());
+                    }
+                    round(near.part(0..keys * dim).write());
+                    (near.ptr(), dim)
+                }
+                false => (x.k.ptr().add(at), stride),
+            };
+            for (a, b, b_row, c) in [(q, k, k_row, scores), (dout, x.v.ptr().add(at), stride, grads)] {
                 c.write().fill(0.0);
-                let (a, b, c) = (a.ptr(), b.ptr().add(at), c.ptr_mut());
-                let t = Dots { k: dim, block: dim, a, a_row: dim, b, b_row: stride, c, c_row: KEYS };
+                let (a, c) = (a.ptr(), c.ptr_mut());
+                let t = Dots { k: dim, block: dim, a, a_row: dim, b, b_row, c, c_row: KEYS };
                 dots(level, queries, keys, t);
             }
             for query in 0..queries {
@@ -121,13 +141,40 @@ unsafe fn attend_back(
                 let t = Outer { k: queries, a, a_row: 1, a_k: KEYS, b, b_row: dim, c, c_row: stride };
                 outer(level, keys, dim, t);
             }
-            let (a, b, c) = (grads.ptr(), x.k.ptr().add(at), dq.ptr_mut());
-            let t = Outer { k: keys, a, a_row: KEYS, a_k: 1, b, b_row: stride, c, c_row: dim };
+            let (a, c) = (grads.ptr(), dq.ptr_mut());
+            let t = Outer { k: keys, a, a_row: KEYS, a_k: 1, b: k, b_row: k_row, c, c_row: dim };
             outer(level, queries, dim, t);
         }
         for (i, row) in rows.enumerate() {
             let to = x.dq.part(x.heads.query(row, kv_head));
             scaled(level, dq.part(i * group * dim..(i + 1) * group * dim), x.a.scale, to);
+        }
+    }
+}
+
+/// Rounds to bf16, to the nearest and of two to the even one, as tiles take their operands.
+fn round(x: &mut [f32]) {
+    for x in x {
+        let bits = x.to_bits();
+        let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+        // No number stays none.
+        *x = if x.is_nan() { *x } else { f32::from_bits(nearest) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::round;
+
+    #[test]
+    fn rounding_is_that_of_bf16() {
+        let bits = (0..=u32::MAX).step_by(4099);
+        for mut x in bits.map(f32::from_bits) {
+            let expected = bf16::from_f32(x).to_f32();
+            round(std::slice::from_mut(&mut x));
+            assert!(x == expected || x.is_nan() && expected.is_nan(), "{x} {expected}");
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::softmax::{capped, scaled, soften};
-use super::{Heads, KEYS, QUERIES, Scratch, TILE_QUERIES, runs, tiled, within};
+use super::{Heads, KEYS, QUERIES, Scratch, TILE_QUERIES, on_tiles, runs, tiled, within};
 use crate::device::Attention;
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::gemm::{Dots, Outer, dots, outer};
@@ -41,7 +41,7 @@ pub(in super::super) fn forward(cpu: &Cpu, a: &Attention) {
     let slots = rows.k.len() / (a.kv_heads * a.head_dim);
     assert!(rows.v.len() >= slots * a.kv_heads * a.head_dim);
     // Fewer rows a task where there would be too few tasks for all threads.
-    let tiles = a.bf16 && cpu.level.has_tiles();
+    let tiles = on_tiles(cpu, a);
     let most = heads.rows(if tiles { TILE_QUERIES } else { QUERIES });
     let block = (a.rows * a.kv_heads / (4 * cpu.pool_threads())).clamp(1, most);
     let blocks = a.rows.div_ceil(block);

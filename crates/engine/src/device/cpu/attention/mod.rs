@@ -19,9 +19,16 @@ use lathe_plan::{
     ATTENTION_KEYS as KEYS, ATTENTION_QUERIES as QUERIES, ATTENTION_TILE_QUERIES as TILE_QUERIES, BLOCK,
 };
 
+use super::Cpu;
 use super::cells::Cells;
+use crate::device::Attention;
 pub(super) use backward::backward;
 pub(super) use forward::forward;
+
+/// Whether queries, keys, weights and values are rounded to bf16 and meet in tiles.
+fn on_tiles(cpu: &Cpu, a: &Attention) -> bool {
+    a.bf16 && cpu.level.has_tiles()
+}
 
 /// Heads of a batch's queries and keys.
 #[derive(Clone, Copy)]
