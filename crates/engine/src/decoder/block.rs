@@ -64,7 +64,8 @@ impl Block<'_> {
     fn gated(&self, dev: &mut dyn Device, n: Buf, act: Buf, kept: &Kept) {
         let (activation, y) = (Activation::Silu, [kept.gate, kept.up]);
         let both = [Target::Gate, Target::Up];
-        let adapted = |target: Target| self.lora.slots[target as usize].is_some();
+        let slots = |target: Target| self.lora.slots[target as usize].iter().flat_map(|slots| slots.iter());
+        let adapted = |target| slots(target).any(|slot| slot.rank > 0);
         if kept.lse.is_some() || both.into_iter().any(adapted) {
             self.linear(dev, Target::Gate, n, kept.gate, Start::Zero, kept);
             self.linear(dev, Target::Up, n, kept.up, Start::Zero, kept);
