@@ -185,7 +185,7 @@ fn a_measurement_in_pieces_comes_to_an_end_and_is_nobodys_trouble() {
     let setup = setup(vec![]);
     let model = Model::load(&shape(), Precision::F32, &RandomWeights::new(&shape(), 7), 1).expect("a model");
     let mut generator = Generator::new(model, &setup.plan).expect("a generator");
-    let mut answer = |generator: &mut Generator| -> Vec<u32> {
+    let answer = |generator: &mut Generator| -> Vec<u32> {
         generator.add_sequence(1, &[1, 2, 3], None, warm_up::GREEDY, 4).expect("taken");
         std::iter::from_fn(|| (!generator.idle()).then(|| generator.step().expect("a step")))
             .flatten()
