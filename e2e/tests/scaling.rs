@@ -1,10 +1,8 @@
 //! Replicas that follow token throughput on a real node, with nothing else installed: from zero by one request that is held, up
 //! under load, back to one, to zero, and no request lost on the way.
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use kube::ResourceExt as _;
 use lathe_e2e::{
     Session, condition,
     gateway::{Gateway, forget_keys, key, question},
