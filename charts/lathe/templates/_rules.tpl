@@ -17,10 +17,10 @@
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
-# Serving runs as a Deployment.
+# Serving runs as a Deployment; that of a revision that is tried goes when it has held its gates, or has not.
 - apiGroups: [apps]
   resources: [deployments]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
 # Why a pod does not run, its address for the control channel, its last words.
 - apiGroups: [""]
   resources: [pods]

@@ -1,5 +1,6 @@
 //! `InferenceService`: a model and its adapters behind an OpenAI-compatible endpoint.
 mod autoscaling;
+mod rollout;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -10,6 +11,10 @@ use crate::{NameRef, PlanStatus, PodOverrides, conditions, wording};
 pub use autoscaling::{
     Autoscaling, CapacityStatus, DecisionStatus, MAX_DECISION_MESSAGE, MAX_DECISIONS, MAX_REPLICAS,
     ScalingBlock, ScalingMemory, ScalingPeak, ScalingStatus,
+};
+pub use rollout::{
+    EndedStatus, MAX_ROLLOUT_MESSAGE, RevisionsStatus, Rollout, RolloutGate, RolloutMetric, RolloutPhase,
+    RolloutStatus, RolloutStep, RolloutStrategy,
 };
 
 /// A model and its adapters behind an OpenAI-compatible endpoint.
@@ -34,6 +39,9 @@ pub use autoscaling::{
 #[x_kube(validation = Rule::new("!has(self.autoscaling) || !has(self.access) || self.access != 'Direct' || !has(self.autoscaling.minReplicas) || self.autoscaling.minReplicas >= 1")
     .message("`minReplicas` must be at least 1 with `access: Direct`, where nobody holds a request until a replica is awake")
     .field_path(".autoscaling.minReplicas"))]
+#[x_kube(validation = Rule::new("!has(self.rollout) || !has(self.rollout.strategy) || self.rollout.strategy != 'Canary' || !has(self.access) || self.access != 'Direct'")
+    .message("`strategy` must not be Canary with `access: Direct`, where nobody shares requests out between two revisions")
+    .field_path(".rollout.strategy"))]
 pub struct InferenceServiceSpec {
     /// Base Model. Changing it is a roll-out.
     pub model_ref: NameRef,
@@ -58,6 +66,9 @@ pub struct InferenceServiceSpec {
     /// (`gateway.enabled` of the chart). Direct: every pod of the cluster, without a key. Changing it is a roll-out.
     #[serde(default)]
     pub access: Access,
+    /// How running replicas are replaced where the spec changes what they are made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
     /// What a user may say about the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodOverrides>,
@@ -185,6 +196,12 @@ pub struct InferenceServiceStatus {
     /// Notes of the scaler, with `autoscaling`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<ScalingStatus>,
+    /// Revisions that run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revisions: Option<RevisionsStatus>,
+    /// Notes of the roll-out, with `strategy: Canary`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
     /// Every choice that Lathe made, with the memory table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanStatus>,

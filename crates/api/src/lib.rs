@@ -29,9 +29,11 @@ pub use finetune::{
     Trainable, TrainingSpec,
 };
 pub use inference::{
-    Access, Autoscaling, CapacityStatus, DecisionStatus, InferenceService, InferenceServiceSpec,
-    InferenceServiceStatus, MAX_DECISION_MESSAGE, MAX_DECISIONS, MAX_REPLICAS, ScalingBlock, ScalingMemory,
-    ScalingPeak, ScalingStatus, ServeAccelerator, ServingSpec, ThroughputStatus, WeightPrecision,
+    Access, Autoscaling, CapacityStatus, DecisionStatus, EndedStatus, InferenceService, InferenceServiceSpec,
+    InferenceServiceStatus, MAX_DECISION_MESSAGE, MAX_DECISIONS, MAX_REPLICAS, MAX_ROLLOUT_MESSAGE,
+    RevisionsStatus, Rollout, RolloutGate, RolloutMetric, RolloutPhase, RolloutStatus, RolloutStep,
+    RolloutStrategy, ScalingBlock, ScalingMemory, ScalingPeak, ScalingStatus, ServeAccelerator, ServingSpec,
+    ThroughputStatus, WeightPrecision,
 };
 pub use model::{
     DerivedFrom, LicenseSpec, Model, ModelSpec, ModelStatus, ReclaimPolicy, ScoreStatus, ShapeStatus,

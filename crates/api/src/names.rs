@@ -12,6 +12,10 @@ pub const LABEL_KIND: &str = "lathe.dev/kind";
 pub const LABEL_NAME: &str = "lathe.dev/name";
 /// Label: what a pod does (`train`, `serve`, `inspect`, `check-data`).
 pub const LABEL_TASK: &str = "lathe.dev/task";
+/// Label of a pod beside those of its service: [`CANDIDATE`] where its revision is tried and may not stay.
+pub const LABEL_TRACK: &str = "lathe.dev/track";
+/// Value of [`LABEL_TRACK`], and the hostname of such pods, which an EndpointSlice tells with each endpoint.
+pub const CANDIDATE: &str = "candidate";
 /// PersistentVolumeClaim for results and checkpoints where no destination is named.
 pub const ARTIFACTS_CLAIM: &str = "lathe-artifacts";
 
@@ -51,12 +55,23 @@ pub fn serve(service: &str) -> String {
     format!("{service}-serve")
 }
 
+/// Deployment of an InferenceService's candidate, beside that of its stable revision.
+#[must_use]
+pub fn candidate(service: &str) -> String {
+    format!("{service}-{CANDIDATE}")
+}
+
+/// A revision's short name: the beginning of its checksum, as in the name of its ConfigMap.
+#[must_use]
+pub fn revision(checksum: &str) -> String {
+    checksum.chars().take(10).collect()
+}
+
 /// ConfigMap with the contract of an InferenceService's pods of one revision, which `checksum` tells from all others: a roll-out
 /// changes nothing under the pods that run.
 #[must_use]
 pub fn serve_contract(service: &str, checksum: &str) -> String {
-    let revision: String = checksum.chars().take(10).collect();
-    format!("{}-{revision}", contract(&serve(service)))
+    format!("{}-{}", contract(&serve(service)), revision(checksum))
 }
 
 /// `base` + `suffix` in at most 63 characters: a longer base is cut and told apart by a hash of the whole.

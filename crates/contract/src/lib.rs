@@ -30,8 +30,8 @@ pub use task::{
 };
 pub use token::{Claims, Scope, Signer, TOKEN_LIFETIME, TokenError, Verifier};
 pub use traffic::{
-    Flow, MAX_TRAFFIC_BYTES, ServiceTraffic, TRAFFIC_AUDIENCE, TRAFFIC_PATH, TRAFFIC_SECONDS, Traffic,
-    TrafficQuery,
+    Ended, Flow, MAX_REVISION_BYTES, MAX_REVISIONS, MAX_TRAFFIC_BYTES, RevisionOutcome, ServiceTraffic,
+    TRAFFIC_AUDIENCE, TRAFFIC_PATH, TRAFFIC_SECONDS, Traffic, TrafficQuery,
 };
 pub use usage::{USAGE_HEADER, Usage};
 

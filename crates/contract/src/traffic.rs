@@ -14,6 +14,10 @@ pub const TRAFFIC_PATH: &str = "/v1/traffic";
 pub const TRAFFIC_AUDIENCE: &str = "lathe-gateway";
 /// Seconds that a gateway remembers.
 pub const TRAFFIC_SECONDS: u64 = 120;
+/// Revisions of a service that are told apart in one second: the stable one and its candidate, and as many more while those change.
+pub const MAX_REVISIONS: usize = 4;
+/// Longest name of a revision, in bytes.
+pub const MAX_REVISION_BYTES: usize = 32;
 /// Longest report: some thousand services in the first answer, tens of thousands in those after it.
 pub const MAX_TRAFFIC_BYTES: usize = 32 << 20;
 
@@ -53,6 +57,56 @@ pub struct ServiceTraffic {
     pub held: u64,
     /// What a replica of it can do, as one said with its last answer.
     pub capacity: Option<ReplicaCapacity>,
+    /// How requests ended, by revision, while a candidate has a share of them: in the seconds that are told, in their order, at most
+    /// [`MAX_REVISIONS`] of each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outcomes: Vec<RevisionOutcome>,
+}
+
+/// How the requests ended that one revision answered in one second.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RevisionOutcome {
+    /// Seconds before [`Traffic::second`]; 0 is that second.
+    pub back: u64,
+    /// The revision's name.
+    pub revision: String,
+    /// The counts.
+    #[serde(flatten)]
+    pub ended: Ended,
+}
+
+/// Requests that ended. Those that were refused for want of room are not among them, nor those that no replica had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Ended {
+    /// Requests.
+    pub requests: u64,
+    /// Of them, those with an error of the server, and those whose replica was lost, also where another one answered then.
+    pub errors: u64,
+    /// Streamed answers that had a first token.
+    pub streams: u64,
+    /// Milliseconds from when the replica was asked to the first token, summed over `streams`.
+    pub first_token_ms: u64,
+    /// Tokens of `streams` after the first.
+    pub tokens: u64,
+    /// Milliseconds in which they came.
+    pub decode_ms: u64,
+}
+
+impl Ended {
+    /// The sum of both; nothing that anybody says goes beyond what can be counted.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            requests: self.requests.saturating_add(other.requests),
+            errors: self.errors.saturating_add(other.errors),
+            streams: self.streams.saturating_add(other.streams),
+            first_token_ms: self.first_token_ms.saturating_add(other.first_token_ms),
+            tokens: self.tokens.saturating_add(other.tokens),
+            decode_ms: self.decode_ms.saturating_add(other.decode_ms),
+        }
+    }
 }
 
 /// One second.
@@ -88,6 +142,8 @@ impl Traffic {
         for service in &mut traffic.services {
             let surplus = service.seconds.len().saturating_sub(TRAFFIC_SECONDS as usize);
             service.seconds.drain(..surplus);
+            service.outcomes.retain(|outcome| outcome.revision.len() <= MAX_REVISION_BYTES);
+            service.outcomes.truncate(TRAFFIC_SECONDS as usize * MAX_REVISIONS);
         }
         Ok(traffic)
     }
@@ -102,12 +158,16 @@ mod tests {
         let flow = Flow { arrived: 1, running: 0.5, ..Flow::default() };
         let mut seconds = vec![Flow::default(); TRAFFIC_SECONDS as usize + 3];
         seconds.push(flow);
-        let service = ServiceTraffic { uid: "u".into(), seconds, held: 2, capacity: None };
+        let ended = Ended { requests: 3, errors: 1, ..Ended::default() };
+        let outcome = |revision: String| RevisionOutcome { back: 2, revision, ended };
+        let outcomes = vec![outcome("x".repeat(33)), outcome("abc".into())];
+        let service = ServiceTraffic { uid: "u".into(), seconds, held: 2, capacity: None, outcomes };
         let told = Traffic { instance: "i".into(), second: 500, services: vec![service] };
         let read = Traffic::parse(&serde_json::to_vec(&told).expect("json")).expect("agreed");
         assert_eq!(read.services[0].seconds.len(), TRAFFIC_SECONDS as usize);
         assert_eq!(read.services[0].seconds.last(), Some(&flow));
         assert_eq!((read.second, read.services[0].held), (500, 2));
+        assert_eq!(read.services[0].outcomes, [outcome("abc".into())]);
         assert!(matches!(Traffic::parse(b"{}"), Err(ReportError::Malformed(_))));
         let long = vec![b' '; MAX_TRAFFIC_BYTES + 1];
         assert!(matches!(Traffic::parse(&long), Err(ReportError::TooLong { .. })));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::http::HeaderValue;
-use lathe_contract::Usage;
+use lathe_contract::{Ended, Usage};
 use lathe_telemetry::opentelemetry::KeyValue;
 use lathe_telemetry::opentelemetry::trace::{Span as _, SpanContext, Status};
 use lathe_telemetry::{Operation, RequestTrace, Span, genai};
@@ -87,7 +87,11 @@ pub struct Account {
     /// Of what flows to the model's service.
     flow: Share,
     replica: Option<SocketAddr>,
+    /// When it was asked.
+    sent: Instant,
     first_byte: Option<Instant>,
+    /// Of a stream: when its first and its last token came, as far as can be seen here.
+    tokens: Option<(Instant, Instant)>,
     /// Of the answer that the client got, and whose it is; `None`: it left before.
     status: Option<(u16, By)>,
     usage: Option<Usage>,
@@ -97,6 +101,8 @@ pub struct Account {
     open: bool,
     /// The span of asking `replica`.
     hop: Option<Span>,
+    /// The answer's end was lost with its replica.
+    broken: bool,
 }
 
 /// OpenTelemetry and nginx have no status for a client that left; nginx's own log says 499.
@@ -111,15 +117,18 @@ impl Account {
         Self {
             balance: books.balances.of(&asked.model.service.uid),
             flow: Share::of(books.flows.of(&asked.model.service.uid)),
+            sent: asked.arrived,
             books,
             asked,
             replica: None,
             first_byte: None,
+            tokens: None,
             status: None,
             usage: None,
             pieces: 0,
             open: false,
             hop: None,
+            broken: false,
         }
     }
 
@@ -128,6 +137,12 @@ impl Account {
         if let Some(before) = std::mem::replace(&mut self.replica, replica) {
             self.balance.with(|balance| balance.release(before, self.asked.estimate.total()));
         }
+        self.sent = Instant::now();
+    }
+
+    /// This replica was lost with it, before an answer.
+    pub fn loses(&self, replica: SocketAddr) {
+        self.ended(replica, Ended { requests: 1, errors: 1, ..Ended::default() });
     }
 
     /// Asks a replica in the request's trace; `None`: it has none.
@@ -169,9 +184,14 @@ impl Account {
     }
 
     /// A piece of the answer's body goes to the client; a worker writes about one for each token of a stream.
-    pub fn sends(&mut self) {
+    pub fn sends(&mut self, piece: &[u8]) {
         self.pieces += 1;
         self.first_byte.get_or_insert_with(Instant::now);
+        let compared = self.open && self.asked.model.service.canary.is_some();
+        if compared && (self.tokens.is_some() || has_token(piece)) {
+            let now = Instant::now();
+            self.tokens = Some((self.tokens.map_or(now, |(first, _)| first), now));
+        }
         if self.open && self.usage.is_none() {
             self.flow.took(self.seen());
         }
@@ -184,7 +204,7 @@ impl Account {
 
     /// The replica was lost in the middle of the answer.
     pub fn breaks(&mut self) {
-        self.open = false;
+        (self.open, self.broken) = (false, true);
         self.books.metrics.broken("replica");
         self.asked.trace.iter().for_each(|trace| trace.fails("upstream_failed"));
     }
@@ -219,6 +239,33 @@ impl Account {
         self.asked.estimate.total()
     }
 
+    /// Tells how it ended at a replica, where two revisions are compared.
+    fn ended(&self, replica: SocketAddr, ended: Ended) {
+        let service = &self.asked.model.service;
+        let (Some(canary), Some(candidate)) = (&service.canary, service.is_candidate(replica)) else {
+            return;
+        };
+        let revision = if candidate { &canary.candidate } else { &canary.stable };
+        self.flow.ended(revision, ended);
+        self.books.metrics.canary.ended(service, candidate, ended);
+    }
+
+    /// How its answer ended: a client's own errors are none of the replica's.
+    fn outcome(&self, usage: Option<Usage>) -> Option<Ended> {
+        let (status, _) = self.status.filter(|(_, by)| *by == By::Replica)?;
+        let failed = self.broken || status >= 500;
+        let ended = Ended { requests: 1, errors: failed.into(), ..Ended::default() };
+        let Some((first, last)) = self.tokens.filter(|_| !failed) else { return Some(ended) };
+        let millis = |from: Instant, to: Instant| to.saturating_duration_since(from).as_millis() as u64;
+        Some(Ended {
+            streams: 1,
+            first_token_ms: millis(self.sent, first),
+            tokens: usage.map_or(self.pieces, |usage| usage.completion).saturating_sub(1),
+            decode_ms: millis(first, last),
+            ..ended
+        })
+    }
+
     /// What it has taken as far as can be seen here.
     fn seen(&self) -> Usage {
         Usage { completion: self.pieces, ..self.asked.estimate }
@@ -239,6 +286,9 @@ impl Drop for Account {
     fn drop(&mut self) {
         let (status, by) = self.status.unwrap_or((CLIENT_LEFT, By::Client));
         let (usage, estimated) = self.used(status);
+        if let Some((replica, ended)) = self.replica.zip(self.outcome(usage)) {
+            self.ended(replica, ended);
+        }
         self.asks(None);
         let Books { balances: _, quotas, flows: _, metrics, usage_log: _ } = &*self.books;
         if self.open {
@@ -266,6 +316,12 @@ impl Drop for Account {
         }
         metrics.in_flight.dec();
     }
+}
+
+/// Whether a stream's piece has a token: neither a comment while the answer waits, nor chat's opening, whose text is empty.
+fn has_token(piece: &[u8]) -> bool {
+    const NO_TEXT: &[u8] = br#""content":"""#;
+    !piece.starts_with(b":") && !piece.windows(NO_TEXT.len()).any(|part| part == NO_TEXT)
 }
 
 impl Account {

@@ -148,6 +148,11 @@ impl Balance {
         Some(chosen)
     }
 
+    /// Whether anybody of `replicas` is not left alone.
+    pub fn has_open(&self, replicas: &[SocketAddr], now: Instant) -> bool {
+        replicas.iter().any(|replica| !self.state(replica).rests(now))
+    }
+
     /// Chooses among `ready` a replica with less to do than `full`, which had no room, and charges it with `tokens`.
     pub fn roomier(
         &mut self,
@@ -262,13 +267,21 @@ pub fn key(service: &str, model: &str, beginning: &[u8]) -> u64 {
     hash(0xcbf2_9ce4_8422_2325, parts.into_iter().flatten())
 }
 
+/// A key that more belongs to.
+pub fn with(key: u64, more: &[u8]) -> u64 {
+    hash(key, [b"\0", more].into_iter().flatten())
+}
+
 fn weight(key: u64, replica: &SocketAddr) -> u64 {
     let of_ip = match replica.ip() {
         IpAddr::V4(ip) => hash(key, &ip.octets()),
         IpAddr::V6(ip) => hash(key, &ip.octets()),
     };
-    // FNV alone leaves neighbours in order; the end of splitmix64 mixes them.
-    let mut z = hash(of_ip, &replica.port().to_be_bytes());
+    mixed(hash(of_ip, &replica.port().to_be_bytes()))
+}
+
+/// FNV alone leaves neighbours in order; the end of splitmix64 mixes them.
+pub fn mixed(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

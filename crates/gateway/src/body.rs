@@ -60,6 +60,8 @@ pub struct Question {
     pub estimate: Usage,
     /// Whether the answer is asked for in pieces, as it comes.
     pub stream: bool,
+    /// For whom the client asks, as OpenAI's `user` says it.
+    pub user: Option<String>,
 }
 
 /// `null` is the same as absence; a field that stands twice is refused, as the worker does.
@@ -77,6 +79,8 @@ struct Fields<'a> {
     max_completion_tokens: Option<&'a RawValue>,
     #[serde(borrow)]
     stream: Option<&'a RawValue>,
+    #[serde(borrow)]
+    user: Option<&'a RawValue>,
 }
 
 impl Question {
@@ -126,7 +130,9 @@ impl Question {
         let beginning = if beginning.is_empty() { Bytes::new() } else { body.slice_ref(beginning) };
         let model_at = place(&body, raw.get());
         let stream = fields.stream.is_some_and(|raw| raw.get() == "true");
-        Ok(Self { model, beginning, estimate, stream, model_at, body })
+        // Whatever else it is says nothing of whom.
+        let user = fields.user.and_then(|raw| serde_json::from_str(raw.get()).ok());
+        Ok(Self { model, beginning, estimate, stream, user, model_at, body })
     }
 
     /// The body with another model's name; every other byte is as it came.
@@ -265,6 +271,14 @@ mod tests {
     #[case::nothing(r#""max_tokens":0"#, 1)]
     fn what_a_request_will_take(#[case] fields: &str, #[case] tokens: u64) {
         assert_eq!(parse(&format!(r#"{{"model":"m",{fields}}}"#)).unwrap().estimate.total(), tokens);
+    }
+
+    #[rstest]
+    #[case::nobody("{\"model\":\"m\"}", None)]
+    #[case::somebody("{\"model\":\"m\",\"user\":\"a\\u0062\"}", Some("ab"))]
+    #[case::nonsense("{\"model\":\"m\",\"user\":7}", None)]
+    fn whom_the_client_asks_for(#[case] body: &str, #[case] user: Option<&str>) {
+        assert_eq!(parse(body).unwrap().user.as_deref(), user);
     }
 
     #[tokio::test]

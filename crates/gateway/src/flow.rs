@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lathe_contract::{MAX_TRAFFIC_BYTES, ServiceTraffic, TRAFFIC_SECONDS, Traffic};
+use lathe_contract::{MAX_REVISIONS, MAX_TRAFFIC_BYTES, ServiceTraffic, TRAFFIC_SECONDS, Traffic};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval_at};
 
@@ -28,6 +28,8 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Longest JSON of one second, and of a service beside its seconds.
 const LINE_BYTES: usize = 192;
 const SERVICE_BYTES: usize = 512;
+/// Of [`LINE_BYTES`], as many are as long as one second of one revision.
+const OUTCOME_LINES: usize = 2;
 
 /// The services that something flows to.
 #[derive(Debug)]
@@ -69,6 +71,7 @@ impl Flows {
         }
         self.lock().retain(|uid, Service { counts, seconds }| {
             seconds.close(before + 1..=second, counts.take(), standing(uid));
+            seconds.end(second, counts.take_ended());
             // Requests that are open hold it.
             !seconds.are_silent_after(0) || Arc::strong_count(counts) > 1
         });
@@ -86,7 +89,8 @@ impl Flows {
     fn since(&self, after: u64, held: &HashMap<String, u64>) -> Traffic {
         let services = self.lock();
         let second = *self.second.borrow();
-        let fits = MAX_TRAFFIC_BYTES / services.len().max(1);
+        let compared = services.values().filter(|service| service.seconds.have_outcomes()).count();
+        let fits = MAX_TRAFFIC_BYTES / (services.len() + compared * OUTCOME_LINES * MAX_REVISIONS).max(1);
         let fits = (fits.saturating_sub(SERVICE_BYTES) / LINE_BYTES).max(1) as u64;
         let after = after.max(second.saturating_sub(TRAFFIC_SECONDS.min(fits)));
         let told = services.iter().filter_map(|(uid, service)| {
@@ -97,6 +101,7 @@ impl Flows {
                 seconds: service.seconds.after(after, second),
                 held,
                 capacity: service.counts.capacity(),
+                outcomes: service.seconds.outcomes(after, second),
             })
         });
         Traffic { instance: self.instance.clone(), second, services: told.collect() }

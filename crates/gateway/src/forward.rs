@@ -25,6 +25,7 @@ use crate::error::ApiError;
 use crate::flow::ReplicaLoad;
 use crate::headers;
 use crate::relay::error_event;
+use crate::table::Sides;
 use crate::tokens::Tokens;
 
 /// The body of a replica's answer.
@@ -139,18 +140,25 @@ impl Forwarder {
         Self { client, tokens }
     }
 
-    /// Asks one of `ready`, and another one where that one does nothing.
-    pub async fn attempt(
-        &self,
-        account: &mut Account,
-        outgoing: &Outgoing,
-        ready: Vec<SocketAddr>,
-    ) -> Attempt {
+    /// Asks one of a request's own side, another one where that one does nothing, and one of the other side where none is left.
+    pub async fn attempt(&self, account: &mut Account, outgoing: &Outgoing, sides: Sides) -> Attempt {
         let (model, balance, metrics) = account.parts();
         let ask = Ask { key: outgoing.key, tokens: account.estimate(), slots: model.service.slots };
-        let mut untried = ready;
+        let Sides { own: mut untried, mut other } = sides;
+        // A side that rests as a whole is asked last.
+        if !other.is_empty() && !balance.with(|b| b.has_open(&untried, Instant::now())) {
+            std::mem::swap(&mut untried, &mut other);
+        }
+        let choose = |untried: &mut Vec<SocketAddr>, other: &mut Vec<SocketAddr>, now| {
+            balance.with(|b| {
+                b.choose(untried, ask, now).or_else(|| {
+                    *untried = std::mem::take(other);
+                    b.choose(untried, ask, now)
+                })
+            })
+        };
         let mut tries = Tries::default();
-        let mut next = balance.with(|b| b.choose(&untried, ask, Instant::now()));
+        let mut next = choose(&mut untried, &mut other, Instant::now());
         let mut last = None;
         while let Some(replica) = next {
             account.asks(Some(replica));
@@ -181,6 +189,7 @@ impl Forwarder {
                     return Attempt::Later(Why::Unavailable, Reply::Said(kept));
                 }
                 Asked::Silent => {
+                    account.loses(replica);
                     balance.with(|b| b.failed(replica, now));
                     return Attempt::Over(Reply::Own(ApiError::upstream_timeout()));
                 }
@@ -190,21 +199,30 @@ impl Forwarder {
                         Some((Why::Full, _)) => None,
                         _ => balance.with(|b| b.roomier(&untried, replica, ask.tokens, now)),
                     };
+                    if next.is_none() && !other.is_empty() {
+                        untried.clear();
+                        next = choose(&mut untried, &mut other, now);
+                    }
                     last = Some((Why::Full, Reply::Said(kept)));
                     "full"
                 }
                 Asked::Drains(kept) => {
                     balance.with(|b| b.drains(replica, now));
                     last.get_or_insert((Why::Nobody, Reply::Said(kept)));
-                    next = balance.with(|b| b.choose(&untried, ask, now));
+                    next = choose(&mut untried, &mut other, now);
                     "drain"
                 }
                 Asked::Lost(why) => {
                     tracing::debug!(%replica, ?why, "a replica was lost before it answered");
+                    account.loses(replica);
                     balance.with(|b| b.failed(replica, now));
+                    // What killed one of a revision is not given to the next of it.
+                    if why == Loss::Reset && !other.is_empty() {
+                        untried = std::mem::take(&mut other);
+                    }
                     last.get_or_insert((Why::Nobody, Reply::Own(ApiError::upstream_failed())));
                     next = match tries.another(why, now.saturating_duration_since(sent)) {
-                        true => balance.with(|b| b.choose(&untried, ask, now)),
+                        true => choose(&mut untried, &mut other, now),
                         false => None,
                     };
                     why.label()

@@ -1,5 +1,4 @@
 //! The port that clients ask: OpenAI's routes, and nothing on it without being let in but the page's own files.
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +16,7 @@ use serde_json::{Value, json};
 use crate::account::{Account, Asked, Books};
 use crate::balance;
 use crate::body::{Endpoint, Question};
+use crate::canary::User;
 use crate::discovery::Cluster;
 use crate::error::{ApiError, Headers};
 use crate::forward::Outgoing;
@@ -25,7 +25,7 @@ use crate::keys::{Auth, Caller};
 use crate::limits::Now;
 use crate::page;
 use crate::places::Places;
-use crate::table::{Model, Table};
+use crate::table::{Model, Sides, Table};
 
 /// What the port's handlers share.
 #[derive(Debug)]
@@ -63,15 +63,22 @@ impl Gateway {
         table.ok_or_else(|| ApiError::unavailable("starting", "The gateway is starting; ask again."))
     }
 
-    /// The model of this name, and its pods that take requests: none where it may be waited for.
-    fn who_answers(&self, caller: &Caller, name: &str) -> Result<(Arc<Model>, Vec<SocketAddr>), ApiError> {
+    /// The model that is asked, and its pods that take requests: none where it may be waited for.
+    fn who_answers(&self, caller: &Caller, question: &Question) -> Result<(Arc<Model>, Sides), ApiError> {
         let table = self.table()?;
-        let model = answering(caller, &table, name)?;
-        let ready: Vec<_> = model.service.ready().collect();
-        if ready.is_empty() && !self.asker.holds().may_wait(&model.service, tokio::time::Instant::now()) {
+        let model = answering(caller, &table, &question.model)?;
+        let user = User {
+            key: caller.shares_as().map(|key| &**key),
+            named: question.user.as_deref(),
+            beginning: &question.beginning,
+        };
+        let sides = model.service.sides(user);
+        if sides == Sides::default()
+            && !self.asker.holds().may_wait(&model.service, tokio::time::Instant::now())
+        {
             return Err(ApiError::no_replica(&model.id()));
         }
-        Ok((Arc::clone(model), ready))
+        Ok((Arc::clone(model), sides))
     }
 }
 
@@ -156,8 +163,8 @@ async fn answer(
     let trace = request.extensions_mut().remove::<RequestTrace>();
     let came = Came { arrived, trace: trace.clone() };
     match prepare(&gateway, caller, endpoint, request, came).await {
-        Ok(Prepared { asking, ready, limits }) => {
-            let mut response = gateway.asker.answer(asking, ready).await;
+        Ok(Prepared { asking, sides, limits }) => {
+            let mut response = gateway.asker.answer(asking, sides).await;
             response.headers_mut().extend(limits);
             response
         }
@@ -182,7 +189,7 @@ struct Came {
 /// A request that may go to a replica.
 struct Prepared {
     asking: Asking,
-    ready: Vec<SocketAddr>,
+    sides: Sides,
     /// What is left to the key.
     limits: Headers,
 }
@@ -202,8 +209,8 @@ async fn prepare(
     let body = read_body(&parts.headers, body, MAX_BODY, |bytes| room.hold(bytes)).await?;
     room.hold(body.len())?;
     let question = Question::read(body, endpoint).await?;
-    let found = gateway.who_answers(&caller, &question.model);
-    let (model, ready) = found.inspect_err(|error| {
+    let found = gateway.who_answers(&caller, &question);
+    let (model, sides) = found.inspect_err(|error| {
         if error.status == StatusCode::SERVICE_UNAVAILABLE {
             gateway.books.quotas.give_back(&caller.key, month);
         }
@@ -226,7 +233,7 @@ async fn prepare(
     let estimate = question.estimate;
     let asked = Asked { id, caller, model, estimate, month, arrived, trace, _place: place };
     let account = Account::open(books, asked);
-    Ok(Prepared { asking: Asking { account, outgoing, _room: room }, ready, limits })
+    Ok(Prepared { asking: Asking { account, outgoing, _room: room }, sides, limits })
 }
 
 fn answering<'a>(caller: &Caller, table: &'a Table, name: &str) -> Result<&'a Arc<Model>, ApiError> {

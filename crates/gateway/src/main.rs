@@ -25,6 +25,7 @@ mod account;
 mod balance;
 mod body;
 mod bucket;
+mod canary;
 mod cost;
 mod counts;
 mod discovery;

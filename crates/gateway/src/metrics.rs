@@ -12,10 +12,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+mod canary;
 mod hold;
 
 use crate::account::By;
 use crate::table::Model;
+pub use canary::CanaryMetrics;
 pub use hold::HoldMetrics;
 
 /// What the gateway counts.
@@ -46,6 +48,8 @@ pub struct Metrics {
     seen: Mutex<HashMap<Asked, Seen>>,
     /// Of requests that wait for a replica.
     pub hold: HoldMetrics,
+    /// Of services whose revisions are compared.
+    pub canary: CanaryMetrics,
     /// Keys that are in force.
     pub keys: Gauge<i64, AtomicI64>,
     month_tokens: Family<Key, Gauge<i64, AtomicI64>>,
@@ -148,6 +152,7 @@ impl Default for Metrics {
             usage_lines_lost: Counter::default(),
             seen: Mutex::default(),
             hold: HoldMetrics::default(),
+            canary: CanaryMetrics::default(),
             keys: Gauge::default(),
             month_tokens: Family::default(),
             month_budget: Family::default(),
@@ -228,6 +233,7 @@ impl Metrics {
             self.usage_lines_lost.clone(),
         );
         self.hold.register(registry);
+        self.canary.register(registry);
         registry.register("keys", "Keys that are in force", self.keys.clone());
         registry.register(
             "key_month_tokens",
@@ -343,6 +349,7 @@ impl Metrics {
             }
             let Asked { key: _, namespace, model, adapter: _ } = asked;
             if !seen.keys().any(|other| other.namespace == namespace && other.model == model) {
+                self.canary.forget(&namespace, &model);
                 let named = Named { namespace, model };
                 self.first_byte.remove(&named);
                 self.duration.remove(&named);
@@ -410,6 +417,7 @@ mod recorded;
 
 #[cfg(test)]
 mod tests {
+    use lathe_contract::Ended;
     use serde_json::json;
 
     use super::*;
@@ -492,6 +500,10 @@ mod tests {
         metrics.of_budget("batch", 950_000, 1_000_000);
         metrics.hold.begins();
         metrics.hold.ends(Duration::from_secs(7), true);
+        for (candidate, errors) in [(false, 0), (true, 0), (true, 1)] {
+            let ended = Ended { requests: 1, errors, ..Ended::default() };
+            metrics.canary.ended(&table.get("team-a", "support").unwrap().service, candidate, ended);
+        }
         recorded::hold("gateway.txt", &metrics.text().unwrap());
     }
 }

@@ -69,7 +69,7 @@ impl Relay {
 
     /// A piece that came.
     fn passes(&mut self, data: &Bytes) {
-        self.account.sends();
+        self.account.sends(data);
         self.end = data.iter().rev().take(2).rev().fold(self.end, |[_, last], byte| [last, *byte]);
     }
 

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::{EndpointPort, EndpointSlice};
 use kube::{Resource as _, ResourceExt as _};
+use lathe_api::names::CANDIDATE;
 use lathe_api::{InferenceService, InferenceServiceSpec};
 
+use crate::canary::{Canary, User};
 use crate::cost::Cost;
 
 /// The label by which an EndpointSlice names its Service; a service's Service has the service's own name.
@@ -55,6 +57,8 @@ pub struct Service {
     pub told: bool,
     /// What its tokens cost, where that is known.
     pub cost: Option<Cost>,
+    /// Two revisions that share its users; `None`: there is one, or nobody is sent to the other yet.
+    pub canary: Option<Canary>,
     /// Its pods.
     pub endpoints: Vec<Endpoint>,
 }
@@ -81,6 +85,8 @@ pub struct Endpoint {
     pub serving: bool,
     /// It is going.
     pub terminating: bool,
+    /// Its revision is tried and may not stay.
+    pub candidate: bool,
 }
 
 impl Model {
@@ -101,10 +107,42 @@ impl Model {
 }
 
 impl Service {
-    /// The pods that may be given something new.
+    /// The pods that may be given something new: those of the stable revision, or where it has none, the candidate's.
     pub fn ready(&self) -> impl Iterator<Item = SocketAddr> {
-        self.endpoints.iter().filter(|e| e.ready && e.serving && !e.terminating).map(|e| e.address)
+        let stable = self.open().any(|endpoint| !endpoint.candidate);
+        self.open().filter(move |endpoint| !(stable && endpoint.candidate)).map(|endpoint| endpoint.address)
     }
+
+    /// The pods that may be given something new of this user's: those of his revision, and those of the other, for where none of his
+    /// is left.
+    pub fn sides(&self, user: User<'_>) -> Sides {
+        let Some(canary) = &self.canary else {
+            return Sides { own: self.ready().collect(), other: Vec::new() };
+        };
+        let takes = canary.takes(&self.uid, user);
+        let (own, other): (Vec<_>, Vec<_>) = self.open().partition(|endpoint| endpoint.candidate == takes);
+        let addresses = |side: Vec<&Endpoint>| side.into_iter().map(|endpoint| endpoint.address).collect();
+        Sides { own: addresses(own), other: addresses(other) }
+    }
+
+    /// Whether the pod at this address is the candidate's, while it shares the users; `None`: it does not, or the pod is not known.
+    pub fn is_candidate(&self, address: SocketAddr) -> Option<bool> {
+        self.canary.as_ref()?;
+        self.endpoints.iter().find(|endpoint| endpoint.address == address).map(|endpoint| endpoint.candidate)
+    }
+
+    fn open(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().filter(|e| e.ready && e.serving && !e.terminating)
+    }
+}
+
+/// Pods that may be given a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sides {
+    /// Asked first.
+    pub own: Vec<SocketAddr>,
+    /// Asked where none of those is left: no request is lost with a revision.
+    pub other: Vec<SocketAddr>,
 }
 
 impl Table {
@@ -138,6 +176,7 @@ impl Table {
                 scale: Scale::of(&object.spec),
                 told: !answering.is_empty(),
                 cost: object.status.as_ref().and_then(|s| Cost::parse(s.cost_per_million_tokens.as_ref()?)),
+                canary: Canary::of(object),
                 endpoints,
             });
             table.services.insert(uid, Arc::clone(&service));
@@ -217,7 +256,8 @@ fn endpoints<'a>(
             let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
             let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
             let address = SocketAddr::new(ip, port);
-            let seen = Endpoint { address, ready, serving, terminating };
+            let candidate = endpoint.hostname.as_deref() == Some(CANDIDATE);
+            let seen = Endpoint { address, ready, serving, terminating, candidate };
             // While a pod moves between slices it stands in two; the one that takes requests is the newer word.
             of_service
                 .entry(address)

@@ -1,5 +1,6 @@
 //! The gateway on real sockets: clients on one side, replicas that misbehave on the other.
 mod browser;
+mod canary;
 mod clients;
 mod collector;
 mod failures;

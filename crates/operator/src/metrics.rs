@@ -16,6 +16,7 @@ pub struct Metrics {
     failures: Family<Failure, Counter>,
     seconds: Family<Kind, Histogram>,
     leader: Gauge,
+    rollouts: Family<Outcome, Counter>,
     /// Those of scaling.
     pub scaling: ScalingMetrics,
 }
@@ -29,6 +30,11 @@ struct Kind {
 struct Failure {
     kind: &'static str,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
 }
 
 impl Default for Metrics {
@@ -50,8 +56,10 @@ impl Default for Metrics {
             "1 while this replica works, 0 while it waits for the lease",
             leader.clone(),
         );
+        let rollouts = Family::<Outcome, Counter>::default();
+        registry.register("rollouts", "Candidates that were tried, by what came of it", rollouts.clone());
         let scaling = ScalingMetrics::register(&mut registry);
-        Self { registry, reconciles, failures, seconds, leader, scaling }
+        Self { registry, reconciles, failures, seconds, leader, rollouts, scaling }
     }
 }
 
@@ -65,6 +73,12 @@ impl Metrics {
     /// Counts a failure.
     pub fn failed(&self, kind: &'static str, reason: &'static str) {
         self.failures.get_or_create(&Failure { kind, reason }).inc();
+    }
+
+    /// A candidate has held its gates, or has not.
+    pub fn rolled_out(&self, promoted: bool) {
+        let outcome = if promoted { "promoted" } else { "failed" };
+        self.rollouts.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// This replica works from now on.
@@ -126,6 +140,7 @@ mod tests {
             };
             metrics.scaling.decided(("team-a", "support"), &decision, &replicas, &policy);
         }
+        [true, false].iter().for_each(|promoted| metrics.rolled_out(*promoted));
         [true, false].iter().for_each(|answered| metrics.scaling.asked(*answered));
         recorded::hold("operator.txt", &metrics.text().expect("text"));
     }

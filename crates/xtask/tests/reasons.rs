@@ -18,7 +18,7 @@ const OTHERS: &[&str] = &[
     "InferenceService Ingress List Method Model Optimizer PersistentVolumeClaim Ready RolledOut Rows ScalingActive Schedule Seed",
     "Steps Succeeded Targets Text Tokens",
     // Values of Kubernetes' objects, and what its status says.
-    "Always AlwaysAllow Complete DisruptionTarget DoesNotExist Equal Exists FailJob Failed False",
+    "Always AlwaysAllow Complete DisruptionTarget Recreate DoesNotExist Equal Exists FailJob Failed False",
     "FieldManagerConflict File Gt Ignore In Lt NamespaceTerminating Never NoSchedule NotIn OnRootMismatch Opaque Pending",
     "PodScheduled ReadWriteOnce ReplicaFailure RollingUpdate Running RuntimeDefault True Unknown",
     "ContainerCreating CreateContainerConfigError CreateContainerError ErrImageNeverPull ErrImagePull",
@@ -27,7 +27,7 @@ const OTHERS: &[&str] = &[
     // Values of manifests and files, and other programs' words.
     "AdamW AllLinear GatedRepo Parquet PromptCompletion",
     // Events of the operator, and states that `lathe status` shows.
-    "AttemptStarted Cancelled Deleting Done FellBack ModelMade Read Reconcile Resumed Scale Stuck Working",
+    "AttemptStarted Cancelled Deleting Done FellBack ModelMade Read Reconcile Resumed RollOut Scale Stuck Working",
 ];
 
 #[test]

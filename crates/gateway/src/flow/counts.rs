@@ -1,8 +1,9 @@
 //! What is counted of one service since its last second was closed: additions alone, by whoever answers a request.
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lathe_contract::{ReplicaCapacity, Usage};
+use lathe_contract::{Ended, MAX_REVISIONS, ReplicaCapacity, Usage};
 
 use super::seconds::Counted;
 
@@ -15,6 +16,8 @@ pub struct Counts {
     prompt: AtomicI64,
     generation: AtomicI64,
     capacity: Mutex<Option<ReplicaCapacity>>,
+    /// How requests ended, by revision: empty unless two are compared.
+    ended: Mutex<BTreeMap<String, Ended>>,
 }
 
 impl Counts {
@@ -26,6 +29,11 @@ impl Counts {
             prompt: self.prompt.swap(0, Relaxed),
             generation: self.generation.swap(0, Relaxed),
         }
+    }
+
+    /// How requests ended since this was asked last, by revision.
+    pub fn take_ended(&self) -> BTreeMap<String, Ended> {
+        std::mem::take(&mut self.ended.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What a replica said that it can do.
@@ -59,6 +67,16 @@ impl Share {
         self.counts.prompt.fetch_add(more(usage.read(), self.told.read()), Relaxed);
         self.counts.generation.fetch_add(more(usage.completion, self.told.completion), Relaxed);
         self.told = usage;
+    }
+
+    /// It has ended at a replica of this revision, perhaps to go on at another.
+    pub fn ended(&self, revision: &str, ended: Ended) {
+        let mut all = self.counts.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        // More of them there are only where the candidate changes again and again within one second.
+        if all.len() < MAX_REVISIONS || all.contains_key(revision) {
+            let sum = all.entry(revision.to_owned()).or_default();
+            *sum = sum.and(ended);
+        }
     }
 
     /// A replica said what it can do.

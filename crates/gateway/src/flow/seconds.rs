@@ -1,8 +1,8 @@
 //! The last seconds of one service: only those in which there was something.
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
-use lathe_contract::{Flow, TRAFFIC_SECONDS};
+use lathe_contract::{Ended, Flow, RevisionOutcome, TRAFFIC_SECONDS};
 
 /// What happened since the last second was closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub struct Standing {
 pub struct Seconds {
     /// In their order.
     kept: VecDeque<(u64, Flow)>,
+    /// How requests ended, in their order.
+    outcomes: VecDeque<(u64, String, Ended)>,
     /// Tokens that were told too many, and are taken from those to come: no second has fewer than none.
     surplus: Surplus,
 }
@@ -64,9 +66,33 @@ impl Seconds {
         self.kept.drain(..gone);
     }
 
+    /// Takes how requests ended in a second that is closed.
+    pub fn end(&mut self, second: u64, ended: BTreeMap<String, Ended>) {
+        self.outcomes.extend(ended.into_iter().map(|(revision, ended)| (second, revision, ended)));
+        let gone = self.outcomes.partition_point(|(at, ..)| *at + TRAFFIC_SECONDS <= second);
+        self.outcomes.drain(..gone);
+    }
+
     /// Whether there was nothing after that second.
     pub fn are_silent_after(&self, second: u64) -> bool {
-        self.kept.back().is_none_or(|(last, _)| *last <= second)
+        let (flow, ended) = (self.kept.back().map(|(at, _)| *at), self.outcomes.back().map(|(at, ..)| *at));
+        flow.max(ended).is_none_or(|last| last <= second)
+    }
+
+    /// Whether two revisions were compared lately.
+    pub fn have_outcomes(&self) -> bool {
+        !self.outcomes.is_empty()
+    }
+
+    /// How requests ended in each second after `after` up to `last`.
+    pub fn outcomes(&self, after: u64, last: u64) -> Vec<RevisionOutcome> {
+        let told = self.outcomes.iter().filter(|(at, ..)| (after + 1..=last).contains(at));
+        told.map(|(at, revision, ended)| RevisionOutcome {
+            back: last - at,
+            revision: revision.clone(),
+            ended: *ended,
+        })
+        .collect()
     }
 
     /// Each second after `after` up to `last`.

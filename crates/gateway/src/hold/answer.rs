@@ -1,5 +1,4 @@
 //! A request's way through the hold: asked at once where somebody is ready, held where nobody is, and asked again in its turn.
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use crate::error::ApiError;
 use crate::forward::{Attempt, Forwarder, Incoming, Outgoing, Reply, Why};
 use crate::places::Room;
 use crate::relay::{Relay, is_event_stream, relay};
+use crate::table::Sides;
 
 /// Between two comments in a stream that waits; proxies drop connections that are silent for a minute, some after less.
 const COMMENTS: Duration = Duration::from_secs(5);
@@ -56,11 +56,11 @@ impl Asker {
         &self.holds
     }
 
-    /// The answer of one of `ready`, or of one that will be.
-    pub async fn answer(self: &Arc<Self>, mut asking: Asking, ready: Vec<SocketAddr>) -> Response<Body> {
+    /// The answer of one of these, or of one that will be.
+    pub async fn answer(self: &Arc<Self>, mut asking: Asking, sides: Sides) -> Response<Body> {
         let (model, ..) = asking.account.parts();
         let Asking { account, outgoing, _room } = &mut asking;
-        let reply = match self.forwarder.attempt(account, outgoing, ready).await {
+        let reply = match self.forwarder.attempt(account, outgoing, sides).await {
             Attempt::Answered(answer) => return relay(answer, asking.account),
             Attempt::Later(Why::Nobody, reply) => reply,
             // It has just woken: whoever came before waits for the adapter as well.
@@ -101,7 +101,9 @@ impl Asker {
                     return (asking.account, Err(reply));
                 }
             };
-            let (why, reply) = match self.forwarder.attempt(account, outgoing, ready).await {
+            // Whose revision is ready at last, is asked.
+            let sides = Sides { own: ready, other: Vec::new() };
+            let (why, reply) = match self.forwarder.attempt(account, outgoing, sides).await {
                 Attempt::Answered(answer) => return (asking.account, Ok(answer)),
                 Attempt::Over(reply) => return (asking.account, Err(reply)),
                 Attempt::Later(why, reply) => (why, reply),

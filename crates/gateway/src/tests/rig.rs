@@ -222,6 +222,23 @@ impl Rig {
         self.table.send_replace(Some(table(self.autoscaled, of_a, of_b)));
     }
 
+    /// From here on `team-a/support` has these replicas of its stable revision, and those of a candidate, which answers so many
+    /// percent of its users.
+    pub fn try_out(&self, stable: &[SocketAddr], candidate: &[SocketAddr], percent: u64) {
+        let mut made = service("team-a", "support", &[], &["support"]);
+        made.status = Some(object(json!({
+            "modelIds": ["support"], "revisions": {"stable": "old", "candidate": "new"},
+            "rollout": {
+                "revision": "new", "rules": "r", "phase": "Testing", "step": 1, "percent": percent, "since": 1, "counted": 1,
+            },
+        })));
+        let mut tried = slices(candidate, &[]);
+        let endpoints = tried.iter_mut().flat_map(|slice| &mut slice.endpoints);
+        endpoints.for_each(|endpoint| endpoint.hostname = Some("candidate".to_owned()));
+        let slices = [slices(stable, &[]), tried].concat();
+        self.table.send_replace(Some(Arc::new(Table::build(replica::port(), &[made], &slices))));
+    }
+
     /// There is no service any more.
     pub fn delete(&self) {
         self.table.send_replace(Some(Arc::default()));

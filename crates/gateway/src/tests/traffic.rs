@@ -16,7 +16,7 @@ fn token() -> String {
     Signer::from_seed(&OPERATOR).sign(TRAFFIC_AUDIENCE, Scope::Report, now())
 }
 
-async fn poll(rig: &Rig, last: &Traffic) -> Traffic {
+pub async fn poll(rig: &Rig, last: &Traffic) -> Traffic {
     let url = format!("{}{TRAFFIC_PATH}?instance={}&after={}", rig.admin, last.instance, last.second);
     let answer = soon(rig.client.get(url).bearer_auth(token()).send()).await.unwrap();
     assert_eq!(answer.status().as_u16(), 200);

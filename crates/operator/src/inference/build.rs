@@ -19,7 +19,10 @@ use k8s_openapi::{
     },
 };
 use kube::ResourceExt as _;
-use lathe_api::{Access, CapacityType, InferenceService};
+use lathe_api::{
+    Access, CapacityType, InferenceService, RolloutStrategy,
+    names::{CANDIDATE, LABEL_TRACK},
+};
 use lathe_contract::{CONTROL_PORT, SERVE_PORT, Task};
 use lathe_resolve::{
     inference::Serving,
@@ -49,6 +52,7 @@ pub struct Wanted {
     pub endpoint: Service,
     pub budget: PodDisruptionBudget,
     pub deployment: Deployment,
+    pub candidate: Option<Deployment>,
 }
 
 /// What the installation says beside the service.
@@ -72,6 +76,18 @@ pub struct Live<'a> {
     pub deployment: Option<&'a Deployment>,
     /// The ConfigMap of the wanted revision, where pods of it work: they are to be what it says.
     pub kept: Option<&'a ConfigMap>,
+    /// Old replicas go before new ones come, though the spec does not ask for it.
+    pub in_place: bool,
+    /// The candidate that is to run beside the stable revision.
+    pub candidate: Option<Candidate<'a>>,
+}
+
+/// A revision that is tried.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    pub deployment: Option<&'a Deployment>,
+    /// Pods that it begins with.
+    pub replicas: i32,
 }
 
 /// Builds all objects.
@@ -105,8 +121,33 @@ pub fn build(
         policy: stamp(policy(service, &names, installation))?,
         endpoint: stamp(endpoint(service, &names))?,
         budget: stamp(budget(service, &names))?,
-        deployment: stamp(deployment(service, serving, &names, live.deployment, template))?,
+        candidate: live
+            .candidate
+            .map(|c| stamp(candidate(service, serving, c, template.clone())))
+            .transpose()?,
+        deployment: stamp(deployment(service, serving, live, template))?,
     })
+}
+
+/// The service's Deployment as it is made, while another revision is tried; `None`: nobody knows what its pods are made of.
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub fn held(
+    service: &InferenceService,
+    live: &Deployment,
+    contract: Option<&ConfigMap>,
+) -> Result<Option<Deployment>, serde_json::Error> {
+    let template = contract.and_then(|map| serde_json::from_str(map.data.as_ref()?.get(TEMPLATE_KEY)?).ok());
+    let Some(template) = template else { return Ok(None) };
+    let ours = [PROFILE, SLOTS, RANK, CHANGE_CAUSE];
+    let mut annotations = live.annotations().clone();
+    annotations.retain(|key, _| ours.contains(&key.as_str()));
+    let mut made = of_pods(service, Names::of(service).serve, selector(service), template);
+    made.metadata.annotations = Some(annotations);
+    set_strategy(&mut made, service, false);
+    begin_with(&mut made, Some(live), begin(service));
+    stamp(made).map(Some)
 }
 
 /// The contract of pods that run, with other adapters: a worker that starts again reads what its image understands.
@@ -215,32 +256,61 @@ fn budget(service: &InferenceService, names: &Names) -> PodDisruptionBudget {
 fn deployment(
     service: &InferenceService,
     serving: &Serving,
-    names: &Names,
-    live: Option<&Deployment>,
+    live: Live<'_>,
     template: PodTemplateSpec,
 ) -> Deployment {
-    let mut metadata = meta(service, &names.serve);
-    let mut annotations = BTreeMap::from([
+    let mut made = of_pods(service, Names::of(service).serve, selector(service), template);
+    let mut annotations = running(serving);
+    annotations.extend(change_cause(serving, live.deployment).map(|cause| (CHANGE_CAUSE.to_owned(), cause)));
+    made.metadata.annotations = Some(annotations);
+    set_strategy(&mut made, service, live.in_place);
+    begin_with(&mut made, live.deployment, begin(service));
+    made
+}
+
+/// The pods of a revision that is tried: a label tells them from the others, and their hostname does so where EndpointSlices are read.
+/// Their Deployment goes before another revision is tried, so it is never rolled.
+fn candidate(
+    service: &InferenceService,
+    serving: &Serving,
+    candidate: Candidate<'_>,
+    mut template: PodTemplateSpec,
+) -> Deployment {
+    let track = || (LABEL_TRACK.to_owned(), CANDIDATE.to_owned());
+    template.metadata.get_or_insert_default().labels.get_or_insert_default().extend([track()]);
+    if let Some(spec) = &mut template.spec {
+        spec.hostname = Some(CANDIDATE.to_owned());
+        // An endpoint has the hostname of its pod where this names its Service.
+        spec.subdomain = Some(Names::of(service).endpoint);
+    }
+    let mut selector = selector(service);
+    selector.extend([track()]);
+    let mut made = of_pods(service, Names::of(service).candidate, selector, template);
+    made.metadata.annotations = Some(running(serving));
+    begin_with(&mut made, candidate.deployment, candidate.replicas);
+    made
+}
+
+/// What the pods of a Deployment have room for, and where they are.
+fn running(serving: &Serving) -> BTreeMap<String, String> {
+    BTreeMap::from([
         (PROFILE.to_owned(), serving.profile.name_any()),
         (SLOTS.to_owned(), serving.room.slots.to_string()),
         (RANK.to_owned(), serving.room.rank.to_string()),
-    ]);
-    annotations.extend(change_cause(serving, live).map(|cause| (CHANGE_CAUSE.to_owned(), cause)));
-    metadata.annotations = Some(annotations);
-    // Until the scaler has the field, leaving it out would set it to 1.
-    let scaled = live.is_some_and(|live| live.annotations().contains_key(SCALED));
+    ])
+}
+
+fn of_pods(
+    service: &InferenceService,
+    name: String,
+    selector: BTreeMap<String, String>,
+    template: PodTemplateSpec,
+) -> Deployment {
     Deployment {
-        metadata,
+        metadata: meta(service, &name),
         spec: Some(DeploymentSpec {
-            replicas: (!scaled).then(|| begin(service)),
-            selector: label_selector(service),
-            strategy: Some(DeploymentStrategy {
-                type_: Some("RollingUpdate".to_owned()),
-                rolling_update: Some(RollingUpdateDeployment {
-                    max_surge: Some(IntOrString::Int(1)),
-                    max_unavailable: Some(IntOrString::Int(0)),
-                }),
-            }),
+            selector: LabelSelector { match_labels: Some(selector), match_expressions: None },
+            strategy: Some(rolling(false)),
             progress_deadline_seconds: Some(PROGRESS_SECONDS),
             revision_history_limit: Some(3),
             template,
@@ -248,6 +318,41 @@ fn deployment(
         }),
         status: None,
     }
+}
+
+/// Until the scaler has the field, leaving it out would set it to 1.
+fn begin_with(made: &mut Deployment, live: Option<&Deployment>, replicas: i32) {
+    let scaled = live.is_some_and(|live| live.annotations().contains_key(SCALED));
+    if let Some(spec) = &mut made.spec {
+        spec.replicas = (!scaled).then_some(replicas);
+    }
+}
+
+fn set_strategy(made: &mut Deployment, service: &InferenceService, in_place: bool) {
+    let recreates = service.spec.rollout.as_ref().is_some_and(|r| r.strategy == RolloutStrategy::Recreate);
+    let recreate = DeploymentStrategy { type_: Some("Recreate".to_owned()), rolling_update: None };
+    if let Some(spec) = &mut made.spec {
+        spec.strategy = Some(if recreates { recreate } else { rolling(in_place) });
+    }
+}
+
+/// A new replica before an old one goes, or the other way round.
+fn rolling(in_place: bool) -> DeploymentStrategy {
+    let (surge, unavailable) = if in_place { (0, 1) } else { (1, 0) };
+    DeploymentStrategy {
+        type_: Some("RollingUpdate".to_owned()),
+        rolling_update: Some(RollingUpdateDeployment {
+            max_surge: Some(IntOrString::Int(surge)),
+            max_unavailable: Some(IntOrString::Int(unavailable)),
+        }),
+    }
+}
+
+/// Whether old replicas go before new ones come, one at a time.
+pub fn is_in_place(deployment: &Deployment) -> bool {
+    let strategy = deployment.spec.as_ref().and_then(|spec| spec.strategy.as_ref());
+    let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
+    rolling.is_some_and(|rolling| rolling.max_surge == Some(IntOrString::Int(0)))
 }
 
 fn template(

@@ -14,7 +14,9 @@ mod build;
 mod fixtures;
 mod observe;
 mod plan;
+mod rollout;
 mod status;
+mod trial;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,7 +28,7 @@ use kube::{
     core::NamespaceResourceScope,
     runtime::{controller::Action, reflector::Store, watcher},
 };
-use lathe_api::{CapacityType, InferenceService, conditions, names};
+use lathe_api::{CapacityType, InferenceService, RolloutPhase, RolloutStatus, conditions, names};
 use lathe_contract::{AdapterState, AdapterStatus};
 use lathe_resolve::inference::Serving;
 use serde::de::DeserializeOwned;
@@ -43,10 +45,12 @@ use crate::{
     scaling::{self, Scaler},
 };
 use adapters::Told;
-use build::{Installation, Live, Wanted};
+use build::{Candidate, Installation, Live, Wanted};
 pub use observe::reports;
 use observe::{Children, Observed, Stores};
-use status::Facts;
+pub use rollout::has_candidate;
+use status::{Facts, GATE_FAILED};
+use trial::Trial;
 
 /// Value of the label `lathe.dev/kind`.
 const KIND: &str = "inferenceservice";
@@ -74,11 +78,14 @@ struct Names {
     endpoint: String,
     /// Deployment, PodDisruptionBudget and NetworkPolicy.
     serve: String,
+    /// Deployment of a revision that is tried.
+    candidate: String,
 }
 
 impl Names {
     fn of(service: &InferenceService) -> Self {
-        Self { endpoint: service.name_any(), serve: names::serve(&service.name_any()) }
+        let name = service.name_any();
+        Self { serve: names::serve(&name), candidate: names::candidate(&name), endpoint: name }
     }
 }
 
@@ -182,9 +189,13 @@ impl Reconcile for Services {
             let namespace = service.namespace().unwrap_or_default();
             seen.capacity = context.capacity(&serving.profile, CapacityType::Any, &namespace, now).await;
         }
-        let (deployment, written) = match self.apply(service, plan.as_ref().ok(), &seen).await {
+        let trial = Trial::of(service, plan.as_ref().ok(), &seen, &context.traffic);
+        // On the heap: all objects of a service lie in it while they are written.
+        let applied = self.apply(service, plan.as_ref().ok(), &seen, &trial).boxed().await;
+        let (deployment, written) = match applied {
             Ok(deployment) => {
-                let cleaned = self.clean_up(service, plan.as_ref().ok(), &seen, deployment.as_ref()).await;
+                let cleaned =
+                    self.clean_up(service, plan.as_ref().ok(), &seen, deployment.as_ref(), &trial).await;
                 (deployment, cleaned)
             }
             Err(error) => (seen.children.deployment.clone(), Err(error)),
@@ -203,11 +214,14 @@ impl Reconcile for Services {
             told: &seen.told,
             ended: seen.ended.as_ref(),
             capacity: seen.capacity.as_ref(),
+            rollout: trial.status.as_ref(),
+            in_place: trial.in_place,
             refused: refused.as_ref(),
             may_write_throughput: self.told.throughput_is_due(service, LOOK),
             now,
         };
         self.write_status(service, &facts).await?;
+        self.tell_of(service, trial.status.as_ref()).await;
         done?;
         Ok(Action::requeue(next_look(plan.is_err(), &adapters, &seen)))
     }
@@ -224,8 +238,10 @@ impl Services {
         service: &InferenceService,
         serving: Option<&Serving>,
         seen: &Observed,
+        trial: &Trial,
     ) -> Result<Option<Deployment>, Error> {
         let children = &seen.children;
+        let mut candidate = children.candidate.clone();
         let mut deployment = children.deployment.clone();
         if let Some(serving) = serving {
             let config = &self.context.config;
@@ -242,22 +258,50 @@ impl Services {
             };
             // A new release replaces no worker that works: what its pods are made of and told stays as it is.
             let made = children.contract(&build::contract_name(service, serving));
-            let live = Live { deployment: deployment.as_ref(), kept: made.filter(|_| plan::at_work(seen)) };
+            let live = Live {
+                deployment: deployment.as_ref(),
+                kept: made.filter(|_| plan::works(seen, &serving.checksum)),
+                in_place: trial.in_place,
+                candidate: trial
+                    .candidate(service, serving, seen)
+                    .map(|replicas| Candidate { deployment: candidate.as_ref(), replicas }),
+            };
             let wanted = build::build(service, serving, live, installation)
                 .map_err(|source| Error::Build { what: "a service's objects", source })?;
-            let Wanted { contract, policy, endpoint, budget, deployment: wanted_deployment } = wanted;
+            let Wanted { contract, policy, endpoint, budget, deployment: whole, candidate: tried } = wanted;
             let Children { policy: l_policy, endpoint: l_endpoint, budget: l_budget, .. } = children;
-            self.keep(&contract, children.contract(&contract.name_any())).await?;
+            let holds_back = rollout::holds_back(trial.status.as_ref());
+            if tried.is_some() || !holds_back {
+                self.keep(&contract, children.contract(&contract.name_any())).await?;
+            }
             self.keep(&policy, l_policy.as_ref()).await?;
             self.keep(&endpoint, l_endpoint.as_ref()).await?;
             self.keep(&budget, l_budget.as_ref()).await?;
-            deployment = self.keep(&wanted_deployment, deployment.as_ref()).await?.or(deployment);
+            let stable = match deployment.as_ref().filter(|_| holds_back) {
+                Some(live) => build::held(service, live, trial::contract_of(service, seen, live))
+                    .map_err(|source| Error::Build { what: "a service's objects", source })?,
+                None => Some(whole),
+            };
+            if let Some(stable) = stable {
+                deployment = self.keep(&stable, deployment.as_ref()).await?.or(deployment);
+            }
+            match (tried, &candidate) {
+                (Some(tried), _) => {
+                    candidate = self.keep(&tried, candidate.as_ref()).await?.or(candidate);
+                }
+                (None, Some(over)) => {
+                    self.context.writer.delete(over).await?;
+                    candidate = None;
+                }
+                (None, None) => {}
+            }
         }
         let Some(deployment) = deployment else { return Ok(None) };
         if service.spec.autoscaling.is_some() {
             return Ok(Some(deployment));
         }
-        scaling::set(&self.context.writer, deployment, service.spec.replicas).await.map(Some)
+        let shares = trial.shares(service, seen, service.spec.replicas);
+        scaling::set(&self.context.writer, deployment, candidate.as_ref(), shares).await.map(Some)
     }
 
     /// Deletes the contracts that no pod reads any more.
@@ -267,9 +311,11 @@ impl Services {
         serving: Option<&Serving>,
         seen: &Observed,
         deployment: Option<&Deployment>,
+        trial: &Trial,
     ) -> Result<(), Error> {
         let Some(serving) = serving else { return Ok(()) };
-        for contract in plan::unused(seen, deployment, &build::contract_name(service, serving)) {
+        let current = trial.contracts(service, serving, deployment);
+        for contract in plan::unused(seen, deployment, &current) {
             self.context.writer.clean_up(contract).await?;
         }
         Ok(())
@@ -321,6 +367,23 @@ impl Services {
             writer.event(service, &happened).await;
         }
         Ok(())
+    }
+}
+
+impl Services {
+    /// Tells people what came of a candidate, once.
+    async fn tell_of(&self, service: &InferenceService, rollout: Option<&RolloutStatus>) {
+        let was = service.status.as_ref().and_then(|status| status.rollout.as_ref());
+        let Some(is) = rollout.filter(|is| was.is_none_or(|was| was.phase != is.phase)) else { return };
+        let (good, reason) = match is.phase {
+            RolloutPhase::Promoting => (true, "CandidatePromoted"),
+            RolloutPhase::Failed => (false, GATE_FAILED),
+            RolloutPhase::Starting | RolloutPhase::Testing | RolloutPhase::Promoted => return,
+        };
+        self.context.health.metrics.rolled_out(good);
+        let message = is.message.as_deref().unwrap_or_default();
+        let happened = Happened { good, reason, action: "RollOut", message };
+        self.context.writer.event(service, &happened).await;
     }
 }
 

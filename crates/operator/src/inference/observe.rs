@@ -80,6 +80,8 @@ pub struct Children {
     pub endpoint: Option<Service>,
     pub budget: Option<PodDisruptionBudget>,
     pub deployment: Option<Deployment>,
+    /// That of the revision that is tried beside it.
+    pub candidate: Option<Deployment>,
 }
 
 impl Observed {
@@ -124,6 +126,9 @@ pub async fn observe(
         policy: own(&stores.policies, &namespace, &uid).pop(),
         endpoint: own(&stores.endpoints, &namespace, &uid).pop(),
         budget: own(&stores.budgets, &namespace, &uid).pop(),
+        candidate: own(&stores.deployments, &namespace, &uid)
+            .into_iter()
+            .find(|found| found.name_any() == names.candidate),
         deployment: deployment(&stores.deployments, client, (&namespace, &uid, &names.serve)).await?,
     };
     let (over, pods): (Vec<Pod>, Vec<Pod>) =

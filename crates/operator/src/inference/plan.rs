@@ -13,7 +13,7 @@ use lathe_resolve::{
 };
 
 use super::{PROFILE, RANK, SLOTS, build, observe::Observed};
-use crate::{context::Config, pods};
+use crate::{context::Config, pods, scaling::is_candidate};
 
 /// Reason of a service that only a gateway may ask where there is none.
 pub const GATEWAY_DISABLED: &str = "GatewayDisabled";
@@ -81,15 +81,23 @@ fn running<'a>(seen: &'a Observed, annotation: &str) -> Option<&'a str> {
 /// True where a pod of the Deployment's revision works, or is on its way to: replacing it would be felt. Pods that find no node or
 /// crash are better made as this version makes them.
 pub fn at_work(seen: &Observed) -> bool {
-    let Some(revision) = seen.children.deployment.as_ref().and_then(build::revision) else { return false };
+    seen.children.deployment.as_ref().and_then(build::revision).is_some_and(|revision| works(seen, revision))
+}
+
+/// As [`at_work`], of this revision.
+pub fn works(seen: &Observed, revision: &str) -> bool {
     let runs = |pod: &&Pod| pods::phase(pod) == Some("Running");
     let current = seen.pods.iter().filter(|pod| pods::checksum(Some(&pod.metadata)) == Some(revision));
     current.filter(|pod| pods::is_ready(pod) || runs(pod)).any(|pod| pods::trouble(pod).is_none())
 }
 
-/// Contracts of earlier revisions that no pod reads any more: while a roll-out is under way, or a pod is made again for an
+/// Contracts of other revisions than these that no pod reads any more: while a roll-out is under way, or a pod is made again for an
 /// earlier revision, they stay.
-pub fn unused<'a>(seen: &'a Observed, deployment: Option<&Deployment>, current: &str) -> Vec<&'a ConfigMap> {
+pub fn unused<'a>(
+    seen: &'a Observed,
+    deployment: Option<&Deployment>,
+    current: &[String],
+) -> Vec<&'a ConfigMap> {
     let settled = deployment.is_some_and(|deployment| {
         let status = deployment.status.clone().unwrap_or_default();
         let observed = status.observed_generation.is_some_and(|g| Some(g) >= deployment.metadata.generation);
@@ -100,8 +108,24 @@ pub fn unused<'a>(seen: &'a Observed, deployment: Option<&Deployment>, current: 
             && seen.pods.iter().all(|pod| pods::checksum(Some(&pod.metadata)) == build::revision(deployment))
     });
     let mut contracts: Vec<_> = seen.children.contracts.iter().collect();
-    contracts.retain(|contract| settled && contract.name_any() != current);
+    contracts.retain(|contract| settled && !current.contains(&contract.name_any()));
     contracts
+}
+
+/// Whether old replicas go before new ones come: a device is missing for one more, and they hold some. It stays so until the last
+/// of them is gone.
+pub fn in_place(seen: &Observed, serving: &Serving, service: &str) -> bool {
+    let own = |pod: &&Pod| !is_candidate(pod);
+    let wanted = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == Some(&serving.checksum);
+    if seen.pods.iter().filter(own).all(|pod| wanted(&pod)) {
+        return false;
+    }
+    let nowhere = |pod: &Pod| pods::trouble(pod).is_some_and(|trouble| trouble.reason == pods::UNSCHEDULABLE);
+    let waits = seen.pods.iter().filter(own).filter(wanted).any(nowhere);
+    let lacks = seen.capacity.as_ref().is_some_and(|capacity| {
+        capacity.here.contains_key(service) && capacity.free.is_some_and(|free| free < serving.count.into())
+    });
+    (waits && lacks) || seen.children.deployment.as_ref().is_some_and(build::is_in_place)
 }
 
 /// Nobody could ask it: no pod is made that would only cost.

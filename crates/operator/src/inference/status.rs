@@ -1,6 +1,7 @@
 //! Pure: what the service's status says.
 mod scaling;
 mod throughput;
+mod trial;
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use lathe_api::{
-    Access, InferenceService, InferenceServiceStatus, MAX_REPLICAS, ThroughputStatus,
+    Access, InferenceService, InferenceServiceStatus, MAX_REPLICAS, RolloutStatus, ThroughputStatus,
     conditions::{READY, RECONCILING, STALLED, State, set},
 };
 use lathe_contract::{AdapterState, AdapterStatus, Report, SERVE_PORT, Task};
@@ -27,12 +28,15 @@ use crate::{
     devices::Capacity,
     mounting,
     pods::{self, Trouble},
+    scaling::is_candidate,
     unplaced::{self, Asked},
 };
 
 const PLANNED: &str = "Planned";
 const AVAILABLE: &str = "Available";
 const ROLLED_OUT: &str = "RolledOut";
+/// Reason of a candidate that was given up.
+pub const GATE_FAILED: &str = "GateFailed";
 const SCALING_ACTIVE: &str = "ScalingActive";
 
 /// What the status is made of.
@@ -56,6 +60,10 @@ pub struct Facts<'a> {
     pub ended: Option<&'a Trouble>,
     /// Devices of the profile, where a pod finds no node.
     pub capacity: Option<&'a Capacity>,
+    /// Where a roll-out with a candidate stands.
+    pub rollout: Option<&'a RolloutStatus>,
+    /// Old replicas go before new ones come, since there is no device for one more.
+    pub in_place: bool,
     /// Why a write of this round was not taken.
     pub refused: Option<&'a Trouble>,
     /// True where throughput may be written again.
@@ -83,7 +91,7 @@ struct Counts {
     all: i32,
     /// Ready pods of any revision.
     ready: i32,
-    /// Ready pods of the revision that is wanted.
+    /// Ready pods of the revision that the Deployment is made for; a candidate's are not among them.
     current: i32,
     /// Pods of earlier revisions.
     old: i32,
@@ -95,7 +103,8 @@ pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
     let service = facts.service;
     let old = service.status.clone().unwrap_or_default();
     let counts = counts(facts);
-    let trouble = trouble(facts);
+    // Where they are replaced in place it is about to end.
+    let trouble = trouble(facts).filter(|trouble| !facts.in_place || trouble.reason != unplaced::NO_DEVICE);
     let planned = planned(facts);
     let available = available(facts, &counts, trouble.as_ref());
     let rolled_out = rolled_out(facts, &counts, trouble.as_ref());
@@ -128,6 +137,8 @@ pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
         selector: Some(selector_text(service)),
         cost_per_million_tokens: throughput.as_ref().and_then(|flows| cost(facts, flows, counts.ready)),
         throughput,
+        revisions: trial::revisions(facts),
+        rollout: facts.rollout.cloned(),
         decisions: Vec::new(),
         scaling: None,
         plan: facts.plan.ok().map(|serving| serving.plan.clone()).or(old.plan),
@@ -161,6 +172,7 @@ fn stays(pod: &Pod) -> bool {
 fn counts(facts: &Facts<'_>) -> Counts {
     let wanted_revision = facts.deployment.and_then(revision);
     let of = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == wanted_revision;
+    let own = |pod: &&Pod| !is_candidate(pod);
     let ready: Vec<&Pod> = facts.pods.iter().filter(|pod| pods::is_ready(pod)).collect();
     // The schema has room for no more, and a roll-out has one more than are asked for.
     let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX).min(MAX_REPLICAS);
@@ -168,32 +180,37 @@ fn counts(facts: &Facts<'_>) -> Counts {
         wanted: scaling::wanted(facts),
         all: count(facts.pods.iter().filter(|pod| stays(pod)).count()),
         ready: count(ready.len()),
-        current: count(ready.iter().copied().filter(of).count()),
-        old: count(facts.pods.iter().filter(|pod| !of(pod)).count()),
+        current: count(ready.iter().copied().filter(own).filter(of).count()),
+        old: count(facts.pods.iter().filter(own).filter(|pod| !of(pod)).count()),
     }
 }
 
 /// What is wrong with the pods of the revision that is wanted, the worst first.
 fn trouble(facts: &Facts<'_>) -> Option<Trouble> {
     let wanted = facts.deployment.and_then(revision);
-    let current = facts.pods.iter().filter(|pod| pods::checksum(Some(&pod.metadata)) == wanted);
+    let of = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == wanted && !is_candidate(pod);
+    trouble_among(facts, facts.pods.iter().filter(of))
+        .or_else(|| no_pod(facts.deployment?))
+        .or_else(|| facts.ended.filter(|_| !facts.pods.iter().any(pods::is_ready)).cloned())
+}
+
+/// What is wrong with some pods, the worst first.
+fn trouble_among<'a>(facts: &Facts<'_>, pods: impl Iterator<Item = &'a Pod>) -> Option<Trouble> {
     let answers = facts.pods.iter().any(pods::is_ready);
     // An image on its way is worth a word only while nobody answers.
     let told = |pod: &Pod| {
         let told = facts.told.get(&pod.name_any()).filter(|t| !answers || t.reason != mounting::PULLING);
         pods::trouble(pod).or_else(|| told.cloned())
     };
-    let mut all: Vec<Trouble> = current.filter_map(told).collect();
+    let mut all: Vec<Trouble> = pods.filter_map(told).collect();
     all.sort_by_key(|trouble| (!trouble.stalled, trouble.reason != pods::UNSCHEDULABLE));
-    let Some(first) = all.into_iter().next() else {
-        return no_pod(facts).or_else(|| facts.ended.filter(|_| !answers).cloned());
-    };
+    let first = all.into_iter().next()?;
     Some(if first.reason == pods::UNSCHEDULABLE { placed_nowhere(facts, first) } else { first })
 }
 
 /// Why the Deployment's controller could not make a pod.
-fn no_pod(facts: &Facts<'_>) -> Option<Trouble> {
-    let conditions = facts.deployment?.status.as_ref()?.conditions.as_ref()?;
+fn no_pod(deployment: &Deployment) -> Option<Trouble> {
+    let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
     let failed = conditions.iter().find(|c| c.type_ == "ReplicaFailure" && c.status == "True")?;
     Some(pods::refused(failed.message.as_deref().unwrap_or_default()))
 }
@@ -270,6 +287,9 @@ fn rolled_out(facts: &Facts<'_>, counts: &Counts, trouble: Option<&Trouble>) -> 
     let Some(deployment) = facts.deployment else {
         return Said::new(State::Unknown, "Pending", "nothing is made yet.");
     };
+    if let Some(said) = trial::tried(facts) {
+        return said;
+    }
     let cause = deployment.annotations().get(CHANGE_CAUSE).map(|cause| format!(" (new pods, since {cause})"));
     let cause = cause.unwrap_or_default();
     let Counts { wanted, current, old, .. } = *counts;
@@ -279,6 +299,12 @@ fn rolled_out(facts: &Facts<'_>, counts: &Counts, trouble: Option<&Trouble>) -> 
     }
     if !settled || current < wanted || old > 0 || count_of(facts) > wanted {
         let progress = format!("{current} of {wanted} replicas are as the spec says{cause}");
+        let progress = match facts.in_place {
+            true => format!(
+                "{progress}; no device is free for one more replica, so an old one goes before a new one comes"
+            ),
+            false => progress,
+        };
         return match trouble {
             Some(trouble) => Said::new(false, &trouble.reason, format!("{progress}: {}", trouble.message)),
             None => Said::new(false, "RollingOut", format!("{progress}.")),
@@ -288,7 +314,7 @@ fn rolled_out(facts: &Facts<'_>, counts: &Counts, trouble: Option<&Trouble>) -> 
 }
 
 fn count_of(facts: &Facts<'_>) -> i32 {
-    i32::try_from(facts.pods.len()).unwrap_or(i32::MAX)
+    i32::try_from(facts.pods.iter().filter(|pod| !is_candidate(pod)).count()).unwrap_or(i32::MAX)
 }
 
 /// True where the Deployment's controller has seen the newest spec.
@@ -311,7 +337,7 @@ fn adapters(facts: &Facts<'_>, serving: &Serving) -> Said {
     }
     let missing: Vec<&str> = ids.into_iter().filter(|id| !everywhere(facts, id)).collect();
     if missing.is_empty() {
-        return Said::new(true, "RolledOut", "every replica is as the spec says.");
+        return Said::new(true, "RolledOut", trial::done(facts));
     }
     let message = format!("{} being added to the running pods, without a restart.", are(&missing));
     Said::new(false, "AddingAdapters", message)
@@ -380,6 +406,9 @@ fn stalled(facts: &Facts<'_>, trouble: Option<&Trouble>) -> Said {
     }
     if let Some(refused) = facts.refused {
         return Said::new(refused.stalled, &refused.reason, &*refused.message);
+    }
+    if let Some(said) = trial::stalled(facts) {
+        return said;
     }
     match trouble {
         Some(trouble) if trouble.stalled => Said::new(true, &trouble.reason, &*trouble.message),

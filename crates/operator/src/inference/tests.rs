@@ -1,5 +1,6 @@
 //! Rounds against a scripted API server: which calls, in which order, and none when nothing changed.
 mod recorded;
+mod rollout;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::core::DeserializeGuard;
@@ -73,7 +74,7 @@ async fn attempt(
         services: filled(Vec::new()),
         models: filled(models.into_iter().map(guard).collect()),
         profiles: filled(profiles().into_iter().map(|profile| DeserializeGuard(Ok(profile))).collect()),
-        deployments: filled(children.deployment.into_iter().collect()),
+        deployments: filled(children.deployment.into_iter().chain(children.candidate).collect()),
         endpoints: filled(children.endpoint.into_iter().collect()),
         contracts: filled(children.contracts),
         budgets: filled(children.budget.into_iter().collect()),
@@ -82,7 +83,8 @@ async fn attempt(
         claims: filled(Vec::new()),
     };
     let services = Services { context: context(client), stores, told: Told::default() };
-    let done = services.reconcile(service).await;
+    // On the heap: some tests await many rounds.
+    let done = services.reconcile(service).boxed().await;
     drop(services);
     (server.calls().await, done)
 }
@@ -103,6 +105,7 @@ fn children(service: &InferenceService, calls: &[Call]) -> Children {
         endpoint: Some(sent(calls, &patch(ENDPOINT))),
         budget: Some(sent(calls, &patch(BUDGET))),
         deployment: Some(deployment),
+        candidate: None,
     }
 }
 
@@ -115,8 +118,13 @@ async fn settled_as(mut service: InferenceService) -> (InferenceService, Vec<Cal
     let mut calls = round(&service, Children::default(), Vec::new(), &[]).await;
     let written: Value = sent(&calls, STATUS);
     service.status = Some(object::<InferenceServiceStatus>(written["status"].clone()));
-    let second = round(&service, children(&service, &calls), Vec::new(), &[]).await;
-    calls.extend(second);
+    // From the third on the Deployment is seen as the API server has it, and not by the fields alone that were sent last.
+    for _ in 0..2 {
+        let next = round(&service, children(&service, &calls), Vec::new(), &[]).await;
+        calls.extend(next);
+    }
+    let written: Value = sent(&calls, STATUS);
+    service.status = Some(object::<InferenceServiceStatus>(written["status"].clone()));
     (service, calls)
 }
 

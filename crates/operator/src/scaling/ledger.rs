@@ -1,7 +1,7 @@
 //! Pure: the seconds of all gateways, summed for each service.
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use lathe_contract::{Flow, ServiceTraffic, TRAFFIC_SECONDS, Traffic};
+use lathe_contract::{Ended, Flow, MAX_REVISIONS, ServiceTraffic, TRAFFIC_SECONDS, Traffic};
 use lathe_scaling::{Capacity, Report, Seconds, Window};
 
 use super::gateway::{Gateway, Millis, Placed};
@@ -10,6 +10,8 @@ use super::gateway::{Gateway, Millis, Placed};
 const KEPT: Seconds = TRAFFIC_SECONDS as Seconds;
 /// A second that a gateway has not told after so many is decided without it.
 const PATIENCE: Seconds = 2;
+/// A second that a gateway has not told after so many is counted without it.
+const SILENCE: Seconds = 30;
 
 /// What the gateways told.
 #[derive(Debug, Default)]
@@ -18,6 +20,8 @@ pub struct Ledger {
     gateways: BTreeMap<String, Heard>,
     /// Sums by the services' UIDs; a second that is not there is zero.
     services: HashMap<String, BTreeMap<Seconds, Report>>,
+    /// How requests ended, by the services' UIDs, seconds and revisions.
+    ended: HashMap<String, BTreeMap<Seconds, BTreeMap<String, Ended>>>,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +70,16 @@ impl Ledger {
             heard.capacities.insert(service.uid.clone(), capacity);
         }
         for Placed { traffic, newest, new } in heard.gateway.hear(traffic, at, heard.restarted) {
-            for ServiceTraffic { uid, seconds, .. } in traffic.services {
+            for ServiceTraffic { uid, seconds, outcomes, .. } in traffic.services {
+                for outcome in outcomes.into_iter().filter(|outcome| outcome.back < new) {
+                    let at = newest.saturating_sub_unsigned(outcome.back);
+                    let second = self.ended.entry(uid.clone()).or_default().entry(at).or_default();
+                    // Gateways may hear of another candidate at different moments, and know no more at a time.
+                    if second.len() < 2 * MAX_REVISIONS || second.contains_key(&outcome.revision) {
+                        let sum = second.entry(outcome.revision).or_default();
+                        *sum = sum.and(outcome.ended);
+                    }
+                }
                 let flows = seconds.iter().rev().zip(0..new).filter(|(flow, _)| **flow != Flow::default());
                 for (flow, back) in flows {
                     let at = newest.saturating_sub_unsigned(back);
@@ -91,6 +104,10 @@ impl Ledger {
             *seconds = seconds.split_off(&oldest);
             !seconds.is_empty()
         });
+        self.ended.retain(|_, seconds| {
+            *seconds = seconds.split_off(&oldest);
+            !seconds.is_empty()
+        });
     }
 
     /// Services for which a request is held.
@@ -103,6 +120,24 @@ impl Ledger {
         let all: Vec<Capacity> =
             self.gateways.values().filter_map(|heard| heard.capacities.get(uid).copied()).collect();
         mean(&all)
+    }
+
+    /// Up to which second everything was told that flowed after `after`. Who stays silent is not waited for for ever.
+    pub fn told_until(&self, after: Seconds, now: Seconds) -> Seconds {
+        let told = |at: Seconds| {
+            self.gateways.values().any(|heard| heard.gateway.told(at))
+                && !self.gateways.values().any(|heard| heard.counts && heard.gateway.lacks(at))
+        };
+        let silent = now.saturating_sub(SILENCE);
+        let first = after.max(silent).saturating_add(1);
+        (first..=now).take_while(|at| told(*at)).last().unwrap_or(first - 1).max(after)
+    }
+
+    /// How requests to a revision of a service ended after one second and up to another.
+    pub fn ended(&self, uid: &str, revision: &str, after: Seconds, until: Seconds) -> Ended {
+        let Some(seconds) = self.ended.get(uid).filter(|_| after < until) else { return Ended::default() };
+        let told = seconds.range(after + 1..=until).filter_map(|(_, revisions)| revisions.get(revision));
+        told.fold(Ended::default(), |sum, ended| sum.and(*ended))
     }
 
     /// What flowed to a service in the last two minutes.
@@ -218,6 +253,47 @@ mod tests {
 
     fn window(reports: &[Report]) -> Window {
         reports.iter().copied().collect()
+    }
+
+    fn outcome(back: u64, revision: &str, requests: u64) -> lathe_contract::RevisionOutcome {
+        let ended = Ended { requests, ..Ended::default() };
+        lathe_contract::RevisionOutcome { back, revision: revision.to_owned(), ended }
+    }
+
+    #[test]
+    fn what_ended_counts_once_in_its_second_whichever_gateway_tells_it() {
+        let mut ledger = Ledger::default();
+        let (a, b) = (Source::new("a", 0), Source::new("b", 300));
+        ledger.expect([&a.pod, &b.pod]);
+        for second in 1..=5 {
+            for source in [&a, &b] {
+                // The last two seconds again each time, as an answer that was lost would be.
+                let outcomes =
+                    vec![outcome(0, "new", second), outcome(1, "new", second - 1), outcome(0, "old", 9)];
+                let seconds = vec![flow(1); 2];
+                source.say(&mut ledger, second, ServiceTraffic { seconds, outcomes, ..service() }, 0);
+            }
+        }
+        let ended = |after, until| ledger.ended("s", "new", ZERO + after, ZERO + until).requests;
+        assert_eq!(ended(0, 5), 2 * (1 + 2 + 3 + 4 + 5));
+        assert_eq!((ended(0, 2) + ended(2, 4) + ended(4, 5), ended(3, 3), ended(5, 3)), (ended(0, 5), 0, 0));
+        assert_eq!(ledger.ended("s", "old", ZERO, ZERO + 5).requests, 90);
+        assert_eq!(ledger.ended("s", "other", ZERO, ZERO + 5), Ended::default());
+    }
+
+    #[test]
+    fn counting_waits_for_a_gateway_but_not_for_ever() {
+        let mut ledger = Ledger::default();
+        let (a, b) = (Source::new("a", 0), Source::new("b", 300));
+        assert_eq!(ledger.told_until(ZERO, ZERO + 20), ZERO, "nobody was heard yet");
+        ledger.expect([&a.pod, &b.pod]);
+        a.tells(&mut ledger, 60);
+        b.tells(&mut ledger, 50);
+        assert_eq!(ledger.told_until(ZERO + 40, ZERO + 60), ZERO + 50);
+        assert_eq!(ledger.told_until(ZERO + 40, ZERO + 85), ZERO + 55, "it is silent");
+        assert_eq!(ledger.told_until(ZERO + 90, ZERO + 85), ZERO + 90, "a clock that was set back");
+        ledger.expect([&a.pod]);
+        assert_eq!(ledger.told_until(ZERO + 40, ZERO + 61), ZERO + 60);
     }
 
     #[test]

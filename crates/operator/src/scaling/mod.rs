@@ -16,6 +16,7 @@ mod ledger;
 mod metrics;
 mod notes;
 mod round;
+mod share;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -40,34 +41,55 @@ use crate::{
     error::Error,
     runtime::{Guard, Stop, labelled_owner, stopped},
 };
-pub use facts::capacity as capacity_of;
+pub use facts::{asked, capacity as capacity_of};
 pub use ledger::mean;
 pub use metrics::ScalingMetrics;
 use notes::Scaled;
 use round::State;
+pub use share::{Shares, is_candidate, ready_candidates};
 pub use traffic::Traffic;
 
 /// Field manager of a Deployment's `spec.replicas`, and of what a service's status says of scaling.
 pub const SCALER: &str = "lathe-scaler";
-/// Annotation of a Deployment: the replicas that the scaler set last; absent until it has the field.
+/// Annotation of a Deployment: the replicas that the scaler asked for last, those of a candidate beside it with them; absent until
+/// it has the field.
 pub const SCALED: &str = "lathe.dev/replicas";
 /// Between two rounds of a service.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// Sets the replicas as the scaler, who alone owns them from then on. Gives back the Deployment as it then is.
+/// Sets the replicas of a service's Deployment, and of its candidate's where there is one, as the scaler, who alone owns them from
+/// then on. Gives back the Deployment as it then is.
 ///
 /// # Errors
 /// [`Error::Write`]
-pub async fn set(writer: &Writer, deployment: Deployment, wanted: i32) -> Result<Deployment, Error> {
+pub async fn set(
+    writer: &Writer,
+    deployment: Deployment,
+    candidate: Option<&Deployment>,
+    shares: Shares,
+) -> Result<Deployment, Error> {
+    if let Some(candidate) = candidate {
+        write(writer, candidate.clone(), shares.candidate, shares.candidate).await?;
+    }
+    write(writer, deployment, shares.stable, shares.all).await
+}
+
+/// Sets one Deployment's `replicas`, of which `asked` were asked for with those of another.
+async fn write(
+    writer: &Writer,
+    deployment: Deployment,
+    replicas: i32,
+    asked: i32,
+) -> Result<Deployment, Error> {
     let is = deployment.spec.as_ref().and_then(|spec| spec.replicas);
-    if is == Some(wanted)
-        && deployment.annotations().get(SCALED).is_some_and(|set| *set == wanted.to_string())
+    if is == Some(replicas)
+        && deployment.annotations().get(SCALED).is_some_and(|set| *set == asked.to_string())
     {
         return Ok(deployment);
     }
     let fields = json!({
-        "metadata": {"annotations": {SCALED: wanted.to_string()}},
-        "spec": {"replicas": wanted},
+        "metadata": {"annotations": {SCALED: asked.to_string()}},
+        "spec": {"replicas": replicas},
     });
     writer.apply_fields(SCALER, &deployment, fields).await
 }

@@ -13,8 +13,15 @@ use super::{
     facts::{self, StartUp},
     notes::{Notes, Scaled},
     set,
+    share::{Shares, ready_candidates},
 };
-use crate::{apply::Happened, context::Context, error::Error, inference::reports, pods};
+use crate::{
+    apply::Happened,
+    context::Context,
+    error::Error,
+    inference::{has_candidate, reports},
+    pods,
+};
 
 /// Seconds between two looks at the workers of a service that everybody asks directly.
 const LOOK: Seconds = 2;
@@ -44,7 +51,8 @@ pub async fn round(
         let old = Scaled::of(service.status.as_ref());
         return writer.status_as(SCALER, service, Some(&old), &Scaled::default()).await.map(drop);
     };
-    let Some(deployment) = deployment(stores, service) else { return Ok(()) };
+    let deployment = owned(stores, service, &names::serve(&service.name_any()));
+    let Some(deployment) = deployment else { return Ok(()) };
     let pods: Vec<&Pod> = pods.iter().map(|pod| &**pod).collect();
     let state = state.get_or_insert_with(|| State {
         notes: read(service, &pods),
@@ -68,7 +76,12 @@ pub async fn round(
     let decision = state.notes.decide(&policy, &window, &replicas, now);
     let changed = decision.replicas != asked;
     let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
-    let deployment = set(writer, deployment, i32::try_from(decision.replicas).unwrap_or(i32::MAX)).await?;
+    let all = i32::try_from(decision.replicas).unwrap_or(i32::MAX);
+    let rollout = service.status.as_ref().and_then(|status| status.rollout.as_ref());
+    let shares = Shares::now(service, rollout, all, ready_candidates(&pods));
+    let candidate = owned(stores, service, &names::candidate(&service.name_any()));
+    let candidate = candidate.filter(|_| has_candidate(rollout));
+    let deployment = set(writer, deployment, candidate.as_ref(), shares).await?;
     context.health.metrics.scaling.decided((&namespace, &name), &decision, &replicas, &policy);
     state.written = (deployment.metadata.uid, deployment.metadata.generation);
     if changed {
@@ -91,10 +104,9 @@ pub async fn round(
     Ok(())
 }
 
-/// The Deployment that the service's reconcile made.
-fn deployment(stores: &Stores, service: &InferenceService) -> Option<Deployment> {
-    let (namespace, name) = (service.namespace()?, names::serve(&service.name_any()));
-    let found = stores.deployments.get(&ObjectRef::new(&name).within(&namespace))?;
+/// The Deployment of this name that the service's reconcile made.
+fn owned(stores: &Stores, service: &InferenceService, name: &str) -> Option<Deployment> {
+    let found = stores.deployments.get(&ObjectRef::new(name).within(&service.namespace()?))?;
     let owned = found
         .owner_references()
         .iter()

@@ -56,7 +56,8 @@ impl World {
     /// The gateway tells of its second, with so many requests held.
     fn hear(&self, second: u64, held: u64) {
         let seconds = vec![Flow { held, ..Flow::default() }];
-        let service = ServiceTraffic { uid: "uid-svc".to_owned(), seconds, held, capacity: None };
+        let service =
+            ServiceTraffic { uid: "uid-svc".to_owned(), seconds, held, ..ServiceTraffic::default() };
         let answer = Answer { instance: "i".to_owned(), second, services: vec![service] };
         self.context.traffic.hear("g", answer);
     }

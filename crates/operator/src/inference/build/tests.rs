@@ -55,7 +55,7 @@ fn meta(name: &str, annotations: Value) -> Value {
 }
 
 fn built(service: &InferenceService, deployment: Option<&Deployment>) -> Wanted {
-    let live = Live { deployment, kept: None };
+    let live = Live { deployment, ..Live::default() };
     build(service, &serving(service, &seen(service)), live, installation()).unwrap()
 }
 
@@ -231,7 +231,7 @@ fn a_new_release_changes_no_running_pod_and_comes_with_the_next_roll_out() {
     let here = BTreeSet::from(["models".to_owned()]);
     let installation = Installation { pull_policy: Some("Always"), one_node: &here, ..installation() };
     let made = |kept| {
-        let wanted = build(&service, &serving, Live { deployment: None, kept }, installation).unwrap();
+        let wanted = build(&service, &serving, Live { kept, ..Live::default() }, installation).unwrap();
         (wanted.contract.data.unwrap(), wanted.deployment.spec.unwrap().template)
     };
     let (data, template) = made(Some(&old));
@@ -253,7 +253,7 @@ fn running_pods_get_other_adapters_and_nothing_else() {
     let service = service(json!({"adapterRefs": [{"name": "tone"}]}));
     let serving = serving(&service, &seen(&service));
     let wanted =
-        build(&service, &serving, Live { deployment: None, kept: Some(&old) }, installation()).unwrap();
+        build(&service, &serving, Live { kept: Some(&old), ..Live::default() }, installation()).unwrap();
     let contract = |map: &ConfigMap| -> Value {
         serde_json::from_str(&map.data.as_ref().unwrap()["contract.json"]).unwrap()
     };
@@ -280,7 +280,7 @@ fn a_roll_out_says_why(
     let live = room.map(|room| live_deployment("old", annotations(room)));
     let mut seen = seen(&service);
     seen.children.deployment = live.clone();
-    let there = Live { deployment: live.as_ref(), kept: None };
+    let there = Live { deployment: live.as_ref(), ..Live::default() };
     let wanted = build(&service, &serving(&service, &seen), there, installation()).unwrap();
     assert_eq!(wanted.deployment.annotations().get(CHANGE_CAUSE).map(String::as_str), cause);
 }

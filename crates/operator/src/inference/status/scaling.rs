@@ -2,16 +2,16 @@
 use lathe_api::{InferenceService, ScalingBlock, conditions::State};
 
 use super::{Facts, Said};
-use crate::scaling::begin;
+use crate::scaling::{asked, begin};
 
 /// Replicas that there are to be.
 pub fn wanted(facts: &Facts<'_>) -> i32 {
     match &facts.service.spec.autoscaling {
         None => facts.service.spec.replicas,
-        Some(_) => facts
-            .deployment
-            .and_then(|deployment| deployment.spec.as_ref()?.replicas)
-            .unwrap_or_else(|| begin(facts.service)),
+        Some(_) => facts.deployment.map_or_else(
+            || begin(facts.service),
+            |deployment| i32::try_from(asked(deployment)).unwrap_or(i32::MAX),
+        ),
     }
 }
 

@@ -30,6 +30,8 @@ struct World {
     adapters: BTreeMap<String, AdapterStatus>,
     reports: BTreeMap<String, Report>,
     capacity: Option<Capacity>,
+    rollout: Option<RolloutStatus>,
+    in_place: bool,
     refused: Option<Trouble>,
     may_write_throughput: bool,
 }
@@ -49,6 +51,8 @@ impl World {
             adapters: BTreeMap::new(),
             reports: BTreeMap::new(),
             capacity: None,
+            rollout: None,
+            in_place: false,
             refused: None,
             may_write_throughput: true,
         }
@@ -98,6 +102,8 @@ impl World {
             told: &self.seen.told,
             ended: self.seen.ended.as_ref(),
             capacity: self.capacity.as_ref(),
+            rollout: self.rollout.as_ref(),
+            in_place: self.in_place,
             refused: self.refused.as_ref(),
             may_write_throughput: self.may_write_throughput,
             now: Timestamp::from_second(1_790_000_000).unwrap(),

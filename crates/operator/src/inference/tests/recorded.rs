@@ -11,7 +11,8 @@ use crate::recorded::Recorded;
 #[derive(Default)]
 struct World {
     models: Vec<Model>,
-    children: Children,
+    /// On the heap: there are many of them at once.
+    children: Box<Children>,
     pods: Vec<Pod>,
     answers: Vec<(&'static str, u16, Value)>,
 }
@@ -19,7 +20,7 @@ struct World {
 async fn after(service: &InferenceService, world: World) -> Value {
     let answers: Vec<_> =
         world.answers.iter().map(|(call, code, body)| (*call, *code, body.clone())).collect();
-    let calls = round_among(service, world.models, world.children, world.pods, &answers).await;
+    let calls = round_among(service, world.models, *world.children, world.pods, &answers).await;
     let written: Value = sent(&calls, STATUS);
     let mut object = serde_json::to_value(service).expect("JSON");
     object["status"] = written["status"].clone();
@@ -44,7 +45,7 @@ async fn made_now(spec: &Value, pods: &[Value]) -> World {
     deployment.status = Some(object(json!({"observedGeneration": 1})));
     let checksum = serving(&service, &seen(&service)).checksum;
     let pods = pods.iter().enumerate().map(|(i, status)| pod(&format!("p{i}"), &checksum, status.clone()));
-    World { models: base(), children, pods: pods.collect(), answers: Vec::new() }
+    World { models: base(), children: Box::new(children), pods: pods.collect(), answers: Vec::new() }
 }
 
 fn worker(state: Value, last: Value) -> Value {
@@ -115,6 +116,7 @@ async fn a_service_is_current_only_where_it_is_ready() {
     let scaled = |mut world: World, replicas: i32| {
         let deployment = world.children.deployment.as_mut().expect("there");
         deployment.spec.as_mut().expect("a spec").replicas = Some(replicas);
+        deployment.annotations_mut().insert(SCALED.to_owned(), replicas.to_string());
         world
     };
     let gone = |mut world: World| {

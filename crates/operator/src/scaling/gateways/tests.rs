@@ -53,6 +53,7 @@ async fn answer(
     }
     let second = if after == 0 { 3 } else { after + 1 };
     let service = ServiceTraffic {
+        outcomes: Vec::new(),
         uid: "s".to_owned(),
         seconds: vec![Flow { arrived: 2, ..Flow::default() }; (second - after) as usize],
         held: u64::from(calls >= 5),
