@@ -140,7 +140,7 @@ impl Shared {
         let model = models.1.get(turn / 2 % models.1.len().max(1));
         lock(&self.open)[client] = Some(models.0);
         let mut question = json!({"model": model, "stream": stream, "max_tokens": self.clients.tokens,
-            "ignore_eos": true,
+            "ignore_eos": true, "user": format!("client-{client}"),
             "messages": [{"role": "user", "content": format!("{client}: how much is the red lamp?")}]});
         if stream {
             question["stream_options"] = json!({"include_usage": true});

@@ -1,0 +1,115 @@
+//! A changed spec is tried on a share of the users of a real service under load: one candidate that holds its gates and stays, one
+//! that does not and goes; and no request is lost on either way.
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::Api;
+use lathe_e2e::{
+    Session, condition,
+    gateway::{Gateway, forget_keys, key},
+    install,
+    load::{Clients, Load, Tally},
+    poll,
+    serve::service,
+    tune,
+};
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn a_candidate_that_holds_its_gates_stays_and_one_that_does_not_goes() -> Result<()> {
+    install(&[])?;
+    let session = Session::begin("lathe-rollout").await?;
+    session.run(story(&session)).await?;
+    forget_keys(&session.client).await?;
+    session.end().await?;
+    // Without the flag the gateway goes with the upgrade.
+    install(&[])
+}
+
+async fn story(session: &Session) -> Result<()> {
+    // Before the gateway: one that runs hears of a key within a minute only.
+    let key = key(&session.client, "rollout", &session.namespace).await?;
+    install(&["--set", "gateway.enabled=true"])?;
+    tune::prepare(session).await?;
+    let good =
+        json!([{"metric": "ErrorRate", "atMost": "0.05"}, {"metric": "TokensPerSecond", "atLeast": "0.1"}]);
+    session.apply(&shop(16, &good)?).await?;
+    let gateway = Gateway::find(&session.client).await?;
+    session.wait("InferenceService", "shop", "Ready", "True").await?;
+    let first = stable(session).await?;
+
+    let load = Load::start(clients(), &gateway, &key);
+    session.apply(&shop(8, &good)?).await?;
+    let doing = session.reason("InferenceService", "shop", "RolledOut", "False", "Canary").await?;
+    ensure!(doing.contains("50 % of the users"), "{doing}");
+    let message = session.reason("InferenceService", "shop", "RolledOut", "True", "RolledOut").await?;
+    ensure!(message.contains("has held every gate") && message.contains("TokensPerSecond is"), "{message}");
+    let second = stable(session).await?;
+    ensure!(second != first, "{second} is what it was");
+    until_gone(session).await?;
+    all_answered(load).await?;
+    println!("promoted: {message}");
+
+    // Nobody is so fast: the candidate goes, and what there was answers on.
+    let load = Load::start(clients(), &gateway, &key);
+    session.apply(&shop(4, &json!([{"metric": "TokensPerSecond", "atLeast": "1000000"}]))?).await?;
+    let message = session.reason("InferenceService", "shop", "RolledOut", "False", "GateFailed").await?;
+    ensure!(message.contains("and must be at least 1000000"), "{message}");
+    let object = session.wait("InferenceService", "shop", "Ready", "True").await?;
+    let stalled = condition(&object, "Stalled").context("no Stalled")?;
+    ensure!(stalled["status"] == "True" && stalled["reason"] == "GateFailed", "{stalled:#}");
+    ensure!(stable(session).await? == second, "the stable revision changed");
+    until_gone(session).await?;
+    println!("failed: {message}");
+
+    // Taken back, all is well.
+    session.apply(&shop(8, &good)?).await?;
+    session.reason("InferenceService", "shop", "RolledOut", "True", "RolledOut").await?;
+    ensure!(stable(session).await? == second, "the stable revision changed");
+    all_answered(load).await
+}
+
+/// The quick-start's service on a quarter of a core, of which a changed spec is tried on half of the users.
+fn shop(sequences: u32, gates: &Value) -> Result<Value> {
+    let mut shop = service("shop", &[])?;
+    let spec = &mut shop["spec"];
+    spec["access"] = "GatewayOnly".into();
+    spec["pod"] = json!({"cpu": "250m"});
+    spec["serving"]["maxSequences"] = sequences.into();
+    spec["rollout"] =
+        json!({"strategy": "Canary", "steps": [{"percent": 50, "after": "20s"}], "gates": gates});
+    Ok(shop)
+}
+
+/// A light load of many users, so that either revision has some.
+fn clients() -> Clients {
+    Clients { number: 16, tokens: 8, pause: Duration::from_millis(500), models: vec!["shop".to_owned()] }
+}
+
+/// The revision that the service's own replicas are of.
+async fn stable(session: &Session) -> Result<Value> {
+    let is = |object: &Value| object["status"]["revisions"]["stable"].is_string();
+    let object = session.until("InferenceService", "shop", "no stable revision is told", is).await?;
+    Ok(object["status"]["revisions"]["stable"].clone())
+}
+
+/// Waits until the candidate is gone.
+async fn until_gone(session: &Session) -> Result<()> {
+    let api: Api<Deployment> = Api::namespaced(session.client.clone(), &session.namespace);
+    poll("the candidate's Deployment to be gone", || async {
+        Ok(api.get_opt("shop-candidate").await?.is_none().then_some(()))
+    })
+    .await
+}
+
+/// The load has ended, and every request was answered whole.
+async fn all_answered(load: Load) -> Result<()> {
+    let Tally { answered, broken, lost, .. } = load.stop().await?;
+    ensure!(
+        answered > 0 && broken.is_empty() && lost.is_empty(),
+        "{answered} answers; {broken:#?} {lost:#?}"
+    );
+    println!("{answered} requests answered");
+    Ok(())
+}
