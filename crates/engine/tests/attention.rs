@@ -4,9 +4,10 @@
 
 mod common;
 
-use common::device::{get, here, numbers, put, random};
+use common::device::{get, here, here_with, numbers, put, random};
 use lathe_engine::device::cpu::{Cpu, Level};
 use lathe_engine::device::{Attention, Buf, Device, Op};
+use lathe_engine::plan::thread_scratch;
 use rstest::rstest;
 
 const HEADS: usize = 6;
@@ -27,13 +28,13 @@ fn short(x: f32) -> f32 {
 type Kind = (f32, Option<f32>, Option<usize>);
 
 /// Softmax of one query over the keys `0..=position`, in f64: 0 for what is outside of the window. Also each score's
-/// derivative by the product of query and key.
+/// derivative by the product of query and key, and the logarithm of the sum of exponentials.
 fn weights(
     q: &[f32],
     keys: &dyn Fn(usize) -> Vec<f32>,
     position: usize,
     (scale, soft_cap, window): Kind,
-) -> (Vec<f64>, Vec<f64>) {
+) -> (Vec<f64>, Vec<f64>, f64) {
     let score = |p: usize| -> (f64, f64) {
         let sum: f64 = q.iter().zip(keys(p)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum();
         let (s, slope) = (f64::from(scale) * sum, f64::from(scale));
@@ -46,7 +47,7 @@ fn weights(
     let (scores, slopes): (Vec<f64>, Vec<f64>) = (0..=position).map(score).unzip();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-    (scores.iter().map(|s| (s - max).exp() / sum).collect(), slopes)
+    (scores.iter().map(|s| (s - max).exp() / sum).collect(), slopes, max + sum.ln())
 }
 
 #[rstest]
@@ -61,34 +62,57 @@ fn a_paged_cache_is_read_as_the_formula_says(
         (Level::AmxEmulated, true)
     )]
     at: (Level, bool),
-    #[values(8, 20, 64)] dim: usize,
+    #[values(8, 20, 48, 64, 128)] dim: usize,
     #[values((None, None), (Some(5.0), None), (None, Some(1)), (None, Some(70)), (Some(5.0), Some(300)))]
     kind: (Option<f32>, Option<usize>),
 ) {
-    let ((level, bf16), (soft_cap, window)) = (at, kind);
+    // The last 60 of a sequence of 530 positions, and all of another one.
+    a_paged_cache_is_read(at, kind, 3, [HEADS, KV_HEADS, dim], [530, 60]);
+}
+
+/// Tasks of as many queries as there may be: wide groups, long heads, and many rows for one thread.
+#[rstest]
+fn many_queries_of_a_task_read_it_so(
+    #[values((Level::Portable, false), (Level::Amx, true), (Level::AmxEmulated, true))] at: (Level, bool),
+    #[values([40, 1, 48], [6, 2, 128], [7, 1, 256])] heads: [usize; 3],
+    #[values(None, Some(300))] window: Option<usize>,
+) {
+    a_paged_cache_is_read(at, (None, window), 1, heads, [620, 610]);
+}
+
+/// Two sequences, one of `count` positions, of which the batch has the last `new`, and a whole one of 40, against the formula and
+/// in bits against the same in pieces. A thread has the scratch that a plan gives it.
+fn a_paged_cache_is_read(
+    (level, bf16): (Level, bool),
+    (soft_cap, window): (Option<f32>, Option<usize>),
+    threads: usize,
+    [heads, kv_heads, dim]: [usize; 3],
+    [count, new]: [usize; 2],
+) {
+    let group = heads / kv_heads;
     let rounds = bf16 && on_tiles(level);
     // What tiles round is bf16 already, so that only weights are rounded.
     let scale = if rounds { 0.25 } else { 1.0 / (dim as f32).sqrt() };
     let random =
         |key, len| if rounds { random(key, len).into_iter().map(short).collect() } else { random(key, len) };
-    let Some(mut cpu) = here(3, level) else { return };
-    // Sequences of 530 and 40 positions; the batch has the last 60 of the first and all of the second.
-    let (counts, news) = ([530usize, 40], [60usize, 40]);
+    let Some(mut cpu) = here_with(threads, level, thread_scratch(group, dim)) else { return };
+    let (counts, news) = ([count, 40], [new, 40]);
+    let many = count.div_ceil(PAGE) as u32;
     let pages: Vec<Vec<u32>> = vec![
         // Some pages follow each other, most do not.
-        (0..34u32).map(|p| if p < 4 { 40 + p } else { (p * 7) % 34 } * PAGE as u32).collect(),
-        (0..3u32).map(|p| (34 + 2 * p) * PAGE as u32).collect(),
+        (0..many).map(|p| if p < 4 { many + 6 + p } else { (p * 7) % many } * PAGE as u32).collect(),
+        (0..3u32).map(|p| (many + 2 * p) * PAGE as u32).collect(),
     ];
-    let slots = 44 * PAGE;
-    let (k, v) = (random(1, slots * KV_HEADS * dim), random(2, slots * KV_HEADS * dim));
+    let slots = (many as usize + 10) * PAGE;
+    let (k, v) = (random(1, slots * kv_heads * dim), random(2, slots * kv_heads * dim));
     let k: Vec<f32> = k.into_iter().map(|x| 4.0 * x).collect();
     let rows: usize = news.iter().sum();
-    let q = random(3, rows * HEADS * dim);
+    let q = random(3, rows * heads * dim);
     let positions: Vec<u32> =
         (0..2).flat_map(|s| (counts[s] - news[s]..counts[s]).map(|p| p as u32)).collect();
     let (k_buf, v_buf, q_buf) = (put(&mut cpu, &k), put(&mut cpu, &v), put(&mut cpu, &q));
     let out = put(&mut cpu, &vec![9.0; q.len()]);
-    let lse = put(&mut cpu, &vec![9.0; rows * HEADS]);
+    let lse = put(&mut cpu, &vec![9.0; rows * heads]);
     let tables: Vec<u32> = pages.concat();
     let whole = Attention {
         q: q_buf,
@@ -96,14 +120,14 @@ fn a_paged_cache_is_read_as_the_formula_says(
         v: v_buf,
         out,
         lse: Some(lse),
-        starts: numbers(&mut cpu, &[0, 60, 100]),
+        starts: numbers(&mut cpu, &[0, new as u32, rows as u32]),
         positions: numbers(&mut cpu, &positions),
         tables: numbers(&mut cpu, &tables),
-        table_starts: numbers(&mut cpu, &[0, 34]),
+        table_starts: numbers(&mut cpu, &[0, many]),
         sequences: 2,
         rows,
-        heads: HEADS,
-        kv_heads: KV_HEADS,
+        heads,
+        kv_heads,
         head_dim: dim,
         scale,
         soft_cap,
@@ -111,24 +135,29 @@ fn a_paged_cache_is_read_as_the_formula_says(
         bf16,
     };
     cpu.enqueue(Op::Attention(whole));
-    let found = get(&mut cpu, out);
-    for row in (0..rows).step_by(7).chain([rows - 1]) {
-        let sequence = usize::from(row >= 60);
-        for head in 0..HEADS {
+    let (found, found_lse) = (get(&mut cpu, out), get(&mut cpu, lse));
+    for row in (0..rows).step_by(if rows > 100 { 67 } else { 7 }).chain([rows - 1]) {
+        let sequence = usize::from(row >= new);
+        for head in 0..heads {
             let at = |x: &[f32], p: usize| {
                 let slot = pages[sequence][p / PAGE] as usize + p % PAGE;
-                let start = (slot * KV_HEADS + head / GROUP) * dim;
+                let start = (slot * kv_heads + head / group) * dim;
                 x[start..start + dim].to_vec()
             };
-            let query = &q[(row * HEADS + head) * dim..][..dim];
+            let query = &q[(row * heads + head) * dim..][..dim];
             let position = positions[row] as usize;
-            let (weights, _) = weights(query, &|p| at(&k, p), position, (scale, soft_cap, window));
+            let kind = (scale, soft_cap, window);
+            let (weights, _, lse) = weights(query, &|p| at(&k, p), position, kind);
+            let off = f64::from(found_lse[row * heads + head]) - lse;
+            assert!(off.abs() < 1e-5, "row {row} head {head}: lse {lse} is off by {off}");
+            let values: Vec<Vec<f32>> = (0..weights.len()).map(|p| at(&v, p)).collect();
             for i in 0..dim {
-                let expected: f64 =
-                    weights.iter().enumerate().map(|(p, w)| w * f64::from(at(&v, p)[i])).sum();
-                let found = f64::from(found[(row * HEADS + head) * dim + i]);
-                let rounded = |(p, w): (usize, &f64)| w * f64::from(at(&v, p)[i].abs()) / 256.0;
-                let rounding: f64 = if rounds { weights.iter().enumerate().map(rounded).sum() } else { 0.0 };
+                let sum = |of: &dyn Fn(f64) -> f64| -> f64 {
+                    weights.iter().zip(&values).map(|(w, v)| w * of(f64::from(v[i]))).sum()
+                };
+                let expected = sum(&|v| v);
+                let found = f64::from(found[(row * heads + head) * dim + i]);
+                let rounding = if rounds { sum(&|v| v.abs() / 256.0) } else { 0.0 };
                 assert!(
                     (found - expected).abs() < 2e-5 + rounding,
                     "row {row} head {head} {i}: {found}, {expected}"
@@ -139,13 +168,13 @@ fn a_paged_cache_is_read_as_the_formula_says(
     // Rows one by one, and in pieces that fall across blocks and sequences, have the same bits.
     let same = |cpu: &mut Cpu, a: Attention, range: std::ops::Range<usize>| {
         cpu.enqueue(Op::Attention(a));
-        let part = a.out.part(0, range.len() * HEADS * dim);
-        assert!(get(cpu, part) == found[range.start * HEADS * dim..range.end * HEADS * dim], "{range:?}");
+        let part = a.out.part(0, range.len() * heads * dim);
+        assert!(get(cpu, part) == found[range.start * heads * dim..range.end * heads * dim], "{range:?}");
     };
-    for row in [0, 17, 59, 60, 99] {
-        let sequence = usize::from(row >= 60);
+    for row in [0, 17, new - 1, new, rows - 1] {
+        let sequence = usize::from(row >= new);
         let one = Attention {
-            q: q_buf.part(row * HEADS * dim, HEADS * dim),
+            q: q_buf.part(row * heads * dim, heads * dim),
             starts: numbers(&mut cpu, &[0, 1]),
             positions: numbers(&mut cpu, &positions[row..=row]),
             tables: numbers(&mut cpu, &pages[sequence]),
@@ -157,15 +186,62 @@ fn a_paged_cache_is_read_as_the_formula_says(
         };
         same(&mut cpu, one, row..row + 1);
     }
+    let from = new - 15;
     let pieces = Attention {
-        q: q_buf.part(45 * HEADS * dim, 30 * HEADS * dim),
+        q: q_buf.part(from * heads * dim, 30 * heads * dim),
         starts: numbers(&mut cpu, &[0, 15, 30]),
-        positions: numbers(&mut cpu, &positions[45..75]),
+        positions: numbers(&mut cpu, &positions[from..from + 30]),
         rows: 30,
         lse: None,
         ..whole
     };
-    same(&mut cpu, pieces, 45..75);
+    same(&mut cpu, pieces, from..from + 30);
+}
+
+/// A score that is no number counts as none at all, whichever other queries meet its key: diverged or not, a row keeps its bits.
+#[rstest]
+fn a_score_that_is_no_number_is_the_same_beside_any_row(
+    #[values(Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx, Level::AmxEmulated)]
+    level: Level,
+) {
+    let Some(mut cpu) = here(1, level) else { return };
+    let (rows, dim) = (64, 16);
+    let [q, mut k, v] = [1, 2, 3].map(|key| random(key, rows * dim));
+    k[20 * dim] = f32::NAN;
+    let [q, k, v] = [q, k, v].map(|x| put(&mut cpu, &x));
+    let mut attend = |range: std::ops::Range<usize>| -> [Vec<u32>; 2] {
+        let positions: Vec<u32> = range.clone().map(|p| p as u32).collect();
+        let (out, lse) =
+            (put(&mut cpu, &vec![9.0; range.len() * dim]), put(&mut cpu, &vec![9.0; range.len()]));
+        let a = Attention {
+            q: q.part(range.start * dim, range.len() * dim),
+            k,
+            v,
+            out,
+            lse: Some(lse),
+            starts: numbers(&mut cpu, &[0, range.len() as u32]),
+            positions: numbers(&mut cpu, &positions),
+            tables: numbers(&mut cpu, &[0, 16, 32, 48]),
+            table_starts: numbers(&mut cpu, &[0]),
+            sequences: 1,
+            rows: range.len(),
+            heads: 1,
+            kv_heads: 1,
+            head_dim: dim,
+            scale: 0.25,
+            soft_cap: None,
+            window: None,
+            bf16: true,
+        };
+        cpu.enqueue(Op::Attention(a));
+        [out, lse].map(|buf| get(&mut cpu, buf).iter().map(|x| x.to_bits()).collect())
+    };
+    let [out, lse] = attend(0..rows);
+    // All that some queries of a tile do not see is looked at in another way than what all see.
+    for row in [19, 20, 21, 25, 31, 40, 63] {
+        let alone = attend(row..row + 1);
+        assert_eq!(alone, [out[row * dim..(row + 1) * dim].to_vec(), vec![lse[row]]], "row {row}");
+    }
 }
 
 #[rstest]
@@ -261,7 +337,7 @@ fn gradient_errors(
                 let at = (row * HEADS + head) * dim;
                 let count = row - first;
                 let key = |p| k[kv(p)..kv(p) + dim].to_vec();
-                let (p, slopes) = weights(&q[at..at + dim], &key, count, (scale, soft_cap, window));
+                let (p, slopes, _) = weights(&q[at..at + dim], &key, count, (scale, soft_cap, window));
                 let dp = |j: usize| -> f64 {
                     (0..dim).map(|i| f64::from(dout[at + i]) * f64::from(v[kv(j) + i])).sum()
                 };

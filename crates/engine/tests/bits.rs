@@ -5,12 +5,26 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{LENGTHS, llama, lora, mistral, model, noise, qwen, request, trained};
-use lathe_engine::plan::{AdapterBudget, ModelShape, Precision, ServeRequest, Target, plan_serving};
-use lathe_engine::{Adapter, Emitted, Error, Generator, Sampling};
+use common::{LENGTHS, Noise, hyper, llama, lora, mistral, model, noise, qwen, request, trained};
+use lathe_engine::device::cpu::{Cpu, Level};
+use lathe_engine::plan::{
+    AdapterBudget, ModelShape, Precision, ServeRequest, Target, TrainMethod, plan_serving, plan_training,
+};
+use lathe_engine::{Adapter, Emitted, Error, Generator, Model, Row, Sampling, Trainer};
 use rstest::rstest;
 
 fn generator(shape: &ModelShape, precision: Precision, change: impl Fn(&mut ServeRequest)) -> Generator {
+    let load = |threads| model(shape, precision, threads);
+    generator_of(load, shape, precision, change)
+}
+
+/// As [`generator`], of a model that is loaded for so many threads.
+fn generator_of(
+    load: impl FnOnce(usize) -> Model,
+    shape: &ModelShape,
+    precision: Precision,
+    change: impl Fn(&mut ServeRequest),
+) -> Generator {
     let mut request = ServeRequest {
         weights: precision,
         context: 60,
@@ -23,7 +37,7 @@ fn generator(shape: &ModelShape, precision: Precision, change: impl Fn(&mut Serv
     };
     change(&mut request);
     let plan = plan_serving(shape, &request).unwrap();
-    Generator::new(model(shape, precision, request.threads), &plan).unwrap()
+    Generator::new(load(request.threads), &plan).unwrap()
 }
 
 /// An adapter after some training, so that it says something else than the base.
@@ -209,26 +223,60 @@ fn what_is_not_shared_is_not_found_and_finds_nothing() {
     assert_eq!([false, true, false, true].map(&mut cached), [0, 0, 0, 32]);
 }
 
-#[test]
-fn training_and_generation_see_the_same_model() {
-    let shape = llama();
-    let answers = together(&shape, Precision::F32, |_| ());
-    let mut trainer = trained(&shape, &request(&lora(0.0), Precision::F32), &LENGTHS, 2).0;
+#[rstest]
+fn training_and_generation_see_the_same_model(
+    #[values(llama(), qwen(), mistral())] shape: ModelShape,
+    #[values(Precision::F32, Precision::BF16)] precision: Precision,
+) {
+    let answers = together(&shape, precision, |_| ());
+    let mut trainer = trained(&shape, &request(&lora(0.0), precision), &LENGTHS, 2).0;
     let prompt = &prompts(&shape)[4];
     let mut tokens = prompt.tokens[10..].to_vec();
-    let mut generator = generator(&shape, Precision::F32, |_| ());
-    let id = generator.add_adapter(&adapter(&shape, 2)).unwrap();
+    let mut generator = generator(&shape, precision, |_| ());
+    let id = generator.add_adapter(&trainer.adapter().unwrap().unwrap()).unwrap();
     generator.add_sequence(9, &tokens, Some(id), prompt.sampling, 8).unwrap();
     let mut answer = Answers::new();
     finish(&mut generator, &mut answer);
     assert_ne!(answer[&9], answers[&4]);
+    assert_eq!(answer[&9], as_trained(&mut trainer, &mut tokens, &answer[&9]));
+}
+
+/// The answer to the prompt `tokens`, which grow by it, with the bits of the log-probabilities that training sees.
+fn as_trained(trainer: &mut Trainer, tokens: &mut Vec<u32>, answer: &[(u32, u32)]) -> Vec<(u32, u32)> {
     let start = tokens.len();
-    tokens.extend(answer[&9].iter().map(|a| a.0));
-    let row = lathe_engine::Row { weights: vec![1.0; tokens.len()], tokens };
-    let log_probs = trainer.log_probs(&[row]).unwrap();
-    for (a, b) in answer[&9].iter().zip(&log_probs[0][start..]) {
-        assert!((f32::from_bits(a.1) - b).abs() < 1e-5);
-    }
+    tokens.extend(answer.iter().map(|a| a.0));
+    let row = Row { weights: vec![1.0; tokens.len()], tokens: tokens.clone() };
+    let log_probs = trainer.log_probs(&[row]).unwrap().remove(0);
+    tokens[start..].iter().copied().zip(log_probs[start..].iter().map(|x| x.to_bits())).collect()
+}
+
+/// A long prompt takes gate and up in one pass on tiles; not so beside an adapter that changes them, and in training.
+#[rstest]
+fn gate_and_up_in_one_pass_have_the_bits_of_two(
+    #[values(Level::Portable, Level::AmxEmulated, Level::Amx)] level: Level,
+) {
+    let (shape, precision) = (qwen(), Precision::BF16);
+    let load = |threads| {
+        let device = Box::new(Cpu::new(threads, level));
+        Model::load_on(device, &shape, precision, &Noise(shape.clone())).unwrap()
+    };
+    let mut tokens: Vec<u32> = (0..35).map(|t| t * 7 % shape.vocab as u32).collect();
+    let sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
+    let answer = |slots: usize| {
+        let mut generator = generator_of(load, &shape, precision, |r| r.adapters.slots = slots);
+        if slots > 0 {
+            generator.add_adapter(&adapter(&shape, 2)).unwrap();
+        }
+        generator.add_sequence(0, &tokens, None, sampling, 5).unwrap();
+        let mut answers = Answers::new();
+        finish(&mut generator, &mut answers);
+        answers.remove(&0).unwrap()
+    };
+    let [one_pass, two] = [0, 1].map(answer);
+    assert_eq!(one_pass, two);
+    let plan = plan_training(&shape, &request(&TrainMethod::Full, precision)).unwrap();
+    let mut trainer = Trainer::new(load(1), &plan, hyper()).unwrap();
+    assert_eq!(one_pass, as_trained(&mut trainer, &mut tokens, &one_pass));
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub use shape::{ModelShape, RopeScaling};
 pub use tensors::{Tensor, TensorKind};
 pub use training::{
     ATTENTION_KEYS, ATTENTION_QUERIES, ATTENTION_TILE_QUERIES, MOMENT_BLOCK, NORM_CHUNK, OptimizerState,
-    PRODUCT_PANEL, PRODUCT_SCRATCH, TrainPlan, TrainRequest, loss_chunk, plan_training,
+    PRODUCT_PANEL, PRODUCT_SCRATCH, TrainPlan, TrainRequest, loss_chunk, plan_training, thread_scratch,
 };
 
 /// Why a plan cannot be made.

@@ -327,7 +327,8 @@ pub(crate) fn common_buffers(
     threads: usize,
 ) -> Result<(), PlanError> {
     list.add("rope", Weights, F32, &[context, shape.head_dim])?;
-    list.add("threads", Workspace, F32, &[threads * thread_scratch(shape) + PRODUCT_PANEL])
+    let each = thread_scratch(shape.heads / shape.kv_heads, shape.head_dim);
+    list.add("threads", Workspace, F32, &[threads * each + PRODUCT_PANEL])
 }
 
 /// Keys that attention looks at together.
@@ -345,14 +346,14 @@ pub const PRODUCT_SCRATCH: usize = 1 << 16;
 /// Elements of scratch that all threads share, after their own: rows that they multiply with weights in tiles, packed.
 pub const PRODUCT_PANEL: usize = 1 << 18;
 
-/// Elements of scratch per thread: blocks of a product, or of attention (for each query two chunks of scores, four
-/// vectors, and some numbers; and a chunk of keys), or of attention on tiles (for each query a vector, one of half the size and some numbers, a chunk
-/// of both keys and values in half the size, and one and a half of scores of two tiles).
-fn thread_scratch(shape: &ModelShape) -> usize {
-    let group = shape.heads / shape.kv_heads;
-    let vectors = ATTENTION_QUERIES.max(group) * (2 * ATTENTION_KEYS + 4 * shape.head_dim + 4);
-    let vectors = vectors + ATTENTION_KEYS * shape.head_dim;
-    let (queries, width) = (ATTENTION_TILE_QUERIES.max(group), shape.head_dim.next_multiple_of(32));
+/// Elements of scratch per thread for a model in which `group` query heads of this width share a key head: blocks of a product,
+/// or of attention (for each query two chunks of scores, four vectors, and some numbers; and a chunk of keys), or of attention on
+/// tiles (for each query a vector, one of half the size and some numbers, a chunk of both keys and values in half the size, and
+/// one and a half of scores of two tiles).
+pub fn thread_scratch(group: usize, head_dim: usize) -> usize {
+    let vectors = ATTENTION_QUERIES.max(group) * (2 * ATTENTION_KEYS + 4 * head_dim + 4);
+    let vectors = vectors + ATTENTION_KEYS * head_dim;
+    let (queries, width) = (ATTENTION_TILE_QUERIES.max(group), head_dim.next_multiple_of(32));
     let queries = queries.next_multiple_of(32);
     let tiles = queries * (width * 3 / 2 + 4) + ATTENTION_KEYS * (width + 48);
     // A thread's part begins where a cache line does.

@@ -8,8 +8,13 @@ use lathe_engine::plan::{PRODUCT_PANEL, PRODUCT_SCRATCH};
 use super::noise;
 
 pub fn cpu(threads: usize, level: Level) -> Cpu {
+    cpu_with(threads, level, PRODUCT_SCRATCH)
+}
+
+/// A device whose threads have so much scratch each.
+fn cpu_with(threads: usize, level: Level, scratch: usize) -> Cpu {
     let mut cpu = Cpu::new(threads, level);
-    let scratch = threads * PRODUCT_SCRATCH + PRODUCT_PANEL;
+    let scratch = threads * scratch + PRODUCT_PANEL;
     let scratch = cpu.alloc("scratch", Element::F32, scratch).unwrap();
     cpu.set_scratch(scratch);
     cpu
@@ -17,8 +22,13 @@ pub fn cpu(threads: usize, level: Level) -> Cpu {
 
 /// A device of this level, where the machine has it; else it says that the test is skipped.
 pub fn here(threads: usize, level: Level) -> Option<Cpu> {
+    here_with(threads, level, PRODUCT_SCRATCH)
+}
+
+/// As [`here`], with so much scratch for each thread.
+pub fn here_with(threads: usize, level: Level, scratch: usize) -> Option<Cpu> {
     if Level::here().any(|here| here == level) {
-        return Some(cpu(threads, level));
+        return Some(cpu_with(threads, level, scratch));
     }
     eprintln!("skipped: this machine lacks {}", level.name());
     None

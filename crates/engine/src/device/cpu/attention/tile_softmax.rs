@@ -232,8 +232,9 @@ impl<S: Pairs> Column<S> {
         for key in keys {
             let seen = self.seen(key);
             let bound = S::mul(S::sub(S::add(seen, seen), S::splat(1.0)), S::splat(f32::INFINITY));
+            // The order of operands passes over what is no number, as [`Column::largest`] does.
             // SAFETY: the caller's.
-            most = S::max(S::min(unsafe { self.score(key) }, bound), most);
+            most = S::max(S::min(bound, unsafe { self.score(key) }), most);
         }
         most
     }

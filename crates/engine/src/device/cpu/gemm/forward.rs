@@ -57,8 +57,9 @@ pub(in super::super) fn gated_linear(
     e: Extent,
 ) {
     let [gate, up] = w;
-    for w in w {
+    for (w, y) in w.into_iter().zip(y) {
         e.check(x.len(), out.len(), w.len());
+        e.check(x.len(), y.len(), w.len());
     }
     if let (Some(fit), Matrix::BF16(gate), Matrix::BF16(up)) = (tiled::takes_gated(cpu, w, e), gate, up) {
         return tiled::gated_linear(cpu, activation, x, [gate, up], out, e, fit);

@@ -20,8 +20,6 @@ use lathe_plan::{PRODUCT_PANEL, PRODUCT_SCRATCH, QUANT_GROUP};
 pub(super) const ROWS: usize = 512;
 /// Outputs of a task are a multiple of this.
 pub(super) const OUTPUTS: usize = 2 * TILE;
-/// Fewer rows at a time would read the weights of a gated layer too often.
-const LEAST_GATED: usize = 128;
 /// The most terms that are summed apart.
 const MOST_TERMS: usize = 1024;
 
@@ -66,8 +64,8 @@ pub(super) fn linear(cpu: &Cpu, x: Cells<f32>, w: Matrix, y: Cells<f32>, e: Exte
 pub(super) fn takes_gated(cpu: &Cpu, w: [Matrix; 2], e: Extent) -> Option<usize> {
     let [Matrix::BF16(_), Matrix::BF16(_)] = w else { return None };
     let fit = (cpu.panel().len() / room(w[0], TILE, e.inputs.max(1)) * TILE).min(ROWS);
-    // Few rows leave little to save.
-    let many = e.rows > 2 * TILE && fit >= LEAST_GATED;
+    // Few rows leave little to save; with some at a time weights would be read more often than by two products.
+    let many = e.rows > 2 * TILE && fit >= e.rows.min(ROWS);
     (takes(cpu.level, w[0], e.inputs) && many && e.outputs.is_multiple_of(TILE)).then_some(fit)
 }
 
@@ -256,5 +254,37 @@ impl Tasks {
         let start =
             |task: usize| (self.columns.div_ceil(OUTPUTS) * task / self.tasks * OUTPUTS).min(self.columns);
         start(task)..start(task + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::device::{Device, Element};
+
+    #[rstest]
+    #[case::a_prompt(Level::AmxEmulated, (2048, 4864, 896), Element::BF16, Some(512))]
+    #[case::the_fewest_rows(Level::AmxEmulated, (33, 16, 2), Element::BF16, Some(512))]
+    #[case::as_many_as_there_is_room_for(Level::AmxEmulated, (128, 16, 4096), Element::BF16, Some(128))]
+    #[case::more_than_there_is_room_for(Level::AmxEmulated, (129, 16, 4096), Element::BF16, None)]
+    #[case::few_rows(Level::AmxEmulated, (32, 48, 896), Element::BF16, None)]
+    #[case::part_of_a_tile(Level::AmxEmulated, (40, 50, 896), Element::BF16, None)]
+    #[case::half_a_pair(Level::AmxEmulated, (40, 48, 35), Element::BF16, None)]
+    #[case::wide(Level::AmxEmulated, (40, 48, 896), Element::F32, None)]
+    #[case::no_tiles(Level::Portable, (40, 48, 896), Element::BF16, None)]
+    fn one_pass_for_both_parts_of_a_gated_layer(
+        #[case] level: Level,
+        #[case] (rows, outputs, inputs): (usize, usize, usize),
+        #[case] element: Element,
+        #[case] expected: Option<usize>,
+    ) {
+        let mut cpu = Cpu::new(1, level);
+        let scratch = cpu.alloc("scratch", Element::F32, PRODUCT_SCRATCH + PRODUCT_PANEL).expect("memory");
+        cpu.set_scratch(scratch);
+        let w = cpu.alloc("test", element, outputs * inputs).expect("memory");
+        let w = cpu.matrix(w, outputs, inputs);
+        assert_eq!(takes_gated(&cpu, [w, w], Extent::dense(rows, outputs, inputs)), expected);
     }
 }
