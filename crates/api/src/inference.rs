@@ -184,8 +184,9 @@ pub struct InferenceServiceStatus {
     /// What flows, summed over the replicas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throughput: Option<ThroughputStatus>,
-    /// What a million tokens cost at this throughput, with the currency, e.g. `1.85 USD`: the profile's price of the devices of all ready
-    /// replicas, by the prompt and generated tokens that flow. Absent where the profile has no price or nothing flows.
+    /// What a million tokens cost at this moment's throughput, with the currency, e.g. `1.85 USD`: the profile's price of the devices of
+    /// all ready replicas, by the prompt and generated tokens that flow. Absent where the profile has no price, where nothing flows, and
+    /// while replicas of an earlier revision answer. Cost over time: the metric `lathe_inferenceservice_cost_per_hour`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub cost_per_million_tokens: Option<String>,

@@ -10,7 +10,6 @@ use lathe_telemetry::opentelemetry::trace::{Span as _, SpanContext, Status};
 use lathe_telemetry::{Operation, RequestTrace, Span, genai};
 
 use crate::balance::{Balances, Shared};
-use crate::cost::decimal;
 use crate::flow::{Flows, ReplicaLoad, Share};
 use crate::keys::Caller;
 use crate::limits::Quotas;
@@ -348,7 +347,6 @@ impl Account {
 
     /// A line of the usage log. Nothing of a prompt or an answer is ever in it.
     fn write(&self, status: u16, usage: Option<Usage>, estimated: bool, times: Times) {
-        let cost = usage.zip(self.asked.model.service.cost.as_ref());
         tracing::info!(
             target: "usage",
             key = &*self.asked.caller.key,
@@ -361,8 +359,6 @@ impl Account {
             cached_tokens = usage.map(|u| u.cached),
             completion_tokens = usage.map(|u| u.completion),
             estimated,
-            cost = cost.map(|(usage, cost)| decimal(cost.of(usage))),
-            currency = cost.map(|(_, cost)| cost.currency.as_str()),
             first_byte_ms = times.first_byte.map(|t| t.as_millis() as u64),
             total_ms = times.total.as_millis() as u64,
         );

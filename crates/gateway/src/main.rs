@@ -26,7 +26,6 @@ mod balance;
 mod body;
 mod bucket;
 mod canary;
-mod cost;
 mod counts;
 mod discovery;
 mod error;

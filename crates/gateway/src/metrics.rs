@@ -1,6 +1,6 @@
 //! Numbers for Prometheus, by key and model; names after vLLM's and OpenTelemetry's GenAI conventions.
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::AtomicI64;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +29,6 @@ pub struct Metrics {
     prompt_tokens: Family<Asked, Counter>,
     cached_tokens: Family<Asked, Counter>,
     generation_tokens: Family<Asked, Counter>,
-    cost: Family<Paid, Counter<f64, AtomicU64>>,
     repeats: Family<Repeated, Counter>,
     broken: Family<Broken, Counter>,
     first_byte: Family<Named, Histogram>,
@@ -44,8 +43,8 @@ pub struct Metrics {
     pub table_updated: Gauge<i64, AtomicI64>,
     /// Lines that the usage log could not take.
     pub usage_lines_lost: Counter,
-    /// Every label set that something was counted of, with the statuses of its requests and the currencies that they cost.
-    seen: Mutex<HashMap<Asked, Seen>>,
+    /// Every label set that something was counted of, with the statuses of its requests.
+    seen: Mutex<HashMap<Asked, HashSet<(u16, By)>>>,
     /// Of requests that wait for a replica.
     pub hold: HoldMetrics,
     /// Of services whose revisions are compared.
@@ -83,15 +82,6 @@ struct Answered {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Paid {
-    key: String,
-    namespace: String,
-    model: String,
-    adapter: String,
-    currency: String,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Key {
     key: String,
 }
@@ -117,12 +107,6 @@ struct Named {
     model: String,
 }
 
-#[derive(Debug, Default)]
-struct Seen {
-    statuses: HashSet<(u16, By)>,
-    currencies: HashSet<String>,
-}
-
 /// Bounds in seconds, as vLLM's of the time to the first token and of whole requests.
 const FIRST_BYTE: [f64; 14] =
     [0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 40.0, 160.0];
@@ -140,7 +124,6 @@ impl Default for Metrics {
             prompt_tokens: Family::default(),
             cached_tokens: Family::default(),
             generation_tokens: Family::default(),
-            cost: Family::default(),
             repeats: Family::default(),
             broken: Family::default(),
             first_byte: Family::new_with_constructor(first_byte),
@@ -186,11 +169,6 @@ impl Metrics {
             self.cached_tokens.clone(),
         );
         registry.register("generation_tokens", "Generated tokens", self.generation_tokens.clone());
-        registry.register(
-            "cost",
-            "What answers cost, of services whose status tells the cost of their tokens, in that currency",
-            self.cost.clone(),
-        );
         registry.register(
             "requests_repeated",
             "Requests that were sent to one replica more, none of whose answer had been sent",
@@ -301,7 +279,6 @@ impl Metrics {
         usage: Option<Usage>,
         times: Times,
     ) {
-        let cost = usage.zip(model.service.cost.as_ref());
         let Asked { key, namespace, model, adapter } = Asked::of(key, model);
         let named = Named { namespace: namespace.clone(), model: model.clone() };
         let asked = Asked {
@@ -310,16 +287,9 @@ impl Metrics {
             model: model.clone(),
             adapter: adapter.clone(),
         };
-        let mut all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = all.entry(asked.clone()).or_default();
-        seen.statuses.insert((code, by));
-        if let Some((usage, cost)) = cost {
-            if !seen.currencies.contains(&cost.currency) {
-                seen.currencies.insert(cost.currency.clone());
-            }
-            self.cost.get_or_create(&asked.paid(&cost.currency)).inc_by(cost.of(usage));
-        }
-        drop(all);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.entry(asked.clone()).or_default().insert((code, by));
+        drop(seen);
         self.requests.get_or_create(&Answered { key, namespace, model, adapter, code, by: by.label() }).inc();
         if let Some(usage) = usage {
             self.prompt_tokens.get_or_create(&asked).inc_by(usage.prompt);
@@ -336,10 +306,7 @@ impl Metrics {
     pub fn keep(&self, known: impl Fn(Series<'_>) -> bool) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let gone: Vec<_> = seen.extract_if(|asked, _| !known(asked.series())).collect();
-        for (asked, Seen { statuses, currencies }) in gone {
-            for currency in currencies {
-                self.cost.remove(&asked.paid(&currency));
-            }
+        for (asked, statuses) in gone {
             self.prompt_tokens.remove(&asked);
             self.cached_tokens.remove(&asked);
             self.generation_tokens.remove(&asked);
@@ -396,11 +363,6 @@ impl Asked {
         Series { key, namespace, model }
     }
 
-    fn paid(&self, currency: &str) -> Paid {
-        let Self { key, namespace, model, adapter } = self.clone();
-        Paid { key, namespace, model, adapter, currency: currency.to_owned() }
-    }
-
     fn of(key: &str, model: &Model) -> Self {
         Self {
             key: key.to_owned(),
@@ -427,9 +389,8 @@ mod tests {
 
     #[test]
     fn tokens_are_counted_by_key_model_and_adapter() {
-        let mut priced = service("a", "s", &["tone"], &["s", "tone"]);
-        priced.status.as_mut().unwrap().cost_per_million_tokens = Some("2500000.00 EUR".to_owned());
-        let table = Table::build(8080, &[priced], &[slice("a", "s", &[("10.0.0.1", json!({}))])]);
+        let tuned = service("a", "s", &["tone"], &["s", "tone"]);
+        let table = Table::build(8080, &[tuned], &[slice("a", "s", &[("10.0.0.1", json!({}))])]);
         let metrics = Metrics::default();
         let times = Times { first_byte: Some(Duration::from_millis(3)), total: Duration::from_millis(400) };
         let usage = Some(Usage { prompt: 7, completion: 3, cached: 4 });
@@ -451,7 +412,6 @@ mod tests {
             r#"lathe_gateway_prompt_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 7"#,
             r#"lathe_gateway_cached_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 4"#,
             r#"lathe_gateway_generation_tokens_total{key="k",namespace="a",model="s",adapter="tone"} 3"#,
-            r#"lathe_gateway_cost_total{key="k",namespace="a",model="s",adapter="tone",currency="EUR"} 15.0"#,
             r#"lathe_gateway_requests_refused_total{reason="invalid_api_key"} 1"#,
             r#"lathe_gateway_time_to_first_byte_seconds_bucket{le="0.005",namespace="a",model="s"} 2"#,
             r#"lathe_gateway_request_duration_seconds_count{namespace="a",model="s"} 3"#,
@@ -467,9 +427,8 @@ mod tests {
 
     #[test]
     fn the_recorded_numbers_are_those_that_prometheus_reads() {
-        let mut priced = service("team-a", "support", &["tone"], &["support", "tone"]);
-        priced.status.as_mut().unwrap().cost_per_million_tokens = Some("2.50 USD".to_owned());
-        let table = Table::build(8080, &[priced], &[slice("team-a", "support", &[("10.0.0.1", json!({}))])]);
+        let tuned = service("team-a", "support", &["tone"], &["support", "tone"]);
+        let table = Table::build(8080, &[tuned], &[slice("team-a", "support", &[("10.0.0.1", json!({}))])]);
         let metrics = Metrics::default();
         let times = Times { first_byte: Some(Duration::from_millis(30)), total: Duration::from_millis(400) };
         let usage = Some(Usage { prompt: 70, completion: 30, cached: 40 });

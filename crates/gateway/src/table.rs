@@ -9,7 +9,6 @@ use lathe_api::names::CANDIDATE;
 use lathe_api::{InferenceService, InferenceServiceSpec};
 
 use crate::canary::{Canary, User};
-use crate::cost::Cost;
 
 /// The label by which an EndpointSlice names its Service; a service's Service has the service's own name.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -55,8 +54,6 @@ pub struct Service {
     pub scale: Scale,
     /// Whether its status names any model that answers: where it names none, no pod was ready when it was written.
     pub told: bool,
-    /// What its tokens cost, where that is known.
-    pub cost: Option<Cost>,
     /// Two revisions that share its users; `None`: there is one, or nobody is sent to the other yet.
     pub canary: Option<Canary>,
     /// Its pods.
@@ -175,7 +172,6 @@ impl Table {
                 slots,
                 scale: Scale::of(&object.spec),
                 told: !answering.is_empty(),
-                cost: object.status.as_ref().and_then(|s| Cost::parse(s.cost_per_million_tokens.as_ref()?)),
                 canary: Canary::of(object),
                 endpoints,
             });

@@ -6,6 +6,7 @@ mod channel;
 mod claims;
 mod cleanup;
 mod context;
+mod costs;
 mod devices;
 mod distress;
 mod drift;

@@ -7,7 +7,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::scaling::ScalingMetrics;
+use crate::{costs::Costs, scaling::ScalingMetrics};
 
 /// Counters of reconciles.
 pub struct Metrics {
@@ -19,6 +19,8 @@ pub struct Metrics {
     rollouts: Family<Outcome, Counter>,
     /// Those of scaling.
     pub scaling: ScalingMetrics,
+    /// What services cost.
+    pub costs: Costs,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -39,7 +41,9 @@ struct Outcome {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("lathe_operator");
+        let mut all = Registry::with_prefix("lathe");
+        let costs = Costs::register(&mut all);
+        let registry = all.sub_registry_with_prefix("operator");
         let (reconciles, failures, leader) = (Family::default(), Family::default(), Gauge::default());
         let histogram: fn() -> Histogram =
             || Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]);
@@ -58,8 +62,8 @@ impl Default for Metrics {
         );
         let rollouts = Family::<Outcome, Counter>::default();
         registry.register("rollouts", "Candidates that were tried, by what came of it", rollouts.clone());
-        let scaling = ScalingMetrics::register(&mut registry);
-        Self { registry, reconciles, failures, seconds, leader, rollouts, scaling }
+        let scaling = ScalingMetrics::register(registry);
+        Self { registry: all, reconciles, failures, seconds, leader, rollouts, scaling, costs }
     }
 }
 
@@ -141,6 +145,7 @@ mod tests {
             metrics.scaling.decided(("team-a", "support"), &decision, &replicas, &policy);
         }
         [true, false].iter().for_each(|promoted| metrics.rolled_out(*promoted));
+        metrics.costs.tell(("team-a", "support"), Some((2.5, "USD")));
         [true, false].iter().for_each(|answered| metrics.scaling.asked(*answered));
         recorded::hold("operator.txt", &metrics.text().expect("text"));
     }

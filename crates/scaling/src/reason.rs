@@ -35,6 +35,24 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::OnTarget,
+        Self::ThroughputAboveTarget,
+        Self::RequestsWaiting,
+        Self::RequestHeld,
+        Self::ReplicasStarting,
+        Self::QuietWindow,
+        Self::ReplicasDraining,
+        Self::ThroughputBelowTarget,
+        Self::ScaledToZero,
+        Self::MinReplicas,
+        Self::MaxReplicas,
+        Self::ReportsLate,
+        Self::ReportsMissing,
+        Self::CapacityUnknown,
+    ];
+
     /// CamelCase, as status has it.
     #[must_use]
     pub fn as_str(self) -> &'static str {

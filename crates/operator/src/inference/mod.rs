@@ -220,6 +220,8 @@ impl Reconcile for Services {
             may_write_throughput: self.told.throughput_is_due(service, LOOK),
             now,
         };
+        let (namespace, name) = key(service);
+        context.health.metrics.costs.tell((&namespace, &name), status::cost_per_hour(&facts));
         self.write_status(service, &facts).await?;
         self.tell_of(service, trial.status.as_ref()).await;
         done?;
@@ -228,6 +230,7 @@ impl Reconcile for Services {
 
     fn forget(&self, namespace: &str, name: &str) {
         self.told.forget(namespace, name);
+        self.context.health.metrics.costs.tell((namespace, name), None);
     }
 }
 

@@ -16,7 +16,7 @@ use lathe_api::{
     conditions::{READY, RECONCILING, STALLED, State, set},
 };
 use lathe_contract::{AdapterState, AdapterStatus, Report, SERVE_PORT, Task};
-use lathe_resolve::inference::{Serving, cost_per_million_tokens};
+use lathe_resolve::inference::{self, Serving, cost_per_million_tokens};
 
 use super::{
     CHANGE_CAUSE,
@@ -135,7 +135,7 @@ pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
         replicas: counts.all,
         ready_replicas: counts.ready,
         selector: Some(selector_text(service)),
-        cost_per_million_tokens: throughput.as_ref().and_then(|flows| cost(facts, flows, counts.ready)),
+        cost_per_million_tokens: throughput.as_ref().and_then(|flows| cost(facts, flows)),
         throughput,
         revisions: trial::revisions(facts),
         rollout: facts.rollout.cloned(),
@@ -146,10 +146,19 @@ pub fn status(facts: &Facts<'_>) -> InferenceServiceStatus {
 }
 
 /// Of the throughput that the status tells, so that both change together.
-fn cost(facts: &Facts<'_>, flows: &ThroughputStatus, replicas: i32) -> Option<String> {
-    let serving = facts.plan.ok()?;
+fn cost(facts: &Facts<'_>, flows: &ThroughputStatus) -> Option<String> {
+    let hourly = cost_per_hour(facts).filter(|_| facts.pods.iter().any(pods::is_ready))?;
     let rate = flows.prompt.parse::<f64>().ok()? + flows.generation.parse::<f64>().ok()?;
-    cost_per_million_tokens(&serving.profile, serving.count, replicas, rate)
+    cost_per_million_tokens(hourly, rate)
+}
+
+/// What ready replicas cost in an hour. Those of an earlier revision may be on devices of another price: while they answer, nobody knows.
+#[must_use]
+pub fn cost_per_hour<'a>(facts: &Facts<'a>) -> Option<(f64, &'a str)> {
+    let serving = facts.plan.ok()?;
+    let Counts { ready, current, .. } = counts(facts);
+    let pod = facts.service.spec.pod.as_ref();
+    (ready == current).then(|| inference::cost_per_hour(&serving.profile, serving.count, pod, ready))?
 }
 
 /// The fields that a round of the service writes.

@@ -116,5 +116,45 @@ impl ScalingMetrics {
         for family in [&self.desired, &self.ready, &self.most, &self.unmeasured] {
             family.remove(&service);
         }
+        for reason in Reason::ALL {
+            let Service { namespace, name } = service.clone();
+            let decided = Decided { namespace, name, reason: reason.as_str() };
+            self.decisions.remove(&decided);
+            self.unreported.remove(&decided);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lathe_scaling::Memory;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_of_a_service_that_is_gone() {
+        let mut registry = Registry::default();
+        let metrics = ScalingMetrics::register(&mut registry);
+        let policy = Policy {
+            min_replicas: 0,
+            max_replicas: 3,
+            target_throughput_percent: 70,
+            scale_down_after: 60,
+            scale_to_zero_after: None,
+        };
+        let replicas = Replicas { asked: 0, ready: 0, draining: 0, start_up: 0, capacity: None };
+        for reason in Reason::ALL {
+            let (message, memory) = (String::new(), Memory::default());
+            let decision = Decision { replicas: 1, reason, message, load: 0.5, memory };
+            metrics.decided(("team-a", "gone"), &decision, &replicas, &policy);
+        }
+        let text = || {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+            text
+        };
+        assert_eq!(text().matches(r#"name="gone""#).count(), 5 + Reason::ALL.len() + 2, "{}", text());
+        metrics.forget(("team-a", "gone"));
+        assert!(!text().contains("gone"), "{}", text());
     }
 }

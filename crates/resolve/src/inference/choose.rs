@@ -8,10 +8,10 @@ use lathe_plan::{
     ServeRequest, Target, Totals, plan_serving,
 };
 
-use super::ServeFacts;
+use super::{ServeFacts, cost_per_hour};
 use crate::{
     Rejection,
-    profiles::{candidates, image, price, quantity},
+    profiles::{candidates, image, quantity},
 };
 
 /// Worker images by runtime.
@@ -200,7 +200,6 @@ fn chosen<'a>(
     let line = |name: &str, value: String| PlanLine { name: name.to_owned(), value };
     let rows =
         [("weights", weights), ("cache", cache), ("workspace", workspace + activations), ("total", total)];
-    let price = price(profile).zip(profile.spec.price.as_ref().map(|price| price.currency.as_str()));
     // What the user says of the pod is what it gets.
     let own = |quantity: Option<&lathe_api::Quantity>| quantity.map(|q| q.0.clone());
     let cpu = own(spec.pod.as_ref().and_then(|pod| pod.cpu.as_ref()));
@@ -219,9 +218,8 @@ fn chosen<'a>(
             line("podMemory", pod_memory.unwrap_or(quantity(u64::try_from(memory).unwrap_or(0)))),
         ],
         duration: None,
-        cost: price.map(|(price, currency)| {
-            format!("{:.2} {currency} an hour for each replica", price * f64::from(count))
-        }),
+        cost: cost_per_hour(profile, count, spec.pod.as_ref(), 1)
+            .map(|(cost, currency)| format!("{cost:.2} {currency} an hour for each replica")),
     };
     Chosen { profile, image, count, plan, cpu_millis, memory, status }
 }

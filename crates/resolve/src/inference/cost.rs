@@ -1,21 +1,32 @@
-//! What tokens of a service cost.
-use lathe_api::AcceleratorProfile;
+//! What a service and its tokens cost.
+use lathe_api::{AcceleratorProfile, PodOverrides};
 
 use crate::profiles::price;
 
-/// What a million tokens cost at this rate, in three digits, with the currency: the price of all devices of `replicas` for an hour, by
-/// the tokens that they read and wrote in it. `None` where the profile has no price or nothing flows: nothing is no rate to divide by.
+/// What `replicas` of `count` devices each cost in an hour, and in which currency; `None`: the profile has no price. What a user
+/// says of the pod's cores is what it gets, where cores are the devices.
+#[must_use]
+pub fn cost_per_hour<'a>(
+    profile: &'a AcceleratorProfile,
+    count: i32,
+    pod: Option<&PodOverrides>,
+    replicas: i32,
+) -> Option<(f64, &'a str)> {
+    let currency = &profile.spec.price.as_ref()?.currency;
+    let own = pod.and_then(|pod| pod.cpu.as_ref()).filter(|_| profile.spec.resource == "cpu");
+    let devices = own.and_then(|cores| cores.amount()).unwrap_or(f64::from(count));
+    Some((price(profile)? * devices * f64::from(replicas), currency))
+}
+
+/// What a million tokens cost at this rate, in three digits, with the currency: `cost_per_hour` by the tokens that are read and written
+/// in an hour. `None` where nothing flows: nothing is no rate to divide by.
 #[must_use]
 pub fn cost_per_million_tokens(
-    profile: &AcceleratorProfile,
-    devices: i32,
-    replicas: i32,
+    (hourly, currency): (f64, &str),
     tokens_per_second: f64,
 ) -> Option<String> {
-    let currency = &profile.spec.price.as_ref()?.currency;
-    let hourly = price(profile)? * f64::from(devices) * f64::from(replicas);
     let cost = hourly / (tokens_per_second * 3600.0) * 1e6;
-    let flows = tokens_per_second > 0.0 && replicas > 0;
+    let flows = tokens_per_second > 0.0 && hourly >= 0.0;
     (flows && cost.is_finite() && cost >= 0.0).then(|| format!("{} {currency}", three_digits(cost)))
 }
 
@@ -32,7 +43,11 @@ mod tests {
     use super::*;
 
     fn profile(price: Value) -> AcceleratorProfile {
-        let spec = json!({"resource": "nvidia.com/gpu", "runtime": "CUDA", "price": price});
+        of("nvidia.com/gpu", price)
+    }
+
+    fn of(resource: &str, price: Value) -> AcceleratorProfile {
+        let spec = json!({"resource": resource, "runtime": "CUDA", "price": price});
         AcceleratorProfile::new("card", serde_json::from_value(spec).expect("a profile"))
     }
 
@@ -50,15 +65,34 @@ mod tests {
         #[case] expected: &str,
     ) {
         let profile = profile(json!({"perHour": price, "currency": "EUR"}));
-        assert_eq!(cost_per_million_tokens(&profile, devices, replicas, rate).as_deref(), Some(expected));
+        let hourly = cost_per_hour(&profile, devices, None, replicas).expect("a price");
+        assert_eq!(cost_per_million_tokens(hourly, rate).as_deref(), Some(expected));
     }
 
     #[rstest]
-    #[case::no_price(Value::Null, 1, 5.0)]
-    #[case::no_traffic(json!({"perHour": "1"}), 1, 0.0)]
-    #[case::no_rate(json!({"perHour": "1"}), 1, f64::NAN)]
-    #[case::nobody(json!({"perHour": "1"}), 0, 5.0)]
-    fn what_is_not_known_is_not_told(#[case] price: Value, #[case] replicas: i32, #[case] rate: f64) {
-        assert_eq!(cost_per_million_tokens(&profile(price), 1, replicas, rate), None);
+    #[case::no_traffic(0.0)]
+    #[case::no_rate(f64::NAN)]
+    fn where_nothing_flows_tokens_have_no_cost(#[case] rate: f64) {
+        assert_eq!(cost_per_million_tokens((1.0, "EUR"), rate), None);
+    }
+
+    #[rstest]
+    #[case::no_price("cpu", Value::Null, "1", 1, None)]
+    #[case::nobody("cpu", json!("0.5"), "1", 0, Some(0.0))]
+    #[case::the_pods_own_cores("cpu", json!("0.5"), "8", 2, Some(8.0))]
+    #[case::a_part_of_a_core("cpu", json!("0.5"), "500m", 1, Some(0.25))]
+    #[case::cores_beside_a_device("nvidia.com/gpu", json!("0.5"), "8", 1, Some(1.0))]
+    fn an_hour_costs_what_the_devices_of_all_replicas_do(
+        #[case] resource: &str,
+        #[case] price: Value,
+        #[case] cpu: &str,
+        #[case] replicas: i32,
+        #[case] expected: Option<f64>,
+    ) {
+        let price = if price.is_null() { price } else { json!({"perHour": price, "currency": "EUR"}) };
+        let profile = of(resource, price);
+        let pod: PodOverrides = serde_json::from_value(json!({"cpu": cpu})).expect("a pod");
+        let cost = cost_per_hour(&profile, 2, Some(&pod), replicas);
+        assert_eq!(cost, expected.map(|amount| (amount, "EUR")));
     }
 }

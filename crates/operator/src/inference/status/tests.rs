@@ -80,6 +80,14 @@ impl World {
     }
 
     fn status(&self) -> InferenceServiceStatus {
+        self.with_facts(status)
+    }
+
+    fn cost_per_hour(&self) -> Option<(f64, String)> {
+        self.with_facts(|facts| cost_per_hour(facts).map(|(amount, currency)| (amount, currency.to_owned())))
+    }
+
+    fn with_facts<T>(&self, say: impl FnOnce(&Facts<'_>) -> T) -> T {
         let config = Config { gateway: self.gateway, ..config() };
         let plan = plan(&self.service, &self.seen, &trust(), &config);
         let checksum = self.checksum.map_or_else(|| self.checksum(), str::to_owned);
@@ -91,7 +99,7 @@ impl World {
         if let Some(spec) = deployment.as_mut().and_then(|deployment| deployment.spec.as_mut()) {
             spec.replicas = Some(self.replicas);
         }
-        status(&Facts {
+        say(&Facts {
             service: &self.service,
             plan: plan.as_ref(),
             gateway_url: config.gateway_url().as_deref(),
@@ -460,7 +468,7 @@ fn throughput_is_written_when_it_moved(
 // Two replicas of one core each at 0.36 an hour, and 100 tokens a second.
 #[case::priced(json!({"perHour": "0.36", "currency": "EUR"}), 60.0, Some("2.00 EUR"))]
 #[case::no_price(Value::Null, 60.0, None)]
-#[case::no_traffic(json!({"perHour": "0.36"}), -40.0, None)]
+#[case::no_traffic(json!({"perHour": "0.36", "currency": "EUR"}), -40.0, None)]
 fn tokens_cost_what_the_profile_says_of_ready_replicas(
     #[case] price: Value,
     #[case] prompt: f64,
@@ -478,6 +486,15 @@ fn tokens_cost_what_the_profile_says_of_ready_replicas(
     };
     world.reports.insert("p0".to_owned(), Report { load: Some(load), ..Default::default() });
     assert_eq!(world.status().cost_per_million_tokens.as_deref(), expected);
+    let hourly = world.cost_per_hour();
+    assert_eq!(hourly, (!price.is_null()).then(|| (0.72, "EUR".to_owned())));
+    // What one of an earlier revision costs is not known.
+    world.pods.push(pod("old", "before", ready()));
+    assert_eq!((world.status().cost_per_million_tokens, world.cost_per_hour()), (None, None));
+    // Nobody is there, who costs nothing.
+    world.pods.clear();
+    let nothing = hourly.map(|(_, currency)| (0.0, currency));
+    assert_eq!((world.status().cost_per_million_tokens, world.cost_per_hour()), (None, nothing));
 }
 
 /// A worker's measurement of itself.
