@@ -68,7 +68,9 @@ mod tests {
             let mut text = String::new();
             prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
             let lines = text.lines().filter(|line| !line.starts_with('#'));
-            lines.map(|line| line.trim_start_matches("lathe_inferenceservice_cost_per_hour").to_owned()).collect()
+            lines
+                .map(|line| line.trim_start_matches("lathe_inferenceservice_cost_per_hour").to_owned())
+                .collect()
         };
         let expect = |expected: &[&str]| {
             let found: Vec<String> = series();

@@ -21,10 +21,7 @@ pub fn cost_per_hour<'a>(
 /// What a million tokens cost at this rate, in three digits, with the currency: `cost_per_hour` by the tokens that are read and written
 /// in an hour. `None` where nothing flows: nothing is no rate to divide by.
 #[must_use]
-pub fn cost_per_million_tokens(
-    (hourly, currency): (f64, &str),
-    tokens_per_second: f64,
-) -> Option<String> {
+pub fn cost_per_million_tokens((hourly, currency): (f64, &str), tokens_per_second: f64) -> Option<String> {
     let cost = hourly / (tokens_per_second * 3600.0) * 1e6;
     let flows = tokens_per_second > 0.0 && hourly >= 0.0;
     (flows && cost.is_finite() && cost >= 0.0).then(|| format!("{} {currency}", three_digits(cost)))
