@@ -166,7 +166,9 @@ async fn run(options: &Options, around: Around) -> anyhow::Result<()> {
         connections: options.max_in_flight as usize + MORE_CONNECTIONS,
         idle: Duration::from_secs(options.idle_seconds.into()),
     };
-    let mut serving = tokio::spawn(serve(clients, http::router(gateway), bounds, closing.clone()));
+    let draining = CancellationToken::new();
+    let router = http::last_answers(http::router(gateway), draining.clone());
+    let mut serving = tokio::spawn(serve(clients, router, bounds, closing.clone()));
 
     let bug = tokio::select! {
         () = stop.asked.cancelled() => None,
@@ -177,6 +179,7 @@ async fn run(options: &Options, around: Around) -> anyhow::Result<()> {
         tracing::error!("stopping: {bug:#}");
     }
     health.lacks("stopping", "answering what is open");
+    draining.cancel();
     let budget = Duration::from_secs(options.drain_seconds.into());
     let drained = async {
         tokio::time::sleep(SETTLE.min(budget / 3)).await;

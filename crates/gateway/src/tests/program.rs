@@ -138,10 +138,18 @@ async fn a_second_signal_ends_the_waiting() {
     let running = Running::start(&replica, &[], |options| options.drain_seconds = 100_000).await;
     let listen = running.listen;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let request = client.post(format!("http://{listen}/v1/completions")).bearer_auth(new_key([1; 32]).0);
-    let mut open = request.json(&json!({"model": "support", "prompt": "x"})).send().await.unwrap();
+    let ask = || {
+        let request = client.post(format!("http://{listen}/v1/completions")).bearer_auth(new_key([1; 32]).0);
+        request.json(&json!({"model": "support", "prompt": "x"})).send()
+    };
+    let mut open = ask().await.unwrap();
     assert_eq!(open.chunk().await.unwrap().unwrap(), "data: 1\n\n");
+    assert!(!open.headers().contains_key("connection"));
     running.stop.asked.cancel();
+    soon(async { while get(&format!("http://{}/readyz", running.admin)).await.0 == 200 {} }).await;
+    // Whoever comes before the port is closed is answered, and asks over another connection next time.
+    replica.now(Act::Says(completion("hi")));
+    assert_eq!(ask().await.unwrap().headers()["connection"], "close");
     running.stop.abort.cancel();
     running.ends().await;
 }
