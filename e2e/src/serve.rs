@@ -1,12 +1,16 @@
 //! Asking an InferenceService as its clients do.
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Service;
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
-use crate::{Session, quickstart, tune};
+use crate::{Session, poll, quickstart, tune};
+
+/// Longer than a connection inside of one machine takes.
+const REACHABLE: Duration = Duration::from_secs(5);
 
 /// The quick-start's service with these adapters, one replica on half a core, which answers without a key.
 ///
@@ -75,12 +79,22 @@ pub async fn post_as(
     let services: Api<Service> = Api::namespaced(session.client.clone(), &session.namespace);
     let address = services.get(service).await?.spec.and_then(|s| s.cluster_ip).context("no address")?;
     let url = format!("http://{address}:8080/v1/chat/completions");
-    let mut request = reqwest::Client::new().post(url).json(body);
-    if let Some(token) = token {
-        request = request.bearer_auth(token);
-    }
-    let response = request.send().await?;
-    Ok((response.status().as_u16(), response.text().await?))
+    let client = reqwest::Client::builder().connect_timeout(REACHABLE).build()?;
+    poll(&format!("a connection to {service}"), || async {
+        let mut request = client.post(&url).json(body);
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        match request.send().await {
+            // The node has not heard of the address yet, and a connection that was begun then is never answered.
+            Err(error) if error.is_connect() && error.is_timeout() => Ok(None),
+            sent => {
+                let response = sent?;
+                Ok(Some((response.status().as_u16(), response.text().await?)))
+            }
+        }
+    })
+    .await
 }
 
 /// Requests that each replica has answered, by its own count.

@@ -21,8 +21,8 @@ use lathe_e2e::{
 use serde_json::{Value, json};
 
 const REQUESTS: u64 = 10_000;
-/// More than a replica has sequences for: they ask for three.
-const CLIENTS: usize = 24;
+/// More than two replicas have sequences for: they ask for three.
+const CLIENTS: usize = 64;
 const REPLICAS: i64 = 3;
 
 #[tokio::test]
@@ -100,7 +100,7 @@ fn whole(tally: Tally) -> Result<Tally> {
 }
 
 fn clients(number: usize, pause: Duration) -> Clients {
-    Clients { number, tokens: 4, pause, models: vec!["shop".to_owned()] }
+    Clients { number, tokens: 32, pause, models: vec!["shop".to_owned()] }
 }
 
 /// The quick-start's service, on a quarter of a core each.
