@@ -12,7 +12,6 @@ use axum::{Extension, Json, Router};
 use lathe_http::{MAX_BODY, read_body};
 use lathe_telemetry::{RequestTrace, SdkTracer};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
 use crate::account::{Account, Asked, Books};
 use crate::balance;
@@ -102,20 +101,6 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .layer(from_fn_with_state(gateway, guard))
         // The form that asks for a key is for those who have not said theirs yet.
         .merge(page)
-}
-
-/// From when `draining` is cancelled on, each answer is the last one of its connection: who keeps connections asks over another
-/// one next time, and nobody sends a request into one that this program is closing.
-pub fn last_answers(router: Router, draining: CancellationToken) -> Router {
-    router.layer(from_fn_with_state(draining, last_answer))
-}
-
-async fn last_answer(State(draining): State<CancellationToken>, request: Request, next: Next) -> Response {
-    let mut answer = next.run(request).await;
-    if draining.is_cancelled() {
-        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    answer
 }
 
 /// By it what a client saw, the usage log and a worker's log are joined; OpenAI's clients show it.

@@ -167,7 +167,7 @@ async fn run(options: &Options, around: Around) -> anyhow::Result<()> {
         idle: Duration::from_secs(options.idle_seconds.into()),
     };
     let draining = CancellationToken::new();
-    let router = http::last_answers(http::router(gateway), draining.clone());
+    let router = lathe_http::last_answers(http::router(gateway), draining.clone());
     let mut serving = tokio::spawn(serve(clients, router, bounds, closing.clone()));
 
     let bug = tokio::select! {

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::StatusCode;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response_with_state;
+use axum::response::Response;
 use hyper::server::conn::http1::Builder;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -68,6 +71,19 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, stop: 
     }
     drop(listener);
     graceful.shutdown().await;
+}
+
+/// From when `draining` is cancelled on, each answer is the last one of its connection: who keeps connections asks over another
+/// one next time, and nobody sends a request into one that [`serve`] closes a moment later.
+pub fn last_answers(router: Router, draining: CancellationToken) -> Router {
+    router.layer(map_response_with_state(draining, last_answer))
+}
+
+async fn last_answer(State(draining): State<CancellationToken>, mut answer: Response) -> Response {
+    if draining.is_cancelled() {
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
 }
 
 /// Opens a port. `[::]` means every address that there is, also where the kernel has no IPv6.
@@ -149,9 +165,16 @@ mod tests {
     const IDLE: Duration = Duration::from_secs(75);
 
     async fn start(connections: usize) -> (SocketAddr, CancellationToken) {
+        start_with(|router| router, connections).await
+    }
+
+    async fn start_with(
+        change: impl FnOnce(Router) -> Router,
+        connections: usize,
+    ) -> (SocketAddr, CancellationToken) {
         let listener = bind("[::]:0".parse().unwrap()).await.unwrap();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port()));
-        let router = Router::new().route("/", get(async || "hello"));
+        let router = change(Router::new().route("/", get(async || "hello")));
         let (stop, bounds) = (CancellationToken::new(), Bounds { connections, idle: IDLE });
         tokio::spawn(serve(listener, router, bounds, stop.clone()));
         (address, stop)
@@ -220,6 +243,19 @@ mod tests {
         assert!(text.contains("retry-after: 1\r\n") && text.contains(r#""code":"overloaded""#), "{text}");
         // Those that have a place keep it.
         ask(&mut open[0]).await;
+    }
+
+    #[tokio::test]
+    async fn while_it_drains_a_connection_ends_with_its_answer() {
+        let draining = CancellationToken::new();
+        let (address, _stop) = start_with(|router| last_answers(router, draining.clone()), 2).await;
+        let mut open = TcpStream::connect(address).await.unwrap();
+        for _ in 0..2 {
+            assert!(!ask(&mut open).await.contains("connection:"));
+        }
+        draining.cancel();
+        assert!(ask(&mut open).await.contains("connection: close\r\n"));
+        assert_eq!(said(&mut open).await, "");
     }
 
     #[tokio::test]

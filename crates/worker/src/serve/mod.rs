@@ -93,11 +93,7 @@ pub async fn run(
         listeners.tell(settings.addr_file.as_deref())?;
         serve(contract, listeners, &status, tracer, stop, abort).await
     };
-    let served = served.await;
-    if let Some(traces) = traces {
-        traces.end().await;
-    }
-    match served {
+    let code = match served.await {
         Ok(()) | Err(Halt::Stopped) => exit::SUCCESS,
         Err(failed) => {
             let outcome: Outcome = summary::outcome(Err(failed), None);
@@ -105,7 +101,12 @@ pub async fn run(
             summary::write(&settings.summary, outcome);
             code
         }
+    };
+    // After the last words, which no collector that does not answer may cost.
+    if let Some(traces) = traces {
+        traces.end().await;
     }
+    code
 }
 
 /// A collector that cannot be meant keeps nobody from being served.
@@ -212,6 +213,7 @@ async fn serve(
         () = stop.cancelled() => None,
     };
     control.set_ready(false);
+    ports.draining.cancel();
     status.phase(Phase::Draining, "answering what is in flight");
     if let Some(died) = died {
         // Every client has been told by its dropped poster.
@@ -254,20 +256,22 @@ fn serving(base: &str) -> String {
 
 /// The tasks behind the two ports.
 struct Ports {
+    draining: CancellationToken,
     stop: CancellationToken,
     serve: JoinHandle<()>,
 }
 
 impl Ports {
     fn open(listeners: Listeners, front: &Arc<Front>) -> Self {
-        let stop = CancellationToken::new();
+        let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
         let extra = control::routes(Arc::clone(front));
         let router = control_port::router(Arc::clone(&front.control), extra);
         // Open to the end: the last thing to be seen is what is being drained.
         let bounds = control_port::BOUNDS;
         tokio::spawn(lathe_http::serve(listeners.control, router, bounds, CancellationToken::new()));
-        let serve = lathe_http::serve(listeners.serve, http::router(Arc::clone(front)), bounds, stop.clone());
-        Self { stop, serve: tokio::spawn(serve) }
+        let router = lathe_http::last_answers(http::router(Arc::clone(front)), draining.clone());
+        let serve = lathe_http::serve(listeners.serve, router, bounds, stop.clone());
+        Self { draining, stop, serve: tokio::spawn(serve) }
     }
 
     /// Takes no connection more and waits for those that are being answered.
