@@ -9,7 +9,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::{RELEASE_NAMESPACE, programs::program, serve::whole};
+use crate::{RELEASE_NAMESPACE, Session, install, programs::program, serve::whole};
 
 /// The Secret of the keys, as the chart names it.
 const SECRET: &str = "lathe-gateway-keys";
@@ -104,6 +104,30 @@ impl Gateway {
         let response = request.send().await?;
         Ok((response.status().as_u16(), serde_json::from_str(&response.text().await?)?))
     }
+}
+
+/// A test of the gateway: it is installed, and the namespace `lathe-NAME` has a key; all of it is gone afterwards.
+///
+/// # Errors
+/// The story's, or what is before and after it fails.
+pub async fn with_gateway(
+    name: &str,
+    story: impl AsyncFnOnce(&Session, &Gateway, &str) -> Result<()>,
+) -> Result<()> {
+    install(&[])?;
+    let session = Session::begin(&format!("lathe-{name}")).await?;
+    let told = async {
+        // Before the gateway: one that runs hears of a key within a minute only.
+        let key = key(&session.client, name, &session.namespace).await?;
+        install(&["--set", "gateway.enabled=true"])?;
+        let gateway = Gateway::find(&session.client).await?;
+        story(&session, &gateway, &key).await
+    };
+    session.run(told).await?;
+    forget_keys(&session.client).await?;
+    session.end().await?;
+    // Without the flag the gateway goes with the upgrade.
+    install(&[])
 }
 
 /// A question with an answer of at most 32 tokens.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::{
@@ -110,6 +110,19 @@ impl Load {
         self.shared.stop.store(true, Ordering::Relaxed);
         futures::future::try_join_all(self.clients).await?;
         Ok(lock(&self.shared.tally).clone())
+    }
+
+    /// As [`Load::stop`], where every request was answered whole; how many there were.
+    ///
+    /// # Errors
+    /// One was not, or there was none.
+    pub async fn all_answered(self) -> Result<u64> {
+        let Tally { answered, broken, lost, .. } = self.stop().await?;
+        ensure!(
+            answered > 0 && broken.is_empty() && lost.is_empty(),
+            "{answered} answers; {broken:#?} {lost:#?}"
+        );
+        Ok(answered)
     }
 }
 

@@ -11,11 +11,11 @@ use kube::{
 };
 use lathe_e2e::{
     RELEASE_NAMESPACE, Session, condition,
-    gateway::{Gateway, forget_keys, key},
-    install, kubectl,
+    gateway::{Gateway, with_gateway},
+    kubectl,
     load::{Clients, Load, Tally},
     machine, poll, quickstart,
-    serve::{answered, service},
+    serve::{answered, behind_gateway, until_replicas},
     tune,
 };
 use serde_json::{Value, json};
@@ -27,28 +27,19 @@ const REPLICAS: i64 = 3;
 
 #[tokio::test]
 async fn ten_thousand_requests_are_answered_once_whatever_moves() -> Result<()> {
-    install(&[])?;
-    let session = Session::begin("lathe-front-door").await?;
-    session.run(story(&session)).await?;
-    forget_keys(&session.client).await?;
-    session.end().await?;
-    install(&[])
+    with_gateway("front-door", story).await
 }
 
-async fn story(session: &Session) -> Result<()> {
-    // Before the gateway: one that runs hears of a key within a minute only.
-    let key = key(&session.client, "front-door", &session.namespace).await?;
-    install(&["--set", "gateway.enabled=true"])?;
+async fn story(session: &Session, gateway: &Gateway, key: &str) -> Result<()> {
     for_both_nodes(session).await?;
     tune::apply(session, &["Job", "Model"]).await?;
     session.apply(&tune::job("first", 1)?).await?;
     let first = session.wait("Model", "first-model", "Ready", "True").await?;
     session.apply(&shop()?).await?;
     session.wait("InferenceService", "shop", "Ready", "True").await?;
-    let gateway = Gateway::find(&session.client).await?;
-    let load = Load::start(clients(CLIENTS, Duration::ZERO), &gateway, &key);
+    let load = Load::start(clients(CLIENTS, Duration::ZERO), gateway, key);
 
-    step("three replicas", &load, until_replicas(session, REPLICAS)).await?;
+    step("three replicas", &load, until_replicas(session, "shop", REPLICAS)).await?;
     // Nobody is gone yet, so what replicas did can be told: each request once.
     let done: f64 = answered(session).await?.values().sum();
     let known = load.tally().answered + load.open() as u64;
@@ -65,10 +56,10 @@ async fn story(session: &Session) -> Result<()> {
     // Those whose worker was killed under them.
     ensure!(tally.broken.len() <= CLIENTS, "{} streams broke off", tally.broken.len());
 
-    let load = Load::start(clients(1, Duration::from_secs(4)), &gateway, &key);
-    step("one replica", &load, until_replicas(session, 1)).await?;
+    let load = Load::start(clients(1, Duration::from_secs(4)), gateway, key);
+    step("one replica", &load, until_replicas(session, "shop", 1)).await?;
     whole(load.stop().await?)?;
-    gateway_killed(session, &key).await
+    gateway_killed(session, key).await
 }
 
 /// The quick-start's volume, as one that pods of all nodes may mount.
@@ -103,21 +94,10 @@ fn clients(number: usize, pause: Duration) -> Clients {
     Clients { number, tokens: 32, pause, models: vec!["shop".to_owned()] }
 }
 
-/// The quick-start's service, on a quarter of a core each.
 fn shop() -> Result<Value> {
-    let mut shop = service("shop", &["first-model"])?;
-    let spec = &mut shop["spec"];
-    spec["access"] = "GatewayOnly".into();
-    spec["pod"] = json!({"cpu": "250m"});
-    spec["autoscaling"] = json!({"minReplicas": 1, "maxReplicas": REPLICAS, "scaleDownAfter": "20s"});
+    let mut shop = behind_gateway("shop", &["first-model"])?;
+    shop["spec"]["autoscaling"] = json!({"minReplicas": 1, "maxReplicas": REPLICAS, "scaleDownAfter": "20s"});
     Ok(shop)
-}
-
-async fn until_replicas(session: &Session, wanted: i64) -> Result<()> {
-    let count = |object: &Value, field: &str| object["status"][field].as_i64().unwrap_or(0);
-    let there =
-        |object: &Value| count(object, "replicas") == wanted && count(object, "readyReplicas") == wanted;
-    session.until("InferenceService", "shop", &format!("no {wanted} ready replicas"), there).await.map(drop)
 }
 
 /// Changes the service, and waits until all replicas are as it says.
@@ -168,7 +148,7 @@ async fn drained(session: &Session) -> Result<()> {
         left.iter().map(|pod| pod.name_any()).collect::<Vec<_>>()
     );
     kubectl(&["uncordon", &node])?;
-    until_replicas(session, REPLICAS).await
+    until_replicas(session, "shop", REPLICAS).await
 }
 
 async fn gateway_rolled() -> Result<()> {
@@ -201,7 +181,7 @@ async fn killed(session: &Session) -> Result<()> {
         Ok(restarted.then_some(()))
     })
     .await?;
-    until_replicas(session, REPLICAS).await
+    until_replicas(session, "shop", REPLICAS).await
 }
 
 async fn until_answered(load: &Load, wanted: u64) -> Result<()> {

@@ -7,39 +7,28 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
 use lathe_e2e::{
     Session, condition,
-    gateway::{Gateway, forget_keys, key},
-    install,
-    load::{Clients, Load, Tally},
+    gateway::{Gateway, with_gateway},
+    load::{Clients, Load},
     poll,
-    serve::service,
+    serve::behind_gateway,
     tune,
 };
 use serde_json::{Value, json};
 
 #[tokio::test]
 async fn a_candidate_that_holds_its_gates_stays_and_one_that_does_not_goes() -> Result<()> {
-    install(&[])?;
-    let session = Session::begin("lathe-rollout").await?;
-    session.run(story(&session)).await?;
-    forget_keys(&session.client).await?;
-    session.end().await?;
-    // Without the flag the gateway goes with the upgrade.
-    install(&[])
+    with_gateway("rollout", story).await
 }
 
-async fn story(session: &Session) -> Result<()> {
-    // Before the gateway: one that runs hears of a key within a minute only.
-    let key = key(&session.client, "rollout", &session.namespace).await?;
-    install(&["--set", "gateway.enabled=true"])?;
+async fn story(session: &Session, gateway: &Gateway, key: &str) -> Result<()> {
     tune::prepare(session).await?;
     let good =
         json!([{"metric": "ErrorRate", "atMost": "0.05"}, {"metric": "TokensPerSecond", "atLeast": "0.1"}]);
     session.apply(&shop(16, &good)?).await?;
-    let gateway = Gateway::find(&session.client).await?;
     session.wait("InferenceService", "shop", "Ready", "True").await?;
     let first = stable(session).await?;
 
-    let load = Load::start(clients(), &gateway, &key);
+    let load = Load::start(clients(), gateway, key);
     session.apply(&shop(8, &good)?).await?;
     let doing = session.reason("InferenceService", "shop", "RolledOut", "False", "Canary").await?;
     ensure!(doing.contains("50 % of the users"), "{doing}");
@@ -48,11 +37,11 @@ async fn story(session: &Session) -> Result<()> {
     let second = stable(session).await?;
     ensure!(second != first, "{second} is what it was");
     until_gone(session).await?;
-    all_answered(load).await?;
-    println!("promoted: {message}");
+    let answers = load.all_answered().await?;
+    println!("promoted after {answers} answers: {message}");
 
     // Nobody is so fast: the candidate goes, and what there was answers on.
-    let load = Load::start(clients(), &gateway, &key);
+    let load = Load::start(clients(), gateway, key);
     session.apply(&shop(4, &json!([{"metric": "TokensPerSecond", "atLeast": "1000000"}]))?).await?;
     let message = session.reason("InferenceService", "shop", "RolledOut", "False", "GateFailed").await?;
     ensure!(message.contains("and must be at least 1000000"), "{message}");
@@ -67,15 +56,15 @@ async fn story(session: &Session) -> Result<()> {
     session.apply(&shop(8, &good)?).await?;
     session.reason("InferenceService", "shop", "RolledOut", "True", "RolledOut").await?;
     ensure!(stable(session).await? == second, "the stable revision changed");
-    all_answered(load).await
+    let answers = load.all_answered().await?;
+    println!("{answers} requests answered");
+    Ok(())
 }
 
-/// The quick-start's service on a quarter of a core, of which a changed spec is tried on half of the users.
+/// The service, of which a changed spec is tried on half of the users.
 fn shop(sequences: u32, gates: &Value) -> Result<Value> {
-    let mut shop = service("shop", &[])?;
+    let mut shop = behind_gateway("shop", &[])?;
     let spec = &mut shop["spec"];
-    spec["access"] = "GatewayOnly".into();
-    spec["pod"] = json!({"cpu": "250m"});
     spec["serving"]["maxSequences"] = sequences.into();
     spec["rollout"] =
         json!({"strategy": "Canary", "steps": [{"percent": 50, "after": "20s"}], "gates": gates});
@@ -101,15 +90,4 @@ async fn until_gone(session: &Session) -> Result<()> {
         Ok(api.get_opt("shop-candidate").await?.is_none().then_some(()))
     })
     .await
-}
-
-/// The load has ended, and every request was answered whole.
-async fn all_answered(load: Load) -> Result<()> {
-    let Tally { answered, broken, lost, .. } = load.stop().await?;
-    ensure!(
-        answered > 0 && broken.is_empty() && lost.is_empty(),
-        "{answered} answers; {broken:#?} {lost:#?}"
-    );
-    println!("{answered} requests answered");
-    Ok(())
 }
