@@ -289,7 +289,8 @@ impl Drop for Account {
             self.ended(replica, ended);
         }
         self.asks(None);
-        let Books { balances: _, quotas, flows: _, metrics, usage_log: _ } = &*self.books;
+        self.trace((status, by), usage);
+        let Books { balances: _, quotas, flows: _, metrics, usage_log } = &*self.books;
         if self.open {
             metrics.broken("client");
         }
@@ -308,8 +309,6 @@ impl Drop for Account {
             total: self.asked.arrived.elapsed(),
         };
         metrics.answered(&self.asked.caller.key, &self.asked.model, (status, by), usage, times);
-        self.trace((status, by), usage);
-        let Books { metrics, usage_log, .. } = &*self.books;
         if *usage_log {
             self.write(status, usage, estimated, times);
         }

@@ -141,28 +141,27 @@ impl Forwarder {
     }
 
     /// Asks one of a request's own side, another one where that one does nothing, and one of the other side where none is left.
-    pub async fn attempt(&self, account: &mut Account, outgoing: &Outgoing, sides: Sides) -> Attempt {
+    pub async fn attempt(&self, account: &mut Account, outgoing: &Outgoing, mut sides: Sides) -> Attempt {
         let (model, balance, metrics) = account.parts();
         let ask = Ask { key: outgoing.key, tokens: account.estimate(), slots: model.service.slots };
-        let Sides { own: mut untried, mut other } = sides;
         // A side that rests as a whole is asked last.
-        if !other.is_empty() && !balance.with(|b| b.has_open(&untried, Instant::now())) {
-            std::mem::swap(&mut untried, &mut other);
+        if !sides.other.is_empty() && !balance.with(|b| b.has_open(&sides.own, Instant::now())) {
+            std::mem::swap(&mut sides.own, &mut sides.other);
         }
-        let choose = |untried: &mut Vec<SocketAddr>, other: &mut Vec<SocketAddr>, now| {
+        let choose = |sides: &mut Sides, now| {
             balance.with(|b| {
-                b.choose(untried, ask, now).or_else(|| {
-                    *untried = std::mem::take(other);
-                    b.choose(untried, ask, now)
+                b.choose(&sides.own, ask, now).or_else(|| {
+                    sides.own = std::mem::take(&mut sides.other);
+                    b.choose(&sides.own, ask, now)
                 })
             })
         };
         let mut tries = Tries::default();
-        let mut next = choose(&mut untried, &mut other, Instant::now());
+        let mut next = choose(&mut sides, Instant::now());
         let mut last = None;
         while let Some(replica) = next {
             account.asks(Some(replica));
-            untried.retain(|other| *other != replica);
+            sides.own.retain(|untried| *untried != replica);
             let sent = Instant::now();
             let asked = self.ask(replica, outgoing, account).await;
             account.hopped(asked.came());
@@ -197,11 +196,11 @@ impl Forwarder {
                     // One that has less to do may have room; where it has none either, more would only spread the load.
                     next = match last {
                         Some((Why::Full, _)) => None,
-                        _ => balance.with(|b| b.roomier(&untried, replica, ask.tokens, now)),
+                        _ => balance.with(|b| b.roomier(&sides.own, replica, ask.tokens, now)),
                     };
-                    if next.is_none() && !other.is_empty() {
-                        untried.clear();
-                        next = choose(&mut untried, &mut other, now);
+                    if next.is_none() && !sides.other.is_empty() {
+                        sides.own.clear();
+                        next = choose(&mut sides, now);
                     }
                     last = Some((Why::Full, Reply::Said(kept)));
                     "full"
@@ -209,7 +208,7 @@ impl Forwarder {
                 Asked::Drains(kept) => {
                     balance.with(|b| b.drains(replica, now));
                     last.get_or_insert((Why::Nobody, Reply::Said(kept)));
-                    next = choose(&mut untried, &mut other, now);
+                    next = choose(&mut sides, now);
                     "drain"
                 }
                 Asked::Lost(why) => {
@@ -217,12 +216,12 @@ impl Forwarder {
                     account.loses(replica);
                     balance.with(|b| b.failed(replica, now));
                     // What killed one of a revision is not given to the next of it.
-                    if why == Loss::Reset && !other.is_empty() {
-                        untried = std::mem::take(&mut other);
+                    if why == Loss::Reset && !sides.other.is_empty() {
+                        sides.own = std::mem::take(&mut sides.other);
                     }
                     last.get_or_insert((Why::Nobody, Reply::Own(ApiError::upstream_failed())));
                     next = match tries.another(why, now.saturating_duration_since(sent)) {
-                        true => choose(&mut untried, &mut other, now),
+                        true => choose(&mut sides, now),
                         false => None,
                     };
                     why.label()

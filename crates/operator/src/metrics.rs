@@ -118,9 +118,10 @@ mod recorded;
 
 #[cfg(test)]
 mod tests {
-    use lathe_scaling::{Decision, Memory, Policy, Reason, Replicas};
+    use lathe_scaling::{Decision, Memory, Reason, Replicas};
 
     use super::*;
+    use crate::scaling::metrics_tests::POLICY;
 
     #[test]
     fn the_recorded_numbers_are_those_that_prometheus_reads() {
@@ -135,14 +136,7 @@ mod tests {
             let decision = Decision { replicas, reason, message, load: 0.5, memory };
             let asked = u32::from(reason != Reason::RequestHeld);
             let replicas = Replicas { asked, ready: asked, draining: 0, start_up: 0, capacity: None };
-            let policy = Policy {
-                min_replicas: 0,
-                max_replicas: 3,
-                target_throughput_percent: 70,
-                scale_down_after: 60,
-                scale_to_zero_after: None,
-            };
-            metrics.scaling.decided(("team-a", "support"), &decision, &replicas, &policy);
+            metrics.scaling.decided(("team-a", "support"), &decision, &replicas, &POLICY);
         }
         [true, false].iter().for_each(|promoted| metrics.rolled_out(*promoted));
         metrics.costs.tell(("team-a", "support"), Some((2.5, "USD")));

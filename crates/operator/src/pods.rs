@@ -78,6 +78,12 @@ pub fn checksum(meta: Option<&ObjectMeta>) -> Option<&str> {
     meta?.annotations.as_ref()?.get(CHECKSUM).map(String::as_str)
 }
 
+/// Whether the pod was made for the contract of this hash.
+#[must_use]
+pub fn is_of(pod: &Pod, revision: Option<&str>) -> bool {
+    checksum(Some(&pod.metadata)) == revision
+}
+
 /// The worker's last words of this run or, where it runs again, of the one before; `None` where it said nothing.
 #[must_use]
 pub fn last_words(pod: &Pod) -> Option<Result<Summary, ReportError>> {

@@ -20,6 +20,13 @@ pub struct Operation {
     pub route: &'static str,
 }
 
+impl Operation {
+    /// A chat completion.
+    pub const CHAT: Self = Self { name: "chat", route: "/v1/chat/completions" };
+    /// A completion.
+    pub const COMPLETION: Self = Self { name: "text_completion", route: "/v1/completions" };
+}
+
 /// Where a request stands: in its client's trace, and with a span of ours where there is a tracer. Whoever drops the last clone ends
 /// the span, if nobody did before.
 #[derive(Clone, Debug)]

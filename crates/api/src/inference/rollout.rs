@@ -35,6 +35,16 @@ pub struct Rollout {
     pub gates: Vec<RolloutGate>,
 }
 
+impl Rollout {
+    /// The step of this number, counted from 1, or the last one where there are fewer by now, with its own number; `None`: there are
+    /// no steps.
+    #[must_use]
+    pub fn step(&self, number: i32) -> Option<(i32, &RolloutStep)> {
+        let at = usize::try_from(number).unwrap_or(1).clamp(1, self.steps.len().max(1));
+        Some((i32::try_from(at).ok()?, self.steps.get(at - 1)?))
+    }
+}
+
 /// How running replicas are replaced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum RolloutStrategy {

@@ -43,7 +43,7 @@ impl Told {
         let Some((serving, wanted)) = serving.and_then(|s| Some((s, wanted(s)?))) else { return said };
         let Ok(hash) = pod::checksum(&wanted) else { return said };
         let uid = service.uid().unwrap_or_default();
-        let current = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == Some(&serving.checksum);
+        let current = |pod: &&Pod| pods::is_of(pod, Some(&serving.checksum));
         let ready: Vec<&Pod> = seen.pods.iter().filter(|pod| pods::is_ready(pod)).filter(current).collect();
         self.forget_others(service, &ready);
         let begun = Instant::now();

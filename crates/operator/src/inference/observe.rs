@@ -134,7 +134,7 @@ pub async fn observe(
     let (over, pods): (Vec<Pod>, Vec<Pod>) =
         own_pods(&stores.pods, &namespace, &service.name_any()).into_iter().partition(pods::is_over);
     let revision = children.deployment.as_ref().and_then(build::revision);
-    let current = over.iter().filter(|pod| pods::checksum(Some(&pod.metadata)) == revision);
+    let current = over.iter().filter(|pod| pods::is_of(pod, revision));
     let newest = current.max_by_key(|pod| pod.metadata.creation_timestamp.clone());
     let reports = reports(&pods, channel, &uid).await;
     let mut told = BTreeMap::new();

@@ -87,7 +87,7 @@ pub fn at_work(seen: &Observed) -> bool {
 /// As [`at_work`], of this revision.
 pub fn works(seen: &Observed, revision: &str) -> bool {
     let runs = |pod: &&Pod| pods::phase(pod) == Some("Running");
-    let current = seen.pods.iter().filter(|pod| pods::checksum(Some(&pod.metadata)) == Some(revision));
+    let current = seen.pods.iter().filter(|pod| pods::is_of(pod, Some(revision)));
     current.filter(|pod| pods::is_ready(pod) || runs(pod)).any(|pod| pods::trouble(pod).is_none())
 }
 
@@ -105,7 +105,7 @@ pub fn unused<'a>(
             && status.replicas == status.updated_replicas
             && deployment.metadata.uid
                 == seen.children.deployment.as_ref().and_then(|d| d.metadata.uid.clone())
-            && seen.pods.iter().all(|pod| pods::checksum(Some(&pod.metadata)) == build::revision(deployment))
+            && seen.pods.iter().all(|pod| pods::is_of(pod, build::revision(deployment)))
     });
     let mut contracts: Vec<_> = seen.children.contracts.iter().collect();
     contracts.retain(|contract| settled && !current.contains(&contract.name_any()));
@@ -116,7 +116,7 @@ pub fn unused<'a>(
 /// of them is gone.
 pub fn in_place(seen: &Observed, serving: &Serving, service: &str) -> bool {
     let own = |pod: &&Pod| !is_candidate(pod);
-    let wanted = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == Some(&serving.checksum);
+    let wanted = |pod: &&Pod| pods::is_of(pod, Some(&serving.checksum));
     if seen.pods.iter().filter(own).all(|pod| wanted(&pod)) {
         return false;
     }

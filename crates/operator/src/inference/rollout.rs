@@ -67,7 +67,8 @@ pub fn decide(
         RolloutPhase::Promoted if is_stable => Some(old.clone()),
         RolloutPhase::Failed if old.rules == hash(rules) && !is_stable => Some(old.clone()),
         RolloutPhase::Starting | RolloutPhase::Testing if !is_stable => {
-            Some(go_on(rules, old, seen, numbers, now))
+            let step = rules.step(old.step)?;
+            Some(go_on(rules, step, old, seen, numbers, now))
         }
         _ => begin(rules, seen, now),
     }
@@ -110,12 +111,12 @@ fn begin(rules: &Rollout, seen: &Seen<'_>, now: i64) -> Option<RolloutStatus> {
 
 fn go_on(
     rules: &Rollout,
+    (number, step): (i32, &RolloutStep),
     old: &RolloutStatus,
     seen: &Seen<'_>,
     numbers: &impl Numbers,
     now: i64,
 ) -> RolloutStatus {
-    let (number, step) = step(rules, old.step);
     let mut next = RolloutStatus { step: number, ..old.clone() };
     // A clock that was set back: the step begins anew.
     if now < old.since {
@@ -134,7 +135,7 @@ fn go_on(
     let stable = seen.stable.unwrap_or_default();
     let verdicts: Vec<_> = rules.gates.iter().map(|gate| gates::judge(gate, &next.candidate)).collect();
     if verdicts.contains(&gates::Verdict::Fails) {
-        let message = words::failed(rules, &next, stable);
+        let message = words::failed(rules, step, &next, stable);
         return fail(next, message);
     }
     if old.phase == RolloutPhase::Starting {
@@ -165,12 +166,6 @@ fn of_step(status: RolloutStatus, step: i32, now: i64) -> RolloutStatus {
 
 fn fail(status: RolloutStatus, message: String) -> RolloutStatus {
     RolloutStatus { phase: RolloutPhase::Failed, percent: 0, message: Some(message), ..status }
-}
-
-/// The step of this number, counted from 1; the last one where there are fewer by now.
-fn step(rules: &Rollout, number: i32) -> (i32, &RolloutStep) {
-    let at = usize::try_from(number).unwrap_or(1).clamp(1, rules.steps.len().max(1));
-    (i32::try_from(at).unwrap_or(1), &rules.steps[at - 1])
 }
 
 fn added(sum: EndedStatus, more: Ended) -> EndedStatus {

@@ -180,7 +180,7 @@ fn stays(pod: &Pod) -> bool {
 
 fn counts(facts: &Facts<'_>) -> Counts {
     let wanted_revision = facts.deployment.and_then(revision);
-    let of = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == wanted_revision;
+    let of = |pod: &&Pod| pods::is_of(pod, wanted_revision);
     let own = |pod: &&Pod| !is_candidate(pod);
     let ready: Vec<&Pod> = facts.pods.iter().filter(|pod| pods::is_ready(pod)).collect();
     // The schema has room for no more, and a roll-out has one more than are asked for.
@@ -197,7 +197,7 @@ fn counts(facts: &Facts<'_>) -> Counts {
 /// What is wrong with the pods of the revision that is wanted, the worst first.
 fn trouble(facts: &Facts<'_>) -> Option<Trouble> {
     let wanted = facts.deployment.and_then(revision);
-    let of = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == wanted && !is_candidate(pod);
+    let of = |pod: &&Pod| pods::is_of(pod, wanted) && !is_candidate(pod);
     trouble_among(facts, facts.pods.iter().filter(of))
         .or_else(|| no_pod(facts.deployment?))
         .or_else(|| facts.ended.filter(|_| !facts.pods.iter().any(pods::is_ready)).cloned())

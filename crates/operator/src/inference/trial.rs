@@ -82,8 +82,8 @@ impl Trial {
         let has = rollout::has_candidate(self.status.as_ref());
         let is_other = |found: &Deployment| revision(found) != Some(&serving.checksum);
         let other = seen.children.candidate.as_ref().is_some_and(is_other);
-        let is_current = |pod| pods::checksum(Some(pod)) == Some(serving.checksum.as_str());
-        let goes = seen.pods.iter().any(|pod| is_candidate(pod) && !is_current(&pod.metadata));
+        let goes = |pod: &Pod| is_candidate(pod) && !pods::is_of(pod, Some(&serving.checksum));
+        let goes = seen.pods.iter().any(goes);
         let begins = || Shares::now(service, self.status.as_ref(), asked(service, deployment), 0).candidate;
         (has && !other && !goes).then(begins)
     }
@@ -131,8 +131,7 @@ fn asked(service: &InferenceService, deployment: Option<&Deployment>) -> i32 {
 
 /// Pods of the revision that is wanted.
 fn current<'a>(seen: &'a Observed, serving: &Serving) -> Vec<&'a Pod> {
-    let is = |pod: &&Pod| pods::checksum(Some(&pod.metadata)) == Some(serving.checksum.as_str());
-    seen.pods.iter().filter(is).collect()
+    seen.pods.iter().filter(|pod| pods::is_of(pod, Some(&serving.checksum))).collect()
 }
 
 /// Whether all of the service's own replicas are what is wanted, and as many ready as are asked for.
@@ -141,7 +140,5 @@ fn is_replaced(seen: &Observed, serving: &Serving, all: i32) -> bool {
     let taken = seen.children.deployment.as_ref().and_then(revision) == wanted;
     let mut own = seen.pods.iter().filter(|pod| !is_candidate(pod)).peekable();
     let ready = own.clone().filter(|pod| pods::is_ready(pod)).count();
-    taken
-        && own.all(|pod| pods::checksum(Some(&pod.metadata)) == wanted)
-        && i32::try_from(ready).is_ok_and(|ready| ready >= all)
+    taken && own.all(|pod| pods::is_of(pod, wanted)) && i32::try_from(ready).is_ok_and(|ready| ready >= all)
 }

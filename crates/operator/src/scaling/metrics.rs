@@ -126,27 +126,29 @@ impl ScalingMetrics {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use lathe_scaling::Memory;
 
     use super::*;
+
+    /// At most three replicas.
+    pub const POLICY: Policy = Policy {
+        min_replicas: 0,
+        max_replicas: 3,
+        target_throughput_percent: 70,
+        scale_down_after: 60,
+        scale_to_zero_after: None,
+    };
 
     #[test]
     fn nothing_is_left_of_a_service_that_is_gone() {
         let mut registry = Registry::default();
         let metrics = ScalingMetrics::register(&mut registry);
-        let policy = Policy {
-            min_replicas: 0,
-            max_replicas: 3,
-            target_throughput_percent: 70,
-            scale_down_after: 60,
-            scale_to_zero_after: None,
-        };
         let replicas = Replicas { asked: 0, ready: 0, draining: 0, start_up: 0, capacity: None };
         for reason in Reason::ALL {
             let (message, memory) = (String::new(), Memory::default());
             let decision = Decision { replicas: 1, reason, message, load: 0.5, memory };
-            metrics.decided(("team-a", "gone"), &decision, &replicas, &policy);
+            metrics.decided(("team-a", "gone"), &decision, &replicas, &POLICY);
         }
         let text = || {
             let mut text = String::new();

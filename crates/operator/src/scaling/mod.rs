@@ -44,6 +44,8 @@ use crate::{
 pub use facts::{asked, capacity as capacity_of};
 pub use ledger::mean;
 pub use metrics::ScalingMetrics;
+#[cfg(test)]
+pub(crate) use metrics::tests as metrics_tests;
 use notes::Scaled;
 use round::State;
 pub use share::{Shares, is_candidate, ready_candidates};

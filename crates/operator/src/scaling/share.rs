@@ -49,9 +49,7 @@ pub fn candidates(all: i32, percent: i32) -> i32 {
 
 /// Percent of the step that the roll-out is in, or prepares for.
 fn step_percent(service: &InferenceService, status: &RolloutStatus) -> Option<i32> {
-    let steps = &service.spec.rollout.as_ref()?.steps;
-    let step = usize::try_from(status.step).unwrap_or(1).clamp(1, steps.len().max(1));
-    steps.get(step - 1).map(|step| step.percent)
+    service.spec.rollout.as_ref()?.step(status.step).map(|(_, step)| step.percent)
 }
 
 /// Whether a pod's revision is tried beside the stable one.

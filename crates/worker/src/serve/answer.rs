@@ -32,8 +32,8 @@ impl Endpoint {
     /// Its name and path.
     pub fn operation(self) -> Operation {
         match self {
-            Endpoint::Chat => Operation { name: "chat", route: "/v1/chat/completions" },
-            Endpoint::Completion => Operation { name: "text_completion", route: "/v1/completions" },
+            Endpoint::Chat => Operation::CHAT,
+            Endpoint::Completion => Operation::COMPLETION,
         }
     }
 }

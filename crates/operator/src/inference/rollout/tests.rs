@@ -183,7 +183,7 @@ fn a_gate_is_judged_by_enough_requests_and_the_step_says_that_it_waits() {
     (11..=59).for_each(|at| _ = few.seconds.insert(ZERO + at, ended(1, 0)));
     let all = run(&rules, &seen(), &few, 900);
     assert_eq!(phases(&all), [(Starting, 1, 0), (Testing, 1, 10)]);
-    let words = doing(&rules, all.last().expect("some"), "old");
+    let words = doing(&rules, all.last().expect("some"), "old").unwrap();
     assert!(words.contains("The step waits: ErrorRate is judged by 50 requests, and 49 came"), "{words}");
     // An error among so few is none too many, two are, since no later request makes up for them.
     few.seconds.insert(ZERO + 20, ended(1, 1));
@@ -304,7 +304,7 @@ fn whatever_a_gateway_says_is_a_number(#[case] each: Ended) {
     ]);
     let rules = rules(gates);
     for status in run(&rules, &seen(), &flowing(each, 300), 300) {
-        assert!(doing(&rules, &status, "old").len() < 1000);
+        assert!(doing(&rules, &status, "old").unwrap().len() < 1000);
         let json = serde_json::to_value(&status).expect("JSON");
         let most = |value: &Value| value.as_i64().is_none_or(|n| (0..=MOST as i64).contains(&n));
         assert!(json["candidate"].as_object().expect("counts").values().all(most), "{json}");

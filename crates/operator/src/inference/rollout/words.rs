@@ -1,11 +1,13 @@
 //! What is told of a roll-out, with the numbers.
-use lathe_api::{EndedStatus, MAX_ROLLOUT_MESSAGE, Rollout, RolloutGate, RolloutMetric, RolloutStatus};
+use lathe_api::{
+    EndedStatus, MAX_ROLLOUT_MESSAGE, Rollout, RolloutGate, RolloutMetric, RolloutStatus, RolloutStep,
+};
 
 use super::gates::{self, Verdict};
 
-/// Where a candidate stands that gets its share.
-pub fn doing(rules: &Rollout, status: &RolloutStatus, stable: &str) -> String {
-    let (number, step) = super::step(rules, status.step);
+/// Where a candidate stands that gets its share; `None`: the rules have no steps.
+pub fn doing(rules: &Rollout, status: &RolloutStatus, stable: &str) -> Option<String> {
+    let (number, step) = rules.step(status.step)?;
     let passed = status.counted.saturating_sub(status.since).max(0);
     let waits = rules.gates.iter().find(|gate| gates::judge(gate, &status.candidate) == Verdict::Waits);
     let waits = waits.filter(|_| passed >= step.after.seconds().unwrap_or(0)).map_or(String::new(), |gate| {
@@ -20,14 +22,14 @@ pub fn doing(rules: &Rollout, status: &RolloutStatus, stable: &str) -> String {
             gates::needs(gate)
         )
     });
-    format!(
+    Some(format!(
         "candidate {} answers {} % of the users beside {stable}, step {number} of {}, {passed}s of {}. {}{waits}",
         status.revision,
         status.percent,
         rules.steps.len(),
         step.after,
         capital(&numbers(rules, status)),
-    )
+    ))
 }
 
 /// Everything that was measured in the step.
@@ -42,13 +44,12 @@ pub fn numbers(rules: &Rollout, status: &RolloutStatus) -> String {
 }
 
 /// Why the candidate goes.
-pub fn failed(rules: &Rollout, status: &RolloutStatus, stable: &str) -> String {
+pub fn failed(rules: &Rollout, step: &RolloutStep, status: &RolloutStatus, stable: &str) -> String {
     let fails = |gate: &&RolloutGate| gates::judge(gate, &status.candidate) == Verdict::Fails;
     let fails = rules.gates.iter().filter(fails);
     let fails: Vec<String> =
         fails.filter_map(|gate| measured(gate, &status.candidate, &status.stable)).collect();
-    let RolloutStatus { revision, candidate: ended, .. } = status;
-    let (number, step) = super::step(rules, status.step);
+    let RolloutStatus { revision, candidate: ended, step: number, .. } = status;
     cut(format!(
         "candidate {revision} has not held a gate in step {number} of {} ({} % of the users): {}, in {} requests, {} of them errors. \
          {}",

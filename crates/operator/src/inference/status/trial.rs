@@ -39,7 +39,7 @@ pub fn tried(facts: &Facts<'_>) -> Option<Said> {
         }
         RolloutPhase::Testing => {
             let rules = facts.service.spec.rollout.as_ref()?;
-            let doing = rollout::doing(rules, status, &stable);
+            let doing = rollout::doing(rules, status, &stable)?;
             Some(match trouble(facts) {
                 Some(trouble) => {
                     Said::new(false, &trouble.reason, format!("{doing} Of its pods: {}", trouble.message))
