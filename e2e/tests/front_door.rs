@@ -9,6 +9,7 @@ use kube::{
     Api, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
 };
+use lathe_contract::CONTRACT_PATH;
 use lathe_e2e::{
     RELEASE_NAMESPACE, Session, condition,
     gateway::{Gateway, with_gateway},
@@ -172,8 +173,15 @@ async fn killed(session: &Session) -> Result<()> {
     let pods = replicas(session).await?;
     let victim =
         pods.iter().find(|pod| tune::identity(pod).2 == 0).context("no replica that never restarted")?;
-    let name = victim.name_any();
-    machine::signal(machine::worker(victim)?, "KILL")?;
+    let (name, worker) = (victim.name_any(), machine::worker(victim)?);
+    // One that starts again reads the adapters as its node has them, which lags behind a change by up to a minute or two.
+    let contract = format!("/proc/{worker}/root{CONTRACT_PATH}");
+    poll("the node to have the other adapters", || async {
+        let known = std::fs::read_to_string(&contract)?.contains("second");
+        Ok(known.then_some(()))
+    })
+    .await?;
+    machine::signal(worker, "KILL")?;
     poll("the killed worker to come back", || async {
         let now = replicas(session).await?;
         let restarted =

@@ -93,9 +93,11 @@ pub fn cached(image: &Image) -> Result<PathBuf> {
 pub fn write(image: &Image, folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let path = folder.join(format!("{}.tar", short_name(&image.reference)));
-    let unfinished = path.with_extension(format!("tar.{}", std::process::id()));
-    fs::write(&unfinished, image.archive()?)?;
-    fs::rename(&unfinished, &path)?;
+    // A place of its own: clusters that start side by side write the same images.
+    let unfinished = tempfile::tempdir_in(folder)?;
+    let archive = unfinished.path().join("archive");
+    fs::write(&archive, image.archive()?)?;
+    fs::rename(&archive, &path)?;
     Ok(path)
 }
 
@@ -152,4 +154,30 @@ fn base() -> Result<Tree> {
 fn short_name(reference: &str) -> &str {
     let name = reference.rsplit('/').next().unwrap_or(reference);
     name.split(':').next().unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_image_is_written_from_many_sides_at_once() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let image = recipe("registry", "some", one_file(), vec!["/some".to_owned()]).build()?;
+        let write_often = || (0..50).try_for_each(|_| write(&image, folder.path()).map(drop));
+        std::thread::scope(|scope| {
+            let others = [scope.spawn(write_often), scope.spawn(write_often)];
+            let ended = others.map(|other| other.join().map_err(|_| anyhow::anyhow!("it panicked")));
+            ended.into_iter().try_for_each(|ended| ended?)
+        })?;
+        ensure!(fs::read(folder.path().join("some.tar"))? == image.archive()?);
+        ensure!(fs::read_dir(folder.path())?.count() == 1, "something is left beside the archive");
+        Ok(())
+    }
+
+    fn one_file() -> Tree {
+        let mut files = Tree::default();
+        files.file("some", vec![7; 1 << 16]);
+        files
+    }
 }

@@ -19,14 +19,15 @@ pub fn small(name: &str) -> Result<PathBuf> {
     let folder = paths::cache()?.join("programs");
     fs::create_dir_all(&folder)?;
     let program = folder.join(name);
-    // A name of its own: two commands may compile at once.
-    let unfinished = folder.join(format!("{name}.{}", std::process::id()));
+    // A place of its own: two commands, and two threads of one, may compile at once.
+    let unfinished = tempfile::tempdir_in(&folder)?;
+    let compiled = unfinished.path().join(name);
     let mut rustc = Command::new("rustc");
     rustc.current_dir(paths::repository()).args(["--edition=2024", "--crate-name", name]);
     rustc.args(["-C", "opt-level=s", "-C", "panic=abort", "-C", "strip=symbols"]);
     rustc.args(["-C", "target-feature=+crt-static"]).args(remapped()?);
-    run(rustc.arg(&source).arg("-o").arg(&unfinished))?;
-    fs::rename(&unfinished, &program)?;
+    run(rustc.arg(&source).arg("-o").arg(&compiled))?;
+    fs::rename(&compiled, &program)?;
     Ok(program)
 }
 

@@ -9,6 +9,10 @@
 //! `prompt`. Two sums and no matrix, and a load of one kind leaves the figure of the other alone. Each look moves a figure by
 //! a quarter of the way: one stall of the machine costs less than a quarter, and a lasting change is followed within ten
 //! looks, in both directions. No figure is ever further than [`BOUND`] times from the measured one.
+//!
+//! Where nothing else is known, half of the sequences in use tell a first guess. More sequences in a step are never slower
+//! in tokens a second, so the truth is no less, and about twice as much at most: a replica more than needed, where none at all
+//! would come to one that is never silent and never quite full.
 use std::time::{Duration, Instant};
 
 use lathe_contract::ReplicaCapacity;
@@ -29,20 +33,30 @@ pub struct Learner {
     sequences: u32,
     /// Measured while nobody asked for anything; `None`: that moment has not come yet.
     measured: Option<ReplicaCapacity>,
-    /// Tokens a second, as far as they are known.
-    prompt: Option<f64>,
-    generation: Option<f64>,
     window: Option<Window>,
-    /// Of whole windows, what no figure was made of yet.
-    seen: Seen,
+    /// Of windows with all sequences in use.
+    known: Figures,
+    /// Of windows with half of them, until the other is known.
+    guessed: Figures,
 }
 
-/// Steps while all sequences were in use.
+/// Steps while at least half of the sequences were in use.
 #[derive(Debug)]
 struct Window {
     begun: Instant,
     /// The end of the last step.
     last: Instant,
+    /// All of them were.
+    full: bool,
+    seen: Seen,
+}
+
+/// Tokens a second, as far as they are known.
+#[derive(Debug, Default)]
+struct Figures {
+    prompt: Option<f64>,
+    generation: Option<f64>,
+    /// Of whole windows, what no figure was made of yet.
     seen: Seen,
 }
 
@@ -74,22 +88,17 @@ impl Learner {
     /// Nothing is known of a replica that decodes so many sequences at a time.
     pub fn new(sequences: usize) -> Self {
         let sequences = sequences as u32;
-        Self {
-            sequences,
-            measured: None,
-            prompt: None,
-            generation: None,
-            window: None,
-            seen: Seen::default(),
-        }
+        let (known, guessed) = (Figures::default(), Figures::default());
+        Self { sequences, measured: None, window: None, known, guessed }
     }
 
     /// It was measured; what load has taught already stays, within the bounds.
     pub fn measured(&mut self, capacity: ReplicaCapacity) -> ReplicaCapacity {
         self.measured = Some(capacity);
-        let prompt = bounded(self.prompt.unwrap_or(capacity.prompt), Some(capacity.prompt));
-        let generation = bounded(self.generation.unwrap_or(capacity.generation), Some(capacity.generation));
-        (self.prompt, self.generation) = (Some(prompt), Some(generation));
+        let known = &mut self.known;
+        let prompt = bounded(known.prompt.unwrap_or(capacity.prompt), Some(capacity.prompt));
+        let generation = bounded(known.generation.unwrap_or(capacity.generation), Some(capacity.generation));
+        (known.prompt, known.generation) = (Some(prompt), Some(generation));
         ReplicaCapacity { prompt, generation, ..capacity }
     }
 
@@ -98,9 +107,12 @@ impl Learner {
         self.window = None;
     }
 
-    /// A step ended; `full`: it had as many sequences as there can be. Returns the capacity where this changes it.
-    pub fn step(&mut self, now: Instant, full: bool, tokens: StepTokens) -> Option<ReplicaCapacity> {
-        if !full {
+    /// A step of so many sequences ended. Returns the capacity where this changes it.
+    pub fn step(&mut self, now: Instant, sequences: usize, tokens: StepTokens) -> Option<ReplicaCapacity> {
+        let all = self.sequences as usize;
+        let full = sequences >= all;
+        let known = self.known.both().is_some();
+        if !full && (known || sequences * 2 < all) {
             self.window = None;
             return None;
         }
@@ -109,18 +121,31 @@ impl Learner {
             self.window = Some(Window::begin(now));
             return None;
         };
-        window.add(now, tokens);
+        window.add(now, full, tokens);
         if now.saturating_duration_since(window.begun) < WINDOW {
             return None;
         }
-        let Seen { answers, prompts } = self.window.replace(Window::begin(now))?.seen;
-        self.seen.answers.add(answers);
-        self.seen.prompts.add(prompts);
-        self.learn()
+        let Window { full, seen, .. } = self.window.replace(Window::begin(now))?;
+        let mut learned = full && self.known.learn(seen, self.measured);
+        if self.known.both().is_none() {
+            learned = self.guessed.learn(seen, None);
+        }
+        let (prompt, generation) = self.known.both().or_else(|| self.guessed.both())?;
+        learned.then_some(ReplicaCapacity { prompt, generation, sequences: self.sequences })
+    }
+}
+
+impl Figures {
+    /// Tokens a second of prompts and of answers.
+    fn both(&self) -> Option<(f64, f64)> {
+        self.prompt.zip(self.generation)
     }
 
-    fn learn(&mut self) -> Option<ReplicaCapacity> {
+    /// Whether a window changes a figure.
+    fn learn(&mut self, window: Seen, measured: Option<ReplicaCapacity>) -> bool {
         let Seen { answers, prompts } = &mut self.seen;
+        answers.add(window.answers);
+        prompts.add(window.prompts);
         let towards = |figure: Option<f64>, seen: f64, measured: Option<f64>| {
             let seen = bounded(seen, measured);
             Some(figure.map_or(seen, |figure| figure + GAIN * (seen - figure)))
@@ -128,20 +153,18 @@ impl Learner {
         let mut changed = false;
         if answers.took >= LEAST {
             let Steps { took, generation, .. } = std::mem::take(answers);
-            self.generation =
-                towards(self.generation, generation / took, self.measured.map(|m| m.generation));
+            self.generation = towards(self.generation, generation / took, measured.map(|m| m.generation));
             changed = true;
         }
-        let generation = self.generation?;
+        let Some(generation) = self.generation else { return changed };
         // Where the answers' share were all of it, `generation` would be wrong: prompts take some of the time.
         let reading = (prompts.took - prompts.generation / generation).max(prompts.took / BOUND);
         if reading >= LEAST {
             let Steps { prompt, .. } = std::mem::take(prompts);
-            self.prompt = towards(self.prompt, prompt / reading, self.measured.map(|m| m.prompt));
+            self.prompt = towards(self.prompt, prompt / reading, measured.map(|m| m.prompt));
             changed = true;
         }
-        let capacity = ReplicaCapacity { prompt: self.prompt?, generation, sequences: self.sequences };
-        changed.then_some(capacity)
+        changed
     }
 }
 
@@ -151,16 +174,17 @@ fn bounded(figure: f64, measured: Option<f64>) -> f64 {
 
 impl Window {
     fn begin(now: Instant) -> Self {
-        Self { begun: now, last: now, seen: Seen::default() }
+        Self { begun: now, last: now, full: true, seen: Seen::default() }
     }
 
-    fn add(&mut self, now: Instant, tokens: StepTokens) {
+    fn add(&mut self, now: Instant, full: bool, tokens: StepTokens) {
         let Seen { answers, prompts } = &mut self.seen;
         (if tokens.prompt == 0 { answers } else { prompts }).add(Steps {
             took: now.saturating_duration_since(self.last).as_secs_f64(),
             prompt: tokens.prompt as f64,
             generation: tokens.generation as f64,
         });
+        self.full &= full;
         self.last = now;
     }
 }
@@ -174,6 +198,8 @@ mod tests {
     use super::*;
 
     const SEQUENCES: usize = 8;
+    const ALL: fn(u64) -> usize = |_| SEQUENCES;
+    const FEW: fn(u64) -> usize = |_| SEQUENCES / 2 - 1;
 
     fn measured(prompt: f64, generation: f64) -> ReplicaCapacity {
         ReplicaCapacity { prompt, generation, sequences: SEQUENCES as u32 }
@@ -195,20 +221,20 @@ mod tests {
             Self { now, prompt, generation, noise, learner: Learner::new(SEQUENCES), last: None }
         }
 
-        fn step(&mut self, full: bool, tokens: StepTokens) {
+        fn step(&mut self, sequences: usize, tokens: StepTokens) {
             let took = tokens.prompt as f64 / self.prompt + tokens.generation as f64 / self.generation;
             self.now += Duration::from_secs_f64(took * self.noise.random_range(0.8..1.2));
-            self.last = self.learner.step(self.now, full, tokens).or(self.last);
+            self.last = self.learner.step(self.now, sequences, tokens).or(self.last);
         }
 
         /// Steps of which so many in a hundred read prompts.
-        fn work(&mut self, seconds: u64, full: bool, reading: u32) {
+        fn work(&mut self, seconds: u64, sequences: impl Fn(u64) -> usize, reading: u32) {
             let end = self.now + Duration::from_secs(seconds);
             while self.now < end {
                 let reads = self.noise.random_range(0..100) < reading;
                 let prompt = if reads { self.noise.random_range(16..512) } else { 0 };
-                let generation = SEQUENCES - usize::from(reads);
-                self.step(full, StepTokens { prompt, generation });
+                let sequences = sequences(self.noise.random());
+                self.step(sequences, StepTokens { prompt, generation: sequences - usize::from(reads) });
             }
         }
 
@@ -231,7 +257,7 @@ mod tests {
         let mut machine = Machine::new(seed, prompt, generation);
         machine.learner.measured(measured(900.0, 90.0));
         // The rarest kind is a fiftieth of the time, and must be seen for a second to be looked at.
-        machine.work(600, true, reading);
+        machine.work(600, ALL, reading);
         machine.holds(prompt, generation);
     }
 
@@ -239,13 +265,13 @@ mod tests {
     fn load_of_one_kind_leaves_the_other_figure_alone() {
         let mut machine = Machine::new(1, 500.0, 45.0);
         machine.learner.measured(measured(900.0, 90.0));
-        machine.work(120, true, 0);
+        machine.work(120, ALL, 0);
         machine.holds(900.0, 45.0);
         let mut machine = Machine::new(1, 500.0, 45.0);
         machine.learner.measured(measured(900.0, 90.0));
         let end = machine.now + Duration::from_secs(120);
         while machine.now < end {
-            machine.step(true, StepTokens { prompt: 400, generation: 0 });
+            machine.step(SEQUENCES, StepTokens { prompt: 400, generation: 0 });
         }
         machine.holds(500.0, 90.0);
     }
@@ -253,7 +279,7 @@ mod tests {
     #[test]
     fn a_replica_that_was_never_without_work_is_known_by_its_load() {
         let mut machine = Machine::new(4, 700.0, 60.0);
-        machine.work(120, true, 20);
+        machine.work(120, ALL, 20);
         machine.holds(700.0, 60.0);
         // And goes on being so when it can be measured at last.
         let kept = machine.learner.measured(measured(900.0, 90.0));
@@ -261,16 +287,37 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_never_silent_and_never_quite_full_is_guessed_and_the_guess_gives_way() {
+        let between = |random: u64| SEQUENCES / 2 + (random % (SEQUENCES as u64 / 2)) as usize;
+        let mut machine = Machine::new(5, 700.0, 60.0);
+        machine.work(60, FEW, 20);
+        assert_eq!(machine.last, None);
+        machine.work(60, between, 20);
+        machine.holds(700.0, 60.0);
+        // Steps with all of them show that it can do twice as much.
+        (machine.prompt, machine.generation) = (1400.0, 120.0);
+        machine.work(30, ALL, 20);
+        machine.holds(1400.0, 120.0);
+        let known = machine.last;
+        machine.work(60, between, 20);
+        assert_eq!(machine.last, known);
+        // And so does a measurement.
+        let mut machine = Machine::new(6, 700.0, 60.0);
+        machine.work(60, between, 20);
+        assert_eq!(machine.learner.measured(measured(1400.0, 120.0)), measured(1400.0, 120.0));
+    }
+
+    #[test]
     fn what_is_not_saturated_for_a_whole_window_teaches_nothing() {
         let mut machine = Machine::new(1, 1000.0, 100.0);
         machine.learner.measured(measured(9000.0, 900.0));
-        machine.work(120, false, 20);
+        machine.work(120, FEW, 20);
         for _ in 0..30 {
-            machine.work(3, true, 20);
+            machine.work(3, ALL, 20);
             machine.learner.idle();
             machine.now += Duration::from_secs(60);
-            machine.work(3, true, 20);
-            machine.work(1, false, 20);
+            machine.work(3, ALL, 20);
+            machine.work(1, FEW, 20);
         }
         assert_eq!(machine.last, None);
     }
@@ -288,7 +335,7 @@ mod tests {
         machine.learner.measured(measured(900.0, 90.0));
         for _ in 0..200_000 {
             let reads = machine.noise.random_range(0..4) == 0;
-            machine.step(true, StepTokens { prompt: if reads { 400 } else { 0 }, generation: 7 });
+            machine.step(SEQUENCES, StepTokens { prompt: if reads { 400 } else { 0 }, generation: 7 });
         }
         let last = machine.last.expect("learned");
         assert!((bound_prompt / last.prompt - 1.0).abs() < 0.2, "{last:?}");
@@ -299,9 +346,9 @@ mod tests {
     fn one_stall_costs_less_than_a_quarter() {
         let mut machine = Machine::new(1, 900.0, 90.0);
         machine.learner.measured(measured(900.0, 90.0));
-        machine.work(60, true, 0);
+        machine.work(60, ALL, 0);
         machine.now += Duration::from_secs(3600);
-        machine.step(true, StepTokens { prompt: 0, generation: SEQUENCES });
+        machine.step(SEQUENCES, StepTokens { prompt: 0, generation: SEQUENCES });
         let generation = machine.last.expect("learned").generation;
         assert!((67.0..75.0).contains(&generation), "{generation}");
     }

@@ -202,7 +202,7 @@ impl Round {
         if self.running.is_empty() {
             return !self.quiet || self.measure();
         }
-        let full = self.running.len() == self.setup.plan.max_sequences;
+        let sequences = self.running.len();
         let stepped = catch_unwind(AssertUnwindSafe(|| {
             #[cfg(test)]
             assert!(!std::mem::take(&mut self.panic), "asked to");
@@ -211,7 +211,9 @@ impl Round {
         match stepped {
             Ok(Ok(emitted)) => {
                 self.deliver(&emitted);
-                if let Some(capacity) = self.learner.step(Instant::now(), full, self.generator.last_step()) {
+                if let Some(capacity) =
+                    self.learner.step(Instant::now(), sequences, self.generator.last_step())
+                {
                     self.setup.load.can(capacity);
                 }
             }
