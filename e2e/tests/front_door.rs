@@ -1,5 +1,6 @@
 //! Ten thousand requests through the gateway, on two nodes, while all that moves in a day moves in minutes: replicas come and go, a
-//! rolling update, other adapters, a drained node, a killed worker, a gateway that is rolled over and one that is killed.
+//! rolling update, a candidate that is tried and stays, other adapters, a drained node, a killed worker, a gateway that is rolled over
+//! and one that is killed.
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -9,7 +10,6 @@ use kube::{
     Api, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
 };
-use lathe_contract::CONTRACT_PATH;
 use lathe_e2e::{
     RELEASE_NAMESPACE, Session, condition,
     gateway::{Gateway, with_gateway},
@@ -46,6 +46,7 @@ async fn story(session: &Session, gateway: &Gateway, key: &str) -> Result<()> {
     let known = load.tally().answered + load.open() as u64;
     ensure!(done <= known as f64, "replicas gave {done} answers to {known} requests");
     step("rolling update", &load, rolled(session, &json!({"serving": {"maxSequences": 12}}))).await?;
+    step("a candidate", &load, tried(session)).await?;
     step("other adapters", &load, other_adapters(session, &load, &first["spec"]["source"])).await?;
     step("a drained node", &load, drained(session)).await?;
     step("a gateway rolled over", &load, gateway_rolled()).await?;
@@ -106,6 +107,18 @@ async fn rolled(session: &Session, spec: &Value) -> Result<()> {
     change(session, spec).await?;
     let done = |object: &Value| condition(object, "RolledOut").is_some_and(|c| c["status"] == "True");
     session.until("InferenceService", "shop", "not rolled out", done).await.map(drop)
+}
+
+/// Tries a changed spec on half of the users, of whom none notices, and keeps it.
+async fn tried(session: &Session) -> Result<()> {
+    let gates =
+        json!([{"metric": "ErrorRate", "atMost": "0"}, {"metric": "TokensPerSecond", "atLeast": "0.1"}]);
+    let steps = json!([{"percent": 50, "after": "15s"}]);
+    let rollout = json!({"strategy": "Canary", "steps": steps, "gates": gates});
+    rolled(session, &json!({"serving": {"maxSequences": 10}, "rollout": rollout})).await?;
+    let message = session.reason("InferenceService", "shop", "RolledOut", "True", "RolledOut").await?;
+    ensure!(message.contains("has held every gate"), "{message}");
+    Ok(())
 }
 
 async fn change(session: &Session, spec: &Value) -> Result<()> {
@@ -173,15 +186,8 @@ async fn killed(session: &Session) -> Result<()> {
     let pods = replicas(session).await?;
     let victim =
         pods.iter().find(|pod| tune::identity(pod).2 == 0).context("no replica that never restarted")?;
-    let (name, worker) = (victim.name_any(), machine::worker(victim)?);
-    // One that starts again reads the adapters as its node has them, which lags behind a change by up to a minute or two.
-    let contract = format!("/proc/{worker}/root{CONTRACT_PATH}");
-    poll("the node to have the other adapters", || async {
-        let known = std::fs::read_to_string(&contract)?.contains("second");
-        Ok(known.then_some(()))
-    })
-    .await?;
-    machine::signal(worker, "KILL")?;
+    let name = victim.name_any();
+    machine::signal(machine::worker(victim)?, "KILL")?;
     poll("the killed worker to come back", || async {
         let now = replicas(session).await?;
         let restarted =

@@ -147,6 +147,14 @@ impl ApiError {
         }
     }
 
+    /// The service has it, and its replicas do not answer to it yet.
+    pub fn not_ready(model: &str, service: &str) -> Self {
+        let message = format!(
+            "The model `{model}` is not ready; the status of InferenceService `{service}` says why. Ask again."
+        );
+        Self::unavailable("model_not_ready", message)
+    }
+
     /// Nobody is there to ask.
     pub fn no_replica(model: &str) -> Self {
         let message = format!(

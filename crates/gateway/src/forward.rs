@@ -3,6 +3,7 @@
 //! **Invariant.** A request is repeated only where no byte of an answer was sent to its client and the replica said, or its
 //! connection shows, that it will not answer; and it goes to each replica at most once. Where it may have killed a replica, it goes to
 //! one other and no more.
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 const CONNECTING: Duration = Duration::from_secs(5);
 /// A request is repeated after so many replicas were lost with it.
 const RESETS: u32 = 1;
+/// So many replicas are asked for what the first of them does not have: where none of them has it, hardly anybody does.
+const LACKING: u32 = 3;
 /// A worker closes a connection that is idle for 15 s; ours goes before, so that no request meets a closing one.
 const IDLE: Duration = Duration::from_secs(10);
 /// A node that vanished is noticed so late, also by a request that waits long for its answer.
@@ -88,7 +91,7 @@ pub enum Why {
     Nobody,
     /// Those who were asked have no room.
     Full,
-    /// The replica has not what is asked, or not yet.
+    /// The replicas do not have what is asked, or not yet.
     Unavailable,
 }
 
@@ -109,8 +112,8 @@ enum Asked {
     Full(Kept),
     /// It shuts down and does nothing with the request.
     Drains(Kept),
-    /// It has not what is asked, or not yet.
-    Unavailable(Kept),
+    /// It does not have what is asked, or not yet.
+    Lacks(Kept),
     /// It could not be reached, or its connection ended before the head of an answer.
     Lost(Loss),
     /// Nothing came in a long time.
@@ -158,7 +161,7 @@ impl Forwarder {
         };
         let mut tries = Tries::default();
         let mut next = choose(&mut sides, Instant::now());
-        let mut last = None;
+        let mut last = Last::default();
         while let Some(replica) = next {
             account.asks(Some(replica));
             sides.own.retain(|untried| *untried != replica);
@@ -182,10 +185,15 @@ impl Forwarder {
                     });
                     return Attempt::Answered(answer);
                 }
-                // A model that is not there yet, or never comes, is no fault of the replica.
-                Asked::Unavailable(kept) => {
-                    account.asks(None);
-                    return Attempt::Later(Why::Unavailable, Reply::Said(kept));
+                // An adapter that is not there yet, or never comes, is no fault of the replica. One that has just started may be
+                // the only one without it.
+                Asked::Lacks(kept) => {
+                    last.add(Why::Unavailable, Reply::Said(kept));
+                    next = match tries.another_for_what_it_lacks() {
+                        true => choose(&mut sides, now),
+                        false => None,
+                    };
+                    "lacking"
                 }
                 Asked::Silent => {
                     account.loses(replica);
@@ -194,7 +202,7 @@ impl Forwarder {
                 }
                 Asked::Full(kept) => {
                     // One that has less to do may have room; where it has none either, more would only spread the load.
-                    next = match last {
+                    next = match last.0 {
                         Some((Why::Full, _)) => None,
                         _ => balance.with(|b| b.roomier(&sides.own, replica, ask.tokens, now)),
                     };
@@ -202,12 +210,12 @@ impl Forwarder {
                         sides.own.clear();
                         next = choose(&mut sides, now);
                     }
-                    last = Some((Why::Full, Reply::Said(kept)));
+                    last = Last(Some((Why::Full, Reply::Said(kept))));
                     "full"
                 }
                 Asked::Drains(kept) => {
                     balance.with(|b| b.drains(replica, now));
-                    last.get_or_insert((Why::Nobody, Reply::Said(kept)));
+                    last.add(Why::Nobody, Reply::Said(kept));
                     next = choose(&mut sides, now);
                     "drain"
                 }
@@ -219,7 +227,7 @@ impl Forwarder {
                     if why == Loss::Reset && !sides.other.is_empty() {
                         sides.own = std::mem::take(&mut sides.other);
                     }
-                    last.get_or_insert((Why::Nobody, Reply::Own(ApiError::upstream_failed())));
+                    last.add(Why::Nobody, Reply::Own(ApiError::upstream_failed()));
                     next = match tries.another(why, now.saturating_duration_since(sent)) {
                         true => choose(&mut sides, now),
                         false => None,
@@ -232,9 +240,14 @@ impl Forwarder {
             }
         }
         account.asks(None);
-        // The first word that a replica gave.
-        let (why, reply) =
-            last.unwrap_or_else(|| (Why::Nobody, Reply::Own(ApiError::no_replica(&model.id()))));
+        let (why, reply) = match last.0 {
+            None => (Why::Nobody, Reply::Own(ApiError::no_replica(&model.id()))),
+            // The service's status names it, so it is on its way to them, and no mistake of the client's.
+            Some((why, reply)) if reply.code().as_deref() == Some("model_not_found") => {
+                (why, Reply::Own(ApiError::not_ready(&model.id(), &model.service.name)))
+            }
+            Some(last) => last,
+        };
         match tries.resets {
             0 => Attempt::Later(why, reply),
             // One that may have died of it is not followed by whoever comes next.
@@ -268,10 +281,11 @@ impl Forwarder {
             StatusCode::TOO_MANY_REQUESTS => {
                 Kept::read(answer).await.map_or(Asked::Lost(Loss::Reset), Asked::Full)
             }
+            StatusCode::NOT_FOUND => Kept::read(answer).await.map_or(Asked::Lost(Loss::Reset), Asked::Lacks),
             StatusCode::SERVICE_UNAVAILABLE => match Kept::read(answer).await {
                 None => Asked::Lost(Loss::Reset),
                 Some(kept) if kept.code().as_deref() == Some("shutting_down") => Asked::Drains(kept),
-                Some(kept) => Asked::Unavailable(kept),
+                Some(kept) => Asked::Lacks(kept),
             },
             _ => Asked::Answered(answer),
         }
@@ -283,9 +297,22 @@ impl Asked {
     fn came(&self) -> Result<u16, &'static str> {
         match self {
             Asked::Answered(answer) => Ok(answer.status().as_u16()),
-            Asked::Full(kept) | Asked::Drains(kept) | Asked::Unavailable(kept) => Ok(kept.0.status.as_u16()),
+            Asked::Full(kept) | Asked::Drains(kept) | Asked::Lacks(kept) => Ok(kept.0.status.as_u16()),
             Asked::Lost(loss) => Err(loss.label()),
             Asked::Silent => Err("timeout"),
+        }
+    }
+}
+
+/// What the client is told where nobody answers: the first word that a replica gave.
+#[derive(Debug, Default)]
+struct Last(Option<(Why, Reply)>);
+
+impl Last {
+    /// That one replica does not have what is asked, says less than any other word.
+    fn add(&mut self, why: Why, reply: Reply) {
+        if self.0.as_ref().is_none_or(|(_, said)| said.status() == StatusCode::NOT_FOUND) {
+            self.0 = Some((why, reply));
         }
     }
 }
@@ -313,6 +340,7 @@ impl Loss {
 #[derive(Debug, Default)]
 struct Tries {
     resets: u32,
+    lacking: u32,
     connecting: Duration,
 }
 
@@ -324,6 +352,12 @@ impl Tries {
             Loss::Reset => self.resets += 1,
         }
         self.resets <= RESETS && self.connecting < CONNECTING
+    }
+
+    /// A request for what no replica has must not go to all of them.
+    fn another_for_what_it_lacks(&mut self) -> bool {
+        self.lacking += 1;
+        self.lacking < LACKING
     }
 }
 
@@ -368,7 +402,15 @@ impl Reply {
 
     /// Whether a replica says that it has not loaded yet what is asked.
     pub fn is_loading(&self) -> bool {
-        matches!(self, Reply::Said(kept) if kept.code().as_deref() == Some("model_not_ready"))
+        self.code().as_deref() == Some("model_not_ready")
+    }
+
+    /// OpenAI's `error.code`.
+    fn code(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Reply::Said(kept) => kept.code().map(Cow::Owned),
+            Reply::Own(error) => Some(Cow::Borrowed(error.code)),
+        }
     }
 
     /// When to ask again, where a replica said so.

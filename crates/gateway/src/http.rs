@@ -239,12 +239,7 @@ async fn prepare(
 fn answering<'a>(caller: &Caller, table: &'a Table, name: &str) -> Result<&'a Arc<Model>, ApiError> {
     let model = caller.resolve(table, name)?;
     if !model.may_answer() {
-        let message = format!(
-            "The model `{}` is not ready; the status of InferenceService `{}` says why. Ask again.",
-            model.id(),
-            model.service.name
-        );
-        return Err(ApiError::unavailable("model_not_ready", message));
+        return Err(ApiError::not_ready(&model.id(), &model.service.name));
     }
     Ok(model)
 }

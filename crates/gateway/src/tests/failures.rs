@@ -71,8 +71,6 @@ async fn where_all_fail_the_client_is_told_and_a_request_that_may_have_killed_on
 #[case::bad_request(400, "invalid_value")]
 #[case::too_long(400, "context_length_exceeded")]
 #[case::internal(500, "internal_error")]
-#[case::loading(503, "model_not_ready")]
-#[case::adapter(503, "model_failed")]
 #[tokio::test]
 async fn any_other_answer_passes_through_unchanged_and_is_not_repeated(
     #[case] status: u16,
@@ -88,6 +86,76 @@ async fn any_other_answer_passes_through_unchanged_and_is_not_repeated(
     assert!(answer.headers()["x-request-id"].to_str().unwrap().starts_with("req_"));
     assert_eq!(answer.json::<Value>().await.unwrap(), json!({"error": {"message": code, "code": code}}));
     assert_eq!(times(&replicas), 1);
+}
+
+#[rstest]
+#[case::not_yet(503, "model_not_ready")]
+#[case::failed(503, "model_failed")]
+#[case::unknown(404, "model_not_found")]
+#[tokio::test]
+async fn what_one_replica_lacks_is_asked_of_another(#[case] status: u16, #[case] code: &str) {
+    let (lacks, has) = (
+        Replica::start(Act::Says(error(status, code, ""))).await,
+        Replica::start(Act::Says(completion("hi"))).await,
+    );
+    let rig = start(&[lacks.address, has.address]).await;
+    let mut asked = 0;
+    // It does not rest for it: what else it is asked for, it may have.
+    while lacks.asked().len() < 2 {
+        assert_eq!(rig.complete(&asked.to_string()).await.0, 200);
+        asked += 1;
+        assert!(asked < 1000, "no prompt goes to it twice");
+    }
+    assert_eq!(has.asked().len(), asked);
+    rig.until_metric(r#"lathe_gateway_requests_repeated_total{reason="lacking"} 2"#).await;
+}
+
+#[rstest]
+#[case::not_yet(503, "model_not_ready", 503, "model_not_ready", "7")]
+#[case::failed(503, "model_failed", 503, "model_failed", "7")]
+// The gateway knows it from the service's status: the client named it rightly.
+#[case::unknown(404, "model_not_found", 503, "model_not_ready", "1")]
+#[case::another_404(404, "not_found", 404, "not_found", "7")]
+#[tokio::test]
+async fn what_no_replica_has_is_asked_of_three_of_them(
+    #[case] status: u16,
+    #[case] code: &str,
+    #[case] told: u16,
+    #[case] told_code: &str,
+    #[case] retry_after: &str,
+) {
+    let mut replicas = Vec::new();
+    for _ in 0..5 {
+        replicas.push(Replica::start(Act::Says(error(status, code, "retry-after: 7\r\n"))).await);
+    }
+    let rig = start(&addresses(&replicas)).await;
+    let answer = rig.post(&json!({"model": "support", "prompt": "x"})).send().await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), answer.headers()["retry-after"].to_str().unwrap()),
+        (told, retry_after)
+    );
+    assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], told_code);
+    assert_eq!(times(&replicas), 3);
+}
+
+#[tokio::test]
+async fn that_one_replica_lacks_it_is_told_only_where_the_others_say_nothing_else() {
+    let (lacks, full) = (
+        Replica::start(Act::Says(error(404, "model_not_found", ""))).await,
+        Replica::start(Act::Says(error(429, "rate_limit_exceeded", "retry-after: 3\r\n"))).await,
+    );
+    let rig = start(&[lacks.address, full.address]).await;
+    let mut asked = 0;
+    while lacks.asked().is_empty() {
+        let answer =
+            rig.post(&json!({"model": "support", "prompt": asked.to_string()})).send().await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["retry-after"]),
+            (429, &"3".parse().unwrap())
+        );
+        asked += 1;
+        assert!(asked < 1000, "no prompt goes to the one that lacks it first");
+    }
 }
 
 /// Two replicas of which the first has a long request; the second's address, by which prompts can be told apart.

@@ -366,12 +366,18 @@ fn adapter_ids(serving: &Serving) -> Vec<&str> {
 
 /// True where every ready pod answers to an adapter's id.
 fn everywhere(facts: &Facts<'_>, id: &str) -> bool {
-    let answers = |pod: &Pod| {
-        let status = facts.adapters.get(&pod.name_any());
-        status.is_some_and(|s| s.adapters.iter().any(|e| e.model_id == id && e.state == AdapterState::Ready))
-    };
     let mut ready = facts.pods.iter().filter(|pod| pods::is_ready(pod)).peekable();
-    ready.peek().is_some() && ready.all(answers)
+    ready.peek().is_some() && ready.all(|pod| answers(facts, pod, id))
+}
+
+/// True where some ready pod does.
+fn anywhere(facts: &Facts<'_>, id: &str) -> bool {
+    facts.pods.iter().any(|pod| pods::is_ready(pod) && answers(facts, pod, id))
+}
+
+fn answers(facts: &Facts<'_>, pod: &Pod, id: &str) -> bool {
+    let status = facts.adapters.get(&pod.name_any());
+    status.is_some_and(|s| s.adapters.iter().any(|e| e.model_id == id && e.state == AdapterState::Ready))
 }
 
 /// Whether the service does what its spec asks for. One that was stopped or sleeps does.
@@ -439,14 +445,18 @@ fn reconciling(ready: &Said, rolled_out: &Said, counts: &Counts, stalled: &Said)
     Said::new(true, &cause.reason, &*cause.message)
 }
 
-/// Ids that every ready replica answers to; of a service that sleeps, those that wake it.
+/// Ids that every ready replica answers to; of a service that sleeps, those that wake it. One that was told stays while any
+/// replica answers to it: one that has just started and does not have it yet takes it from nobody.
 fn model_ids(facts: &Facts<'_>, counts: &Counts) -> Vec<String> {
     let sleeps = counts.wanted == 0 && facts.service.spec.autoscaling.is_some() && facts.deployment.is_some();
     if counts.ready == 0 && !sleeps {
         return Vec::new();
     }
     let adapters = facts.plan.map(adapter_ids).unwrap_or_default();
-    let answering = adapters.into_iter().filter(|id| sleeps || everywhere(facts, id)).map(str::to_owned);
+    let told = facts.service.status.as_ref().map(|status| status.model_ids.as_slice()).unwrap_or_default();
+    let stays = |id: &str| told.iter().any(|told| told == id) && anywhere(facts, id);
+    let answering =
+        adapters.into_iter().filter(|id| sleeps || everywhere(facts, id) || stays(id)).map(str::to_owned);
     std::iter::once(facts.service.name_any()).chain(answering).collect()
 }
 

@@ -423,6 +423,13 @@ fn ids_are_those_that_answer() {
     assert_eq!(with_tone().adapter("Loading", None).status().model_ids, ["svc"]);
     let status = with_tone().adapter("Ready", None).status();
     assert_eq!(status.model_ids, ["svc", "tone"]);
+    // Of two replicas one does not have it: whoever was told that it is there goes on being told so, and nobody else.
+    let mut one_of_two = with_tone().adapter("Ready", None).pods(&[ready(), ready()]);
+    assert_eq!(one_of_two.status().model_ids, ["svc"]);
+    one_of_two.service.status = Some(status.clone());
+    assert_eq!(one_of_two.status().model_ids, ["svc", "tone"]);
+    one_of_two.adapters.clear();
+    assert_eq!(one_of_two.status().model_ids, ["svc"]);
     assert_eq!(status.url.as_deref(), Some("http://svc.n.svc:8080"));
     assert_eq!(status.selector.as_deref(), Some("lathe.dev/kind=inferenceservice,lathe.dev/name=svc"));
     assert_eq!((status.replicas, status.ready_replicas), (1, 1));
