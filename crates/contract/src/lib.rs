@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 mod adapters;
+mod curves;
 mod identity;
 mod keys;
 mod report;
@@ -15,6 +16,7 @@ mod traffic;
 mod usage;
 
 pub use adapters::{AdapterEntry, AdapterState, AdapterStatus, DesiredAdapters};
+pub use curves::{CURVES_PATH, JobCurve, JobCurves, MAX_CURVES, MAX_CURVES_BYTES, MAX_POINTS, thinned};
 pub use identity::Identity;
 pub use keys::{KeyEntry, KeyEntryError, KeyHash, new_key};
 pub use report::{

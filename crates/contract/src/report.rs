@@ -1,7 +1,7 @@
 //! What a worker says of its work: untrusted, bounded, and cleaned before it is used.
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{AdapterStatus, Metric};
+use crate::{AdapterStatus, MAX_POINTS, Metric, thinned};
 
 /// Longest report that is read from a worker.
 pub const MAX_REPORT_BYTES: usize = 64 * 1024;
@@ -333,6 +333,14 @@ pub enum ReportError {
         /// Bytes that came.
         found: usize,
     },
+    /// More of something than was agreed.
+    #[error("a list must have at most {limit} entries (found {found})")]
+    TooMany {
+        /// Allowed entries.
+        limit: usize,
+        /// Entries that came.
+        found: usize,
+    },
     /// Not the JSON that was agreed.
     #[error("a report is not what the contract says: {0}")]
     Malformed(#[from] serde_json::Error),
@@ -351,20 +359,35 @@ impl Summary {
         parse(bytes, MAX_SUMMARY_BYTES)
     }
 
-    /// JSON of at most [`MAX_SUMMARY_BYTES`]: the loss curve, which the full report holds too, goes first.
+    /// JSON of at most [`MAX_SUMMARY_BYTES`], with as many points of the loss curve as fit.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut fitting = self.clone();
-        if let Outcome::Trained { progress, .. } | Outcome::Stopped { progress: Some(progress) } =
-            &mut fitting.outcome
-        {
-            progress.curve.clear();
-        }
-        serde_json::to_vec(&fitting).unwrap_or_default()
+        let Some(whole) = curve(&mut fitting.outcome).map(std::mem::take) else {
+            return serde_json::to_vec(&fitting).unwrap_or_default();
+        };
+        // Four digits are more than a plot shows.
+        let whole: Vec<_> =
+            whole.into_iter().map(|(step, loss)| (step, (loss * 1e4).round() / 1e4)).collect();
+        let mut write = |points: usize| {
+            curve(&mut fitting.outcome)?.clone_from(&thinned(&whole, points));
+            serde_json::to_vec(&fitting).ok().filter(|bytes| points == 0 || bytes.len() <= MAX_SUMMARY_BYTES)
+        };
+        [MAX_POINTS, 100, 50, 25, 0].into_iter().find_map(&mut write).unwrap_or_default()
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, ReportError> {
+/// The losses of a training.
+fn curve(outcome: &mut Outcome) -> Option<&mut Vec<(i64, f64)>> {
+    match outcome {
+        Outcome::Trained { progress, .. } | Outcome::Stopped { progress: Some(progress) } => {
+            Some(&mut progress.curve)
+        }
+        _ => None,
+    }
+}
+
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, ReportError> {
     if bytes.len() > limit {
         return Err(ReportError::TooLong { limit, found: bytes.len() });
     }
@@ -456,5 +479,23 @@ mod tests {
         assert!(written["outcome"]["trained"]["datasetDigest"].is_string(), "{written}");
         assert!(bytes.len() <= MAX_SUMMARY_BYTES, "{} bytes", bytes.len());
         Summary::parse(&bytes).expect("reads back");
+    }
+
+    #[test]
+    fn last_words_have_as_much_of_the_curve_as_fits() {
+        let told = |points: i64, digits: f64| {
+            let curve =
+                (1..=points).map(|step| (step * 1_000_000_000, 1.0 / 3.0 + digits * step as f64)).collect();
+            let progress = Some(TrainProgress { curve, ..TrainProgress::default() });
+            let bytes = Summary { outcome: Outcome::Stopped { progress } }.to_bytes();
+            assert!(bytes.len() <= MAX_SUMMARY_BYTES, "{} bytes", bytes.len());
+            match Summary::parse(&bytes).expect("reads back").outcome {
+                Outcome::Stopped { progress: Some(progress) } => progress.curve,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(told(3, 0.0), [(1_000_000_000, 0.3333), (2_000_000_000, 0.3333), (3_000_000_000, 0.3333)]);
+        let long = told(200, 1e-4);
+        assert_eq!((long.len(), long[0].0, long[99].0), (100, 1_000_000_000, 200_000_000_000));
     }
 }

@@ -29,6 +29,8 @@ pub enum Scope {
     Adapters,
     /// Ask the model.
     Inference,
+    /// Hand over loss curves.
+    Curves,
 }
 
 /// What a token says.

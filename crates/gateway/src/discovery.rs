@@ -199,9 +199,7 @@ impl Cluster {
         for service in services {
             writer.apply_watcher_event(&watcher::Event::Apply(DeserializeGuard(Ok(service.clone()))));
         }
-        let known = Jobs::default();
-        jobs.iter().for_each(|job| known.saw(job));
-        Self { table, services: Services(vec![reader]), jobs: known }
+        Self { table, services: Services(vec![reader]), jobs: Jobs::of(jobs) }
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the page shows of FineTuneJobs, kept small: a cluster may hold many, and their plans are long.
-mod curve;
+pub mod handed;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures::StreamExt as _;
@@ -12,8 +13,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use lathe_api::conditions::{self, SUCCEEDED};
 use lathe_api::{FineTuneJob, ProgressStatus, ScoreStatus};
-
-pub use curve::Curve;
+use lathe_contract::JobCurve;
 
 use crate::discovery::Failing;
 use crate::metrics::Metrics;
@@ -42,20 +42,27 @@ pub struct Job {
     pub progress: Option<ProgressStatus>,
     /// Measurements before and after.
     pub scores: Vec<ScoreStatus>,
-    /// Its losses, as far as they were seen by this gateway.
-    pub curve: Curve,
+    /// Steps and losses in nats a token, as the operator told them last.
+    pub losses: Vec<(i64, f64)>,
 }
 
 type ByName = BTreeMap<String, Arc<Job>>;
 
 /// The jobs that there are, by namespace and name.
 #[derive(Clone, Debug, Default)]
-pub struct Jobs(Arc<RwLock<BTreeMap<String, ByName>>>);
+pub struct Jobs(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    jobs: RwLock<BTreeMap<String, ByName>>,
+    /// Whether each watch has told all that there are.
+    listed: AtomicBool,
+}
 
 impl Jobs {
     /// Jobs of one namespace or of all.
     pub fn list(&self, namespace: Option<&str>) -> Vec<Arc<Job>> {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.jobs.read().unwrap_or_else(PoisonError::into_inner);
         match namespace {
             Some(namespace) => all.get(namespace).into_iter().flat_map(ByName::values).cloned().collect(),
             None => all.values().flat_map(ByName::values).cloned().collect(),
@@ -64,20 +71,46 @@ impl Jobs {
 
     /// The job of this very name.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Job>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(namespace)?.get(name).cloned()
+        self.0.jobs.read().unwrap_or_else(PoisonError::into_inner).get(namespace)?.get(name).cloned()
     }
 
-    /// A job as it is now: its loss becomes a point of its curve.
+    /// Whether all that there are have been told once.
+    pub fn are_listed(&self) -> bool {
+        self.0.listed.load(Relaxed)
+    }
+
+    /// As before the first list.
+    #[cfg(test)]
+    pub fn forget_that_they_are_listed(&self) {
+        self.0.listed.store(false, Relaxed);
+    }
+
+    /// These are all.
+    #[cfg(test)]
+    pub fn of(all: &[FineTuneJob]) -> Self {
+        let jobs = Self::default();
+        all.iter().for_each(|job| jobs.saw(job));
+        jobs.0.listed.store(true, Relaxed);
+        jobs
+    }
+
+    /// The losses of a job; of one that is not known they are nobody's.
+    pub fn plot(&self, curve: JobCurve) {
+        self.change(|all| {
+            let job = all.get_mut(&curve.namespace).and_then(|jobs| jobs.get_mut(&curve.name));
+            if let Some(job) = job.filter(|job| job.uid == curve.uid) {
+                Arc::make_mut(job).losses = curve.points;
+            }
+        });
+    }
+
+    /// A job as it is now.
     pub fn saw(&self, object: &FineTuneJob) {
         let Some(mut job) = Job::of(object) else { return };
         self.change(|all| {
             let jobs = all.entry(job.namespace.clone()).or_default();
             if let Some(known) = jobs.get(&job.name).filter(|known| known.uid == job.uid) {
-                job.curve = known.curve.clone();
-            }
-            let loss = job.progress.as_ref().and_then(|p| Some((p.step, p.loss.as_ref()?.parse().ok()?)));
-            if let Some((step, loss)) = loss {
-                job.curve.add(step, loss);
+                job.losses.clone_from(&known.losses);
             }
             jobs.insert(job.name.clone(), Arc::new(job));
             if jobs.len() > MOST {
@@ -107,7 +140,7 @@ impl Jobs {
 
     /// Every change is whole.
     fn change(&self, change: impl FnOnce(&mut BTreeMap<String, ByName>)) {
-        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.0.jobs.write().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -124,7 +157,7 @@ impl Job {
             succeeded: conditions::find(&status.conditions, SUCCEEDED).cloned(),
             progress: status.progress,
             scores: status.scores,
-            curve: Curve::default(),
+            losses: Vec::new(),
         })
     }
 }
@@ -149,11 +182,15 @@ pub fn follow(tasks: &mut Tasks, client: &Client, scopes: &[Option<&str>], metri
         let mut events = select_all(watches);
         let mut failing = Failing::default();
         let mut listed = vec![BTreeSet::new(); scopes.len()];
+        let mut unlisted: BTreeSet<usize> = (0..scopes.len()).collect();
         while let Some((watch, event)) = events.next().await {
             failing.saw(&metrics, watch, event.as_ref().err());
-            if let Ok(event) = event {
-                seen.follow(event, scopes[watch].as_deref(), &mut listed[watch]);
+            let Ok(event) = event else { continue };
+            if matches!(event, watcher::Event::InitDone) {
+                unlisted.remove(&watch);
             }
+            seen.follow(event, scopes[watch].as_deref(), &mut listed[watch]);
+            seen.0.listed.store(unlisted.is_empty(), Relaxed);
         }
         "the watches of jobs"
     });
@@ -213,18 +250,26 @@ mod tests {
     }
 
     #[test]
-    fn each_loss_that_is_told_is_a_point_and_another_job_of_the_name_begins_anew() {
+    fn losses_stay_with_their_job_and_another_one_of_the_name_begins_anew() {
         let jobs = Jobs::default();
-        for (step, loss) in [(1, "3.5"), (10, "2.5"), (10, "2.5"), (20, "nonsense")] {
-            jobs.saw(&job("a", "tone", json!({"progress": {"step": step, "steps": 20, "loss": loss}})));
-        }
-        // The last words have no loss.
+        let plot = |namespace: &str, uid: Option<String>, points: &[(i64, f64)]| {
+            let (uid, points) = (uid.unwrap_or_default(), points.to_vec());
+            jobs.plot(JobCurve { namespace: namespace.to_owned(), name: "tone".to_owned(), uid, points });
+        };
+        let uid = || job("a", "tone", json!({})).uid();
+        plot("a", uid(), &[(1, 9.0)]);
         jobs.saw(&job("a", "tone", json!({})));
-        assert_eq!(jobs.get("a", "tone").unwrap().curve.points(), [(1, 3.5), (10, 2.5)]);
+        let losses = || jobs.get("a", "tone").unwrap().losses.clone();
+        assert_eq!(losses(), [], "it was not known yet");
+        plot("a", uid(), &[(1, 3.5), (10, 2.5)]);
+        plot("b", uid(), &[(1, 7.0)]);
+        plot("a", Some("another".to_owned()), &[(1, 7.0)]);
+        jobs.saw(&job("a", "tone", json!({"progress": {"step": 20, "steps": 20, "loss": "1.5"}})));
+        assert_eq!(losses(), [(1, 3.5), (10, 2.5)]);
         let mut other = serde_json::to_value(job("a", "tone", json!({}))).unwrap();
         other["metadata"]["uid"] = json!("another");
         jobs.saw(&object(other));
-        assert!(jobs.get("a", "tone").unwrap().curve.points().is_empty());
+        assert_eq!(losses(), []);
     }
 
     #[test]
@@ -245,7 +290,7 @@ mod tests {
         for event in [Init, InitDone] {
             follow(None, event);
         }
-        assert!(jobs.0.read().unwrap().is_empty());
+        assert!(jobs.0.jobs.read().unwrap().is_empty());
     }
 
     #[test]

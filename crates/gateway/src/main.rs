@@ -148,7 +148,9 @@ async fn run(options: &Options, around: Around) -> anyhow::Result<()> {
     hold::follow(&mut tasks, Arc::clone(&holds));
     flow::follow(&mut tasks, Arc::clone(&books), Arc::clone(&holds), cluster.table.clone());
     let probes = health::router(health.clone());
-    let probes = probes.merge(flow::poll::router(Arc::clone(&books), Arc::clone(&holds), operator));
+    let probes = probes
+        .merge(flow::poll::router(Arc::clone(&books), Arc::clone(&holds), Arc::clone(&operator)))
+        .merge(jobs::handed::router(cluster.jobs.clone(), operator));
     let asker = Asker::new(Forwarder::new(tokens), Arc::clone(&holds));
     let gateway = Gateway::new(auth, cluster, asker, books, options.places(), tracer);
 

@@ -1,9 +1,11 @@
-//! The operator's public key, by which the gateway knows who asks what flows.
+//! The operator's public key, by which the gateway knows who asks what flows, and hands over losses.
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use lathe_contract::Verifier;
+use axum::http::{HeaderMap, header};
+use lathe_contract::{Scope, TRAFFIC_AUDIENCE, TokenError, Verifier};
 
+use crate::error::ApiError;
 use crate::files;
 use crate::tasks::Tasks;
 
@@ -21,6 +23,16 @@ impl OperatorKey {
     /// The key; `None`: there is none.
     pub fn get(&self) -> Option<Verifier> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets the operator in for `scope`, and nobody else.
+    pub fn admit(&self, headers: &HeaderMap, scope: Scope) -> Result<(), ApiError> {
+        let key = self.get().ok_or_else(ApiError::operator_unknown)?;
+        let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = token.and_then(|value| value.strip_prefix("Bearer ")).ok_or(TokenError::Malformed);
+        let now = jiff::Timestamp::now().as_second();
+        let checked = token.and_then(|token| key.verify(token, TRAFFIC_AUDIENCE, scope, now));
+        checked.map_err(|refusal| ApiError::unauthorized(format!("Not allowed: {refusal}.")))
     }
 
     /// From here on this file's text counts. One that is no key leaves the one before in force, one that is gone takes it along.

@@ -118,8 +118,7 @@ pub fn of(caller: &Caller, table: &Table, cluster: &Cluster) -> Overview {
 /// The losses of a job; `None`: there is none of this name that the caller may see.
 pub fn losses(caller: &Caller, cluster: &Cluster, namespace: &str, name: &str) -> Option<Losses> {
     let job = cluster.jobs.get(namespace, name)?;
-    let points = job.curve.points().to_vec();
-    caller.may_name(&job.namespace, &job.output).then_some(Losses { points })
+    caller.may_name(&job.namespace, &job.output).then(|| Losses { points: job.losses.clone() })
 }
 
 /// Text that may name anything of a namespace, for those alone from whom nothing of it is kept.

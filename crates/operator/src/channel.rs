@@ -6,8 +6,8 @@
 use std::{net::IpAddr, time::Duration};
 
 use lathe_contract::{
-    AdapterStatus, CONTROL_PORT, DesiredAdapters, MAX_REPORT_BYTES, MAX_TRAFFIC_BYTES, Report, Scope, Signer,
-    TRAFFIC_AUDIENCE, TRAFFIC_PATH, Traffic, TrafficQuery,
+    AdapterStatus, CONTROL_PORT, CURVES_PATH, DesiredAdapters, JobCurves, MAX_REPORT_BYTES,
+    MAX_TRAFFIC_BYTES, Report, Scope, Signer, TRAFFIC_AUDIENCE, TRAFFIC_PATH, Traffic, TrafficQuery,
 };
 use reqwest::{Client, Method, RequestBuilder, Url, redirect};
 
@@ -110,6 +110,19 @@ impl Channel {
         let call = Call { method, path, query: &query, audience, scope: Scope::Report };
         let bytes = self.call(ip, call, |request| request, MAX_TRAFFIC_BYTES).await?;
         Traffic::parse(&bytes).map_err(|e| ChannelError::Malformed(ip, e.to_string()))
+    }
+
+    /// Hands loss curves to a gateway.
+    ///
+    /// # Errors
+    /// As [`Channel::report`].
+    pub async fn put_curves(&self, ip: &str, curves: &JobCurves) -> Result<(), ChannelError> {
+        let ip = address(ip)?;
+        let body = serde_json::to_vec(curves).map_err(|e| ChannelError::Malformed(ip, e.to_string()))?;
+        let (method, path, audience) = (Method::PUT, CURVES_PATH, TRAFFIC_AUDIENCE);
+        let call = Call { method, path, query: &[], audience, scope: Scope::Curves };
+        let with = |request: RequestBuilder| request.header("content-type", "application/json").body(body);
+        self.call(ip, call, with, MAX_REPORT_BYTES).await.map(drop)
     }
 
     /// The answer, of at most `limit` bytes.

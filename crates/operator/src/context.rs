@@ -11,6 +11,7 @@ use lathe_resolve::inference::Images;
 use crate::{
     apply::Writer,
     channel::Channel,
+    curves::Curves,
     devices::{Capacity, Devices},
     health::Health,
     scaling::Traffic,
@@ -34,6 +35,8 @@ pub struct Context {
     pub devices: Devices,
     /// What flows through the gateways.
     pub traffic: Traffic,
+    /// What the gateways are told of jobs.
+    pub curves: Curves,
 }
 
 /// How this installation is set up.
@@ -153,7 +156,7 @@ impl Context {
     /// Everything that is shared.
     pub fn new(client: Client, config: Config, channel: Channel, trust: Trust, health: Health) -> Self {
         let (writer, devices) = (Writer::new(client.clone()), Devices::default());
-        let traffic = Traffic::default();
-        Self { writer, client, config, channel, trust, health, devices, traffic }
+        let (traffic, curves) = (Traffic::default(), Curves::default());
+        Self { writer, client, config, channel, trust, health, devices, traffic, curves }
     }
 }

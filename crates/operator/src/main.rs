@@ -7,6 +7,7 @@ mod claims;
 mod cleanup;
 mod context;
 mod costs;
+mod curves;
 mod devices;
 mod distress;
 mod drift;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, header};
+use axum::http::HeaderMap;
 use axum::routing::get;
 use axum::{Json, Router};
-use lathe_contract::{Scope, TRAFFIC_AUDIENCE, TRAFFIC_PATH, TokenError, Traffic, TrafficQuery};
+use lathe_contract::{Scope, TRAFFIC_PATH, Traffic, TrafficQuery};
 use tokio::sync::Semaphore;
 
 use crate::account::Books;
@@ -43,7 +43,7 @@ async fn poll_traffic(
     headers: HeaderMap,
     query: Result<Query<TrafficQuery>, QueryRejection>,
 ) -> Result<Json<Traffic>, ApiError> {
-    poll.admit(&headers)?;
+    poll.operator.admit(&headers, Scope::Report)?;
     let Query(query) = query.map_err(|error| {
         ApiError::invalid("invalid_query", format!("{error}; `after` must be a whole number of seconds."))
     })?;
@@ -53,16 +53,6 @@ async fn poll_traffic(
 }
 
 impl Poll {
-    /// Lets the operator in, and nobody else.
-    fn admit(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        let key = self.operator.get().ok_or_else(ApiError::operator_unknown)?;
-        let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token = token.and_then(|value| value.strip_prefix("Bearer ")).ok_or(TokenError::Malformed);
-        let now = jiff::Timestamp::now().as_second();
-        let checked = token.and_then(|token| key.verify(token, TRAFFIC_AUDIENCE, Scope::Report, now));
-        checked.map_err(|refusal| ApiError::unauthorized(format!("Not allowed: {refusal}.")))
-    }
-
     async fn answer(&self, query: &TrafficQuery) -> Result<Traffic, ApiError> {
         let known = if query.instance == self.books.flows.instance { query.after } else { 0 };
         let (mut second, mut begun) = (self.books.flows.second.subscribe(), self.holds.begun());

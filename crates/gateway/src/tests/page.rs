@@ -3,10 +3,11 @@ mod api;
 mod chromium;
 
 use lathe_api::{FineTuneJob, InferenceService};
+use lathe_contract::{CURVES_PATH, JobCurve, JobCurves, Scope, Signer, TRAFFIC_AUDIENCE};
 use serde_json::{Value, json};
 
 use super::replica::{LAST_CHUNK, events};
-use super::rig::Setup;
+use super::rig::{Rig, Setup};
 use crate::testing::{job, object, service};
 
 /// Two tenants: `k` of team-a, `b` of team-b, and `few`, which may use team-a's `tone` alone.
@@ -80,6 +81,31 @@ fn at_step(step: i64) -> FineTuneJob {
             "progress": {"summary": "", "step": step, "steps": 300, "tokens": 300 * step, "tokensPerSecond": "310", "loss": format!("{loss:.4}"), "remaining": "9m40s"},
         }),
     )
+}
+
+/// The losses of that job after every fifth step.
+fn losses_until(step: i64) -> Vec<(i64, f64)> {
+    (5..=step).step_by(5).map(|step| (step, 0.4 + 3.0 * f64::exp(-0.02 * step as f64))).collect()
+}
+
+/// Hands them over as the operator does.
+async fn hand_over(rig: &Rig, token: Option<&str>, body: String) -> u16 {
+    let mut request = rig.client.put(format!("{}{CURVES_PATH}", rig.admin)).body(body);
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    request.send().await.unwrap().status().as_u16()
+}
+
+async fn plot(rig: &Rig, points: Vec<(i64, f64)>) {
+    let uid = at_step(1).metadata.uid.unwrap();
+    let curve = JobCurve { namespace: "team-a".to_owned(), name: "later".to_owned(), uid, points };
+    let body = serde_json::to_string(&JobCurves { curves: vec![curve] }).unwrap();
+    assert_eq!(hand_over(rig, Some(&operators_token(Scope::Curves)), body).await, 204);
+}
+
+fn operators_token(scope: Scope) -> String {
+    Signer::from_seed(&[4; 32]).sign(TRAFFIC_AUDIENCE, scope, jiff::Timestamp::now().as_second())
 }
 
 /// Events of a chat whose answer comes in these pieces.

@@ -22,6 +22,7 @@ use crate::forward::Forwarder;
 use crate::hold::answer::Asker;
 use crate::hold::{self, HoldBounds, Holds};
 use crate::http::{Gateway, router};
+use crate::jobs;
 use crate::keys::{Auth, Keyring};
 use crate::limits::Quotas;
 use crate::metrics::Metrics;
@@ -162,7 +163,8 @@ pub async fn start_with(replicas: &[SocketAddr], setup: Setup) -> Rig {
     flow::follow(&mut tasks, Arc::clone(&books), Arc::clone(&holds), table.subscribe());
     let operator = Verifier::from_pem(&Signer::from_seed(&[4; 32]).public_pem().unwrap()).unwrap();
     let operator = Arc::new(OperatorKey::of(operator));
-    let probes = flow::poll::router(Arc::clone(&books), Arc::clone(&holds), operator);
+    let probes = flow::poll::router(Arc::clone(&books), Arc::clone(&holds), Arc::clone(&operator))
+        .merge(jobs::handed::router(cluster.jobs.clone(), operator));
     let forwarder = Forwarder::new(Arc::new(Tokens::new(Signer::from_seed(&[3; 32]))));
     let gateway = Gateway::new(
         auth,

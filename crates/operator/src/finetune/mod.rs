@@ -37,7 +37,7 @@ use crate::{
     claims,
     context::{Context, Scope},
     error::{Error, told},
-    job::{Owner, Run},
+    job::{Owner, Run, State},
     memory::Memory,
     runtime::{Guard, Reconcile, Stop, Watches, labelled_owner},
 };
@@ -106,6 +106,7 @@ impl Reconcile for FineTuneJobs {
 
     async fn reconcile(&self, job: &FineTuneJob) -> Result<Action, Error> {
         let mut observed = observe::observe(self, job, Timestamp::now()).await?;
+        self.plot(job, &observed);
         let mut plan = plan::plan(job, &observed, &self.context.config.images);
         if plan.starts() {
             // The watch may not have brought a job yet that is ahead of this one.
@@ -133,6 +134,7 @@ impl Reconcile for FineTuneJobs {
 
     fn forget(&self, namespace: &str, name: &str) {
         self.written.forget(namespace, name);
+        self.context.curves.forget(namespace, name);
     }
 }
 
@@ -187,6 +189,18 @@ impl FineTuneJobs {
             }
         }
         cleaned
+    }
+
+    /// Keeps the losses that the worker tells, for those who plot them.
+    fn plot(&self, job: &FineTuneJob, observed: &Observed) {
+        if let Some(report) = &observed.report {
+            self.context.curves.reported(job, report);
+        }
+        if let Some(State::Complete(Ok(outcome))) =
+            observed.attempt.as_ref().map(|attempt| attempt.run.state())
+        {
+            self.context.curves.ended(job, &outcome);
+        }
     }
 
     /// Makes again what the pods of live Jobs need and have lost.

@@ -1,6 +1,6 @@
 //! Asks every gateway of the installation what flows, each in a loop of its own.
 //!
-//! A gateway answers as soon as a second is over, so there is one call a second to each, whatever the number of services and of
+//! Beside that it is handed the loss curves that it does not know yet. A gateway answers as soon as a second is over, so there is one call a second to each, whatever the number of services and of
 //! their pods. It is asked by its pod's IP with a token of the operator; what it says is bounded in bytes and time.
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::{facts, ledger::Awaited};
 use crate::{
+    channel::ChannelError,
     context::Context,
     pods,
     runtime::{Stop, stopped},
@@ -105,12 +106,15 @@ fn awaited(pod: &Pod, now: Seconds) -> Option<Awaited> {
 /// Asks one gateway again and again.
 async fn ask(context: Arc<Context>, uid: String, ip: String) {
     let (traffic, metrics) = (&context.traffic, &context.health.metrics.scaling);
-    let mut known = TrafficQuery::default();
+    let (mut known, mut handed) = (TrafficQuery::default(), 0);
     loop {
         let answer = context.channel.traffic(&ip, &known).await;
         metrics.asked(answer.is_ok());
         match answer {
             Ok(answer) => {
+                // One that started anew knows no curve.
+                handed = if answer.instance == known.instance { handed } else { 0 };
+                handed = hand_over(&context, &ip, handed).await;
                 known = TrafficQuery { instance: answer.instance.clone(), after: answer.second };
                 traffic.hear(&uid, answer);
                 tokio::time::sleep(PAUSE).await;
@@ -120,6 +124,21 @@ async fn ask(context: Arc<Context>, uid: String, ip: String) {
                 traffic.ledger().fail(&uid);
                 tokio::time::sleep(AGAIN).await;
             }
+        }
+    }
+}
+
+/// Hands the curves to a gateway that changed after the change of number `handed`, and returns that of the last one that it has.
+async fn hand_over(context: &Context, ip: &str, handed: u64) -> u64 {
+    let Some((last, curves)) = context.curves.after(handed) else { return handed };
+    match context.channel.put_curves(ip, &curves).await {
+        Ok(()) => last,
+        // Of an earlier version.
+        Err(ChannelError::Refused(_, 404)) => last,
+        Err(error) => {
+            // It may not know its jobs yet; the next round tries again.
+            tracing::debug!(%ip, %error, "a gateway does not take loss curves");
+            handed
         }
     }
 }

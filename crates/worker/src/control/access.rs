@@ -53,6 +53,8 @@ impl Access {
             Scope::Report => [&self.operator, &self.gateway],
             Scope::Adapters => [&self.operator, &None],
             Scope::Inference => [&self.gateway, &None],
+            // A worker takes none.
+            Scope::Curves => [&None, &None],
         };
         let mut refusal = TokenError::Signature;
         for key in keys.into_iter().flatten() {

@@ -1,11 +1,11 @@
 //! What is told to whom.
-use lathe_contract::new_key;
+use lathe_contract::{MAX_CURVES_BYTES, Scope, new_key};
 use reqwest::StatusCode;
 use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::super::rig::{Rig, Setup, start, start_with};
-use super::{at_step, tenants};
+use super::{at_step, hand_over, operators_token, plot, tenants};
 
 const OVERVIEW: &str = "/lathe/v1/overview";
 
@@ -73,9 +73,8 @@ async fn a_key_of_some_models_is_told_of_no_other_one() {
 #[tokio::test]
 async fn losses_are_those_of_a_job_that_the_key_may_see() {
     let rig = start_with(&[], tenants()).await;
-    for step in [10, 20, 20] {
-        rig.cluster.jobs.saw(&at_step(step));
-    }
+    rig.cluster.jobs.saw(&at_step(20));
+    plot(&rig, vec![(10, 2.8562), (20, 2.411)]).await;
     let (status, losses) = told(&rig, 1, "/lathe/v1/jobs/team-a/later/losses").await;
     assert_eq!((status, losses), (200, json!({"points": [[10, 2.8562], [20, 2.411]]})));
     let unknown = told(&rig, 1, "/lathe/v1/jobs/team-b/none/losses").await;
@@ -86,6 +85,26 @@ async fn losses_are_those_of_a_job_that_the_key_may_see() {
         let (status, error) = told(&rig, 1, path).await;
         assert_eq!((status, &error["error"]["code"]), (404, &unknown.1["error"]["code"]), "{path}");
     }
+}
+
+#[tokio::test]
+async fn losses_are_taken_from_the_operator_alone_and_once_jobs_are_known() {
+    let rig = start_with(&[], tenants()).await;
+    let key = new_key([1; 32]).0;
+    let (reader, writer) = (operators_token(Scope::Report), operators_token(Scope::Curves));
+    let none = || r#"{"curves": []}"#.to_owned();
+    for stranger in [None, Some(key.as_str()), Some(reader.as_str())] {
+        assert_eq!(hand_over(&rig, stranger, none()).await, 401);
+    }
+    for (body, status) in [
+        (none(), 204),
+        (r#"{"curves": [{"namespace": 1}]}"#.to_owned(), 400),
+        (format!(r#"{{"curves": [], "rest": "{}"}}"#, "x".repeat(MAX_CURVES_BYTES)), 413),
+    ] {
+        assert_eq!(hand_over(&rig, Some(&writer), body).await, status);
+    }
+    rig.cluster.jobs.forget_that_they_are_listed();
+    assert_eq!(hand_over(&rig, Some(&writer), none()).await, 503);
 }
 
 #[tokio::test]

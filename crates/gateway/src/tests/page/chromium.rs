@@ -5,7 +5,7 @@ use serde_json::json;
 use super::super::browser::Browser;
 use super::super::replica::{Act, Asked, Replica, error, events};
 use super::super::rig::{Rig, Setup, soon, start_with};
-use super::{at_step, chat, tenants, whole_chat};
+use super::{at_step, chat, losses_until, plot, tenants, whole_chat};
 use crate::testing::job;
 
 /// The text of an element.
@@ -37,9 +37,8 @@ impl Shop {
     async fn open_with(setup: Setup) -> Self {
         let replica = Replica::start(Act::Answers(answered)).await;
         let rig = start_with(&[replica.address], setup).await;
-        for step in 1..=24 {
-            rig.cluster.jobs.saw(&at_step(5 * step));
-        }
+        rig.cluster.jobs.saw(&at_step(120));
+        plot(&rig, losses_until(120)).await;
         let browser = Browser::start().await;
         browser.open(&rig.url).await;
         Self { replica, rig, browser }
@@ -124,6 +123,7 @@ async fn a_key_shows_its_namespace_as_it_changes_and_nothing_of_another() {
     // A job goes on, another one comes, one goes; an opened page follows, and what has the focus keeps it.
     browser.value("document.querySelector('#services details[open] summary').focus()").await;
     rig.cluster.jobs.saw(&at_step(200));
+    plot(rig, losses_until(125)).await;
     rig.cluster.jobs.saw(&job("team-a", "fresh", json!({})));
     rig.cluster.jobs.saw(&job("team-b", "secret-two", json!({})));
     browser.until(&format!("{}.includes('step 200 of 300')", text("#jobs"))).await;

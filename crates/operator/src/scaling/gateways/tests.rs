@@ -9,7 +9,8 @@ use axum::{
     routing::get,
 };
 use lathe_contract::{
-    Flow, ReplicaCapacity, Scope, ServiceTraffic, Signer, TRAFFIC_AUDIENCE, TRAFFIC_PATH, Traffic, Verifier,
+    CURVES_PATH, Flow, JobCurves, ReplicaCapacity, Scope, ServiceTraffic, Signer, TRAFFIC_AUDIENCE,
+    TRAFFIC_PATH, Traffic, Verifier,
 };
 use lathe_scaling::Window;
 
@@ -23,6 +24,8 @@ use crate::{
 struct Fake {
     verifier: Verifier,
     asked: Mutex<Vec<TrafficQuery>>,
+    /// Losses that were handed over, each call's.
+    curves: Mutex<Vec<JobCurves>>,
     done: tokio::sync::Notify,
 }
 
@@ -63,13 +66,28 @@ async fn answer(
     serde_json::to_vec(&told).unwrap().into_response()
 }
 
+/// Not at once: it does not know its jobs yet.
+async fn take(State(fake): State<Arc<Fake>>, headers: HeaderMap, body: axum::body::Bytes) -> StatusCode {
+    let token = headers[header::AUTHORIZATION].to_str().unwrap().strip_prefix("Bearer ").unwrap();
+    let now = jiff::Timestamp::now().as_second();
+    if fake.verifier.verify(token, TRAFFIC_AUDIENCE, Scope::Curves, now).is_err() {
+        return StatusCode::FORBIDDEN;
+    }
+    let mut curves = fake.curves.lock().unwrap();
+    curves.push(JobCurves::parse(&body).unwrap());
+    if curves.len() == 1 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::NO_CONTENT }
+}
+
 #[tokio::test]
 async fn a_gateway_is_asked_for_what_is_not_known_yet_and_one_that_is_gone_no_more() {
     let signer = || Signer::from_seed(&[7; 32]);
     let verifier = Verifier::from_pem(&signer().public_pem().unwrap()).unwrap();
     let (asked, done) = (Mutex::default(), tokio::sync::Notify::new());
-    let fake = Arc::new(Fake { verifier, asked, done });
-    let router = Router::new().route(TRAFFIC_PATH, get(answer)).with_state(fake.clone());
+    let fake = Arc::new(Fake { verifier, asked, curves: Mutex::default(), done });
+    let router = Router::new()
+        .route(TRAFFIC_PATH, get(answer))
+        .route(CURVES_PATH, axum::routing::put(take))
+        .with_state(fake.clone());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -77,6 +95,9 @@ async fn a_gateway_is_asked_for_what_is_not_known_yet_and_one_that_is_gone_no_mo
     let (client, _server) = Server::start(&[]);
     let channel = Channel::on_port(signer(), port).unwrap();
     let context = Arc::new(Context::new(client, config(), channel, trust(), Health::new(Arc::default())));
+    let progress = lathe_contract::TrainProgress { curve: vec![(1, 2.5)], ..Default::default() };
+    let report = lathe_contract::Report { progress: Some(progress), ..Default::default() };
+    context.curves.reported(&crate::curves::tests::job("a", "1"), &report);
     let mut holds = context.traffic.holds();
     let mut loops = Loops::default();
     let pod = Awaited { uid: "p".to_owned(), ip: "127.0.0.1".to_owned(), ready: true, restarted: false };
@@ -93,6 +114,11 @@ async fn a_gateway_is_asked_for_what_is_not_known_yet_and_one_that_is_gone_no_mo
     let known = |second| ("g 1".to_owned(), second);
     let nothing = || (String::new(), 0);
     assert_eq!(queries, [nothing(), nothing(), known(3), known(4), known(5), known(6)]);
+
+    // Until it was taken, and then no more.
+    let curves: Vec<_> =
+        fake.curves.lock().unwrap().iter().map(|told| told.curves[0].points.clone()).collect();
+    assert_eq!(curves, [[(1, 2.5)], [(1, 2.5)]]);
 
     let told = |context: &Context| context.traffic.ledger().window("s", context.traffic.now());
     assert_ne!(told(&context), Window::default());
