@@ -51,3 +51,9 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end }}
+{{/* Port of the collector of traces: the one in its URL, or else its scheme's. The host ends a URL's authority, an IPv6 one in brackets. */}}
+{{- define "lathe.otlpPort" -}}
+{{- $url := urlParse .Values.tracing.endpoint }}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" }}
+{{- $port | default (eq $url.scheme "https" | ternary "443" "80") }}
+{{- end }}
