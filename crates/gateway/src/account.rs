@@ -333,12 +333,12 @@ impl Account {
         }
         trace.set(used.into_iter().flatten());
         trace.status(status);
-        match by {
-            By::Replica => trace.set([KeyValue::new(genai::RESPONSE_MODEL, self.asked.model.id())]),
-            By::Client => trace.fails("client_left"),
-            By::Gateway => {}
+        if by == By::Replica {
+            trace.set([KeyValue::new(genai::RESPONSE_MODEL, self.asked.model.id())]);
         }
-        if status >= 500 {
+        if by == By::Client || self.open {
+            trace.fails("client_left");
+        } else if status >= 500 || (by == By::Gateway && status >= 400) {
             trace.fails(status.to_string());
         }
         trace.end();

@@ -7,9 +7,10 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::collector::{Collector, Span};
-use super::replica::{Act, Replica, completion, error};
+use super::replica::{Act, Replica, completion, error, events};
 use super::rig::{Rig, Setup, soon, start, start_with};
 use super::worker::Worker;
+use crate::hold::HoldBounds;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
@@ -227,6 +228,35 @@ async fn a_wait_for_a_replica_is_told_in_the_span() {
     let spans = collector.spans();
     assert_eq!(spans[0].events, ["held"]);
     assert!(spans[1].events.is_empty() && spans[1].parent == spans[0].id);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_of_a_stream_is_told_in_the_span() {
+    let replica = Replica::start(Act::SaysAndStalls(events(&["data: 1\n\n"]))).await;
+    let (rig, collector, traces) = traced(&replica).await;
+    let body = json!({"model": "support", "prompt": "x", "stream": true});
+    let mut answer = soon(rig.post(&body).send()).await.unwrap();
+    assert_eq!(soon(answer.chunk()).await.unwrap().unwrap(), "data: 1\n\n");
+    drop(answer);
+    rig.until_idle().await;
+    traces.end().await;
+    let span = &collector.spans()[0];
+    let said = ["http.response.status_code", "error.type"].map(|name| span.attributes[name].as_str());
+    assert_eq!((said, span.failed), (["200", "client_left"], true));
+}
+
+#[tokio::test]
+async fn one_more_than_may_wait_is_told_in_the_span() {
+    let collector = Collector::start().await;
+    let traces = Traces::start("lathe-gateway", &collector.url).unwrap();
+    let holds = HoldBounds { requests: 0, ..Setup::default().holds };
+    let setup = Setup { tracer: Some(traces.tracer()), autoscaled: true, holds, ..Setup::default() };
+    let rig = start_with(&[], setup).await;
+    assert_eq!(rig.post(&question()).send().await.unwrap().status().as_u16(), 429);
+    rig.until_idle().await;
+    traces.end().await;
+    let span = &collector.spans()[0];
+    assert_eq!((span.attributes["error.type"].as_str(), span.failed), ("429", true));
 }
 
 /// Without a collector the gateway makes no span, and passes on what is one.

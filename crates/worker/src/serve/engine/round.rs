@@ -149,6 +149,7 @@ impl Round {
             let stays = !job.poster.is_gone();
             if !stays {
                 metrics.finished("abort");
+                job.trace.iter().for_each(|trace| trace.fails("abort"));
             }
             stays
         });
