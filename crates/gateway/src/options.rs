@@ -62,7 +62,7 @@ pub struct Options {
     pub drain_seconds: u32,
     /// Collector of traces (OTLP over HTTP), e.g. http://collector:4318; absent: none are made. A request whose client says so by
     /// `traceparent` is traced; of the others, as many as OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say.
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true)]
     pub otlp_endpoint: Option<String>,
     /// Form of the log; what is logged is chosen by RUST_LOG, e.g. `info,kube=warn`.
     #[arg(long, env = "LATHE_LOG_FORMAT", value_enum, default_value = "text")]

@@ -21,13 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub enum TracesError {
     /// The endpoint is no URL of a collector.
     #[error(
-        "the endpoint of traces must be the URL of a collector, such as http://collector:4318 (found {endpoint}): {source}"
+        "the endpoint of traces must be the URL of a collector, such as http://collector:4318 (found {endpoint}): {why}"
     )]
     Endpoint {
-        /// As it was given.
+        /// As it was given, without a user's name and password.
         endpoint: String,
         /// What is wrong with it.
-        source: ExporterBuildError,
+        why: String,
     },
     /// No client.
     #[error("no HTTP client for traces")]
@@ -56,7 +56,7 @@ impl Traces {
             .with_endpoint(&endpoint)
             .with_protocol(Protocol::HttpBinary)
             .build()
-            .map_err(|source| TracesError::Endpoint { endpoint: collector.to_owned(), source })?;
+            .map_err(|error: ExporterBuildError| refused(collector, &error.to_string()))?;
         let resource = Resource::builder().with_service_name(program).build();
         let provider =
             SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
@@ -76,6 +76,14 @@ impl Traces {
             tracing::warn!(%error, "the last traces were not sent");
         }
     }
+}
+
+/// What is wrong with `collector`, without its user's name and password: errors are logged.
+fn refused(collector: &str, why: &str) -> TracesError {
+    let host = collector.rsplit_once('@').map_or(collector, |(_, host)| host);
+    let user = &collector[..collector.len() - host.len()];
+    let why = if user.is_empty() { why.to_owned() } else { why.replace(user, "") };
+    TracesError::Endpoint { endpoint: host.to_owned(), why }
 }
 
 /// Our own HTTP client. The exporter asks for it from a thread of its own, the client needs the runtime's.
@@ -104,7 +112,8 @@ impl HttpClient for Collector {
             let status = answer.status();
             Ok::<_, reqwest::Error>((status, answer.bytes().await?))
         });
-        let sent = sending.await?;
+        // The URL may have a password in it.
+        let sent = sending.await?.map_err(reqwest::Error::without_url);
         // Told once, not with every batch.
         if self.away.swap(sent.is_err(), Ordering::Relaxed) != sent.is_err() {
             match &sent {
@@ -125,5 +134,7 @@ mod tests {
     async fn what_is_no_url_is_refused_by_name() {
         let said = Traces::start("lathe-test", "not a url").unwrap_err().to_string();
         assert!(said.contains("(found not a url)") && said.contains("http://collector:4318"), "{said}");
+        let said = Traces::start("lathe-test", "http://me:secret@not a host").unwrap_err().to_string();
+        assert!(said.contains("(found not a host)") && !said.contains("secret"), "{said}");
     }
 }

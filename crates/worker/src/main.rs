@@ -43,7 +43,7 @@ struct ServePaths {
     serve_addr: Option<SocketAddr>,
     /// Collector of traces (OTLP over HTTP), e.g. http://collector:4318; absent: none are made. A request whose `traceparent` says so
     /// is traced; of the others, as many as OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say.
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true)]
     otlp_endpoint: Option<String>,
 }
 
