@@ -139,9 +139,14 @@ fn a_pool_has_the_pods_of_a_service_that_everybody_may_ask() {
     let all = documents("examples/inference-pool/pool.yaml");
     let pool: InferencePoolSpec = spec(&all[0], "InferencePool", "inference.networking.k8s.io/v1");
     let labels = pod::labels("inferenceservice", &name, Some("serve"));
-    assert!(
-        pool.selector.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value)),
-        "{labels:?}"
+    for label in ["lathe.dev/kind", "lathe.dev/name", "lathe.dev/task"] {
+        assert!(pool.selector.match_labels.get(label).is_some_and(|value| labels.get(label) == Some(value)));
+    }
+    assert_eq!(pool.selector.match_labels.len(), 3);
+    let model = &documents("examples/quickstart/20-model.yaml")[0];
+    assert_eq!(
+        (&model["kind"], &model["metadata"]["name"]),
+        (&"Model".into(), &service.spec.model_ref.name.into())
     );
     // No pods of another service, nor of a job of the same name.
     for other in
@@ -152,7 +157,9 @@ fn a_pool_has_the_pods_of_a_service_that_everybody_may_ask() {
     assert_eq!(pool.target_ports.iter().map(|port| port.number).collect::<Vec<_>>(), [SERVE_PORT]);
     let EndpointPickerRef { name: picker, port, failure_mode } = pool.endpoint_picker_ref;
     assert!(!picker.is_empty() && port.number > 0 && ["FailOpen", "FailClose"].contains(&&*failure_mode));
-    let backend = &route(&all[1]).rules[0].backend_refs[0];
+    let route = route(&all[1]);
+    assert_eq!(route.hostnames.len(), 1);
+    let backend = &route.rules[0].backend_refs[0];
     let expected = BackendRef {
         group: Some("inference.networking.k8s.io".to_owned()),
         kind: Some("InferencePool".to_owned()),
