@@ -54,10 +54,19 @@ pub struct Config {
     pub images: Images,
     /// `imagePullPolicy` of workers.
     pub pull_policy: Option<String>,
-    /// Where replicas of services send traces.
-    pub collector: Option<String>,
+    /// Where replicas of services send traces, and how many.
+    pub tracing: Option<Tracing>,
     /// The volume that a namespace gets on first need.
     pub artifacts: ArtifactVolume,
+}
+
+/// Traces of services' replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracing {
+    /// The collector (OTLP over HTTP).
+    pub endpoint: String,
+    /// Share of the requests that are traced, of those that do not say so themselves: 0 to 1.
+    pub sampling: String,
 }
 
 /// The PersistentVolumeClaim `lathe-artifacts`.

@@ -5,7 +5,7 @@ use clap::{Parser, ValueEnum};
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use lathe_resolve::inference::Images;
 
-use crate::context::{ArtifactVolume, Config, peer};
+use crate::context::{ArtifactVolume, Config, Tracing, peer};
 
 /// Tunes, measures and serves language models on Kubernetes.
 #[derive(Debug, Parser)]
@@ -55,11 +55,15 @@ pub struct Options {
     #[arg(long, env = "LATHE_METRICS_FROM_PODS", value_delimiter = ',', value_parser = label)]
     pub metrics_from_pods: Vec<(String, String)>,
     /// Collector of traces (OTLP over HTTP), e.g. http://collector:4318; absent: none are sent.
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true)]
     pub otlp_endpoint: Option<String>,
     /// Collector of the traces of services' replicas that are made from now on, unless `spec.pod.env` names one; absent: none are sent.
-    #[arg(long, env = "LATHE_WORKER_OTLP_ENDPOINT")]
+    #[arg(long, env = "LATHE_WORKER_OTLP_ENDPOINT", hide_env_values = true)]
     pub worker_otlp_endpoint: Option<String>,
+    /// Share of the requests that those replicas trace, of those that do not say so themselves (`traceparent`), unless `spec.pod.env`
+    /// names a sampler: 0 to 1.
+    #[arg(long, env = "LATHE_WORKER_TRACES_SAMPLING", default_value = "1", value_parser = share)]
+    pub worker_traces_sampling: String,
     /// Form of the log; what is logged is chosen by RUST_LOG, e.g. `info,kube=warn`.
     #[arg(long, env = "LATHE_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -85,7 +89,8 @@ impl Options {
             images: Images { cpu: self.worker_image.clone(), cuda: given(&self.worker_image_cuda) },
             scraper: self.scraper(),
             pull_policy: given(&self.image_pull_policy),
-            collector: given(&self.worker_otlp_endpoint),
+            tracing: given(&self.worker_otlp_endpoint)
+                .map(|endpoint| Tracing { endpoint, sampling: self.worker_traces_sampling.clone() }),
             artifacts: ArtifactVolume {
                 size: self.artifacts_size.clone(),
                 storage_class: given(&self.artifacts_storage_class),
@@ -110,6 +115,11 @@ impl Options {
     pub fn collector(&self) -> Option<&str> {
         self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
     }
+}
+
+fn share(text: &str) -> Result<String, &'static str> {
+    let share = text.parse().ok().filter(|share: &f64| (0.0..=1.0).contains(share));
+    share.map(|_| text.to_owned()).ok_or("must be a number from 0 to 1")
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

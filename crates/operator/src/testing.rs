@@ -109,7 +109,7 @@ pub fn config() -> Config {
         gateway: true,
         images: images(),
         pull_policy: None,
-        collector: None,
+        tracing: None,
         artifacts: ArtifactVolume {
             size: "5Gi".to_owned(),
             storage_class: None,

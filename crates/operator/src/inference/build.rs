@@ -32,6 +32,7 @@ use serde_json::Value;
 
 use super::{CHANGE_CAUSE, KIND, Names, PROFILE, RANK, SLOTS};
 use crate::{
+    context::Tracing,
     drift::stamp,
     job::Owner,
     scaling::{SCALED, begin},
@@ -41,6 +42,9 @@ use crate::{
 const TEMPLATE_KEY: &str = "template.json";
 /// By it every program that sends traces knows its collector.
 const OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+/// By these two how much it traces of what does not say so itself.
+const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
+const SAMPLER_ARG: &str = "OTEL_TRACES_SAMPLER_ARG";
 /// How long a roll-out may be without progress; large models are fetched in it.
 const PROGRESS_SECONDS: i32 = 3600;
 
@@ -64,8 +68,8 @@ pub struct Installation<'a> {
     pub gateway: &'a NetworkPolicyPeer,
     /// `imagePullPolicy` of workers.
     pub pull_policy: Option<&'a str>,
-    /// Where workers send traces.
-    pub collector: Option<&'a str>,
+    /// Where workers send traces, and how many.
+    pub tracing: Option<&'a Tracing>,
     /// Claims that only one node can mount at a time.
     pub one_node: &'a BTreeSet<String>,
 }
@@ -386,18 +390,27 @@ fn template(
     });
     for container in template.spec.iter_mut().flat_map(|spec| &mut spec.containers) {
         probed(container);
-        traced(container, installation.collector);
+        traced(container, installation.tracing);
     }
     template
 }
 
-/// Traces go where the user says, or else where the installation does. Running pods are not replaced for it.
-fn traced(container: &mut Container, collector: Option<&str>) {
-    let Some(collector) = collector else { return };
+/// Traces go where the user says and are as many, or else where and as many as the installation does. Running pods are not replaced for it.
+fn traced(container: &mut Container, tracing: Option<&Tracing>) {
+    let Some(Tracing { endpoint, sampling }) = tracing else { return };
     let env = container.env.get_or_insert_default();
-    if env.iter().all(|variable| variable.name != OTLP_ENDPOINT) {
-        let value = Some(collector.to_owned());
-        env.push(EnvVar { name: OTLP_ENDPOINT.to_owned(), value, ..EnvVar::default() });
+    let collector = [(OTLP_ENDPOINT, endpoint.as_str())];
+    let sampler = [(SAMPLER, "parentbased_traceidratio"), (SAMPLER_ARG, sampling)];
+    // An argument of ours is none of the user's sampler.
+    for ours in [&collector[..], &sampler] {
+        if ours.iter().any(|(name, _)| env.iter().any(|variable| variable.name == *name)) {
+            continue;
+        }
+        env.extend(ours.iter().map(|(name, value)| EnvVar {
+            name: (*name).to_owned(),
+            value: Some((*value).to_owned()),
+            ..EnvVar::default()
+        }));
     }
 }
 

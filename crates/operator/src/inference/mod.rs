@@ -252,7 +252,7 @@ impl Services {
                 control_peers: &config.control_peers(),
                 gateway: &config.gateway_peer(),
                 pull_policy: config.pull_policy.as_deref(),
-                collector: config.collector.as_deref(),
+                tracing: config.tracing.as_ref(),
                 one_node: &claims::one_node(
                     &self.stores.claims,
                     &service.namespace().unwrap_or_default(),

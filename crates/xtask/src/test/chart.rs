@@ -149,6 +149,7 @@ fn tracing(helm: &Helm) -> Result<()> {
     let variables = [
         ("lathe-operator", "OTEL_EXPORTER_OTLP_ENDPOINT"),
         ("lathe-operator", "LATHE_WORKER_OTLP_ENDPOINT"),
+        ("lathe-operator", "LATHE_WORKER_TRACES_SAMPLING"),
         ("lathe-gateway", "OTEL_EXPORTER_OTLP_ENDPOINT"),
         ("lathe-gateway", "OTEL_TRACES_SAMPLER"),
         ("lathe-gateway", "OTEL_TRACES_SAMPLER_ARG"),
@@ -161,8 +162,24 @@ fn tracing(helm: &Helm) -> Result<()> {
     ensure!(none.iter().all(Option::is_none), "without a collector: {none:?}");
     let (url, sampling) = ("http://collector.monitoring:4318", "0.05");
     let all = told(&[&format!("tracing.endpoint={url}"), &format!("tracing.sampling={sampling}")])?;
-    let expected = [url, url, url, "parentbased_traceidratio", sampling];
+    let expected = [url, url, sampling, url, "parentbased_traceidratio", sampling];
     ensure!(all == expected.map(|value| Some(value.to_owned())), "{all:?}");
+    for (url, port) in [
+        ("http://collector.monitoring:4318", 4318),
+        ("http://me:secret@collector.monitoring:14318/otlp", 14318),
+        ("http://collector.monitoring", 80),
+        ("https://collector.example.org/otlp:1", 443),
+        ("http://[fd00::1:4317]:9", 9),
+        ("https://[fd00::1]", 443),
+    ] {
+        let all = objects::parse(&helm.template(&[&format!("tracing.endpoint={url}")])?)?;
+        for program in ["lathe-operator", "lathe-gateway"] {
+            let policy = named(&all, "NetworkPolicy", program).context("no NetworkPolicy")?;
+            let rules = policy["spec"]["egress"].as_array().into_iter().flatten();
+            let opened = json!({"ports": [{"port": port, "protocol": "TCP"}]});
+            ensure!(rules.into_iter().any(|rule| *rule == opened), "{program} cannot reach {url} at {port}");
+        }
+    }
     Ok(())
 }
 

@@ -24,7 +24,7 @@ fn installation() -> Installation<'static> {
         control_peers: &PEERS,
         gateway: &GATEWAY,
         pull_policy: Some("IfNotPresent"),
-        collector: None,
+        tracing: None,
         one_node: &NONE,
     }
 }
@@ -287,21 +287,24 @@ fn a_roll_out_says_why(
 
 #[test]
 fn traces_go_where_the_user_says_or_else_where_the_installation_does() {
-    let collector = |service: &InferenceService, collector: Option<&'static str>| {
-        let installation = Installation { collector, ..installation() };
+    let theirs = Tracing { endpoint: "http://theirs:4318".to_owned(), sampling: "0.01".to_owned() };
+    let told = |env: &Value, tracing: Option<&Tracing>| {
+        let mut service = service(json!({}));
+        service.spec.pod = Some(serde_json::from_value(json!({"env": env})).unwrap());
+        let installation = Installation { tracing, ..installation() };
         let wanted =
-            build(service, &serving(service, &seen(service)), Live::default(), installation).unwrap();
+            build(&service, &serving(&service, &seen(&service)), Live::default(), installation).unwrap();
         let pod = wanted.deployment.spec.unwrap().template.spec.unwrap();
-        let env = pod.containers[0].env.clone().unwrap_or_default();
-        let all: Vec<_> =
-            env.into_iter().filter(|e| e.name == OTLP_ENDPOINT).map(|e| e.value.unwrap()).collect();
-        assert!(all.len() < 2, "{all:?}");
-        all.into_iter().next()
+        let all = pod.containers[0].env.clone().unwrap_or_default().into_iter();
+        let all = all.filter(|e| [OTLP_ENDPOINT, SAMPLER, SAMPLER_ARG].contains(&e.name.as_str()));
+        all.map(|e| e.value.unwrap()).collect::<Vec<_>>()
     };
-    let mut service = service(json!({}));
-    assert_eq!(collector(&service, None), None);
-    assert_eq!(collector(&service, Some("http://theirs:4318")).as_deref(), Some("http://theirs:4318"));
-    let env = json!({"env": [{"name": OTLP_ENDPOINT, "value": "http://ours:4318"}]});
-    service.spec.pod = Some(serde_json::from_value(env).unwrap());
-    assert_eq!(collector(&service, Some("http://theirs:4318")).as_deref(), Some("http://ours:4318"));
+    assert!(told(&json!([]), None).is_empty());
+    let all = ["http://theirs:4318", "parentbased_traceidratio", "0.01"];
+    assert_eq!(told(&json!([]), Some(&theirs)), all);
+    let env = json!([{"name": OTLP_ENDPOINT, "value": "http://ours:4318"}]);
+    assert_eq!(told(&env, Some(&theirs)), ["http://ours:4318", all[1], all[2]]);
+    // Theirs is no argument of our sampler.
+    let env = json!([{"name": SAMPLER, "value": "always_on"}]);
+    assert_eq!(told(&env, Some(&theirs)), ["always_on", all[0]]);
 }
