@@ -103,8 +103,7 @@ async fn main() -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let metrics = Arc::new(Metrics::default());
     let usage_log = telemetry::start(options.log_format, metrics.usage_lines_lost.clone())?;
-    let traces =
-        options.collector().map(|collector| Traces::start("lathe-gateway", collector)).transpose()?;
+    let traces = options.collector.url().map(|url| Traces::start("lathe-gateway", &url)).transpose()?;
     let stop = Stop::on_signals()?;
     let client =
         Client::try_default().await.context("no Kubernetes API: run inside a cluster, or set KUBECONFIG")?;

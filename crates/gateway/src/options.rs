@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use lathe_telemetry::CollectorOptions;
 
 use crate::hold::HoldBounds;
 use crate::places::Places;
@@ -60,10 +61,9 @@ pub struct Options {
     /// Seconds that open answers have after SIGTERM; less than the pod's terminationGracePeriodSeconds.
     #[arg(long, env = "LATHE_DRAIN_SECONDS", default_value_t = 60)]
     pub drain_seconds: u32,
-    /// Collector of traces (OTLP over HTTP), e.g. http://collector:4318; absent: none are made. A request whose client says so by
-    /// `traceparent` is traced; of the others, as many as OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say.
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true)]
-    pub otlp_endpoint: Option<String>,
+    /// The collector of traces.
+    #[command(flatten)]
+    pub collector: CollectorOptions,
     /// Form of the log; what is logged is chosen by RUST_LOG, e.g. `info,kube=warn`.
     #[arg(long, env = "LATHE_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -74,11 +74,6 @@ impl Options {
     pub fn places(&self) -> Arc<Places> {
         let per_key = self.max_in_flight_per_key.unwrap_or(self.max_in_flight.div_ceil(4));
         Places::new(self.max_in_flight as usize, per_key as usize)
-    }
-
-    /// The collector of traces.
-    pub fn collector(&self) -> Option<&str> {
-        self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
     }
 
     /// How much is held of one service.

@@ -57,7 +57,7 @@ async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     // One provider for every TLS connection; an error only says that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let traces = telemetry::start(options.log_format, options.collector())?;
+    let traces = telemetry::start(options.log_format, options.collector.url().as_deref())?;
     let done = run(&options).await;
     if let Some(traces) = traces {
         traces.end().await;

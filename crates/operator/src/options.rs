@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use clap::{Parser, ValueEnum};
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use lathe_resolve::inference::Images;
+use lathe_telemetry::CollectorOptions;
 
 use crate::context::{ArtifactVolume, Config, Tracing, peer};
 
@@ -54,9 +55,9 @@ pub struct Options {
     /// Labels of those pods.
     #[arg(long, env = "LATHE_METRICS_FROM_PODS", value_delimiter = ',', value_parser = label)]
     pub metrics_from_pods: Vec<(String, String)>,
-    /// Collector of traces (OTLP over HTTP), e.g. http://collector:4318; absent: none are sent.
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true)]
-    pub otlp_endpoint: Option<String>,
+    /// The collector of traces.
+    #[command(flatten)]
+    pub collector: CollectorOptions,
     /// Collector of the traces of services' replicas that are made from now on, unless `spec.pod.env` names one; absent: none are sent.
     #[arg(long, env = "LATHE_WORKER_OTLP_ENDPOINT", hide_env_values = true)]
     pub worker_otlp_endpoint: Option<String>,
@@ -109,11 +110,6 @@ impl Options {
     /// The pod's name; outside a pod, one that two processes of a machine do not share.
     pub fn identity(&self) -> String {
         self.identity.clone().unwrap_or_else(|| format!("lathe-operator-{}", std::process::id()))
-    }
-
-    /// The collector of traces.
-    pub fn collector(&self) -> Option<&str> {
-        self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
     }
 }
 

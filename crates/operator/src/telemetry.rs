@@ -14,18 +14,18 @@ use crate::options::LogFormat;
 /// Name of this program in traces.
 const SERVICE: &str = "lathe-operator";
 
-/// Starts logging to standard error and, where `collector` names one, sending traces, which are to be ended with the program.
+/// Starts logging to standard error and, where `traces` names their URL at a collector, sending traces, which are to be ended with the program.
 ///
 /// # Errors
 /// The filter or the collector's address is malformed, or logging was started before.
-pub fn start(format: LogFormat, collector: Option<&str>) -> anyhow::Result<Option<Traces>> {
+pub fn start(format: LogFormat, traces: Option<&str>) -> anyhow::Result<Option<Traces>> {
     let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new("info"))?;
     let log = fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
     let log = match format {
         LogFormat::Text => log.boxed(),
         LogFormat::Json => log.json().boxed(),
     };
-    let traces = collector.map(|collector| Traces::start(SERVICE, collector)).transpose()?;
+    let traces = traces.map(|url| Traces::start(SERVICE, url)).transpose()?;
     tracing_subscriber::registry()
         .with(log.with_filter(filter))
         .with(traces.as_ref().map(|traces| layer(traces.tracer())))
@@ -65,7 +65,7 @@ mod tests {
         let router = Router::new().route("/v1/traces", post(take));
         tokio::spawn(async move { axum::serve(listener, router).await });
 
-        let traces = Traces::start(SERVICE, &format!("http://{address}/")).unwrap();
+        let traces = Traces::start(SERVICE, &format!("http://{address}/v1/traces")).unwrap();
         tracing::subscriber::with_default(
             tracing_subscriber::registry().with(layer(traces.tracer())),
             || {

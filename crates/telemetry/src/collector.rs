@@ -43,20 +43,18 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Of `program`, to `collector`: `http://host:4318`, as `OTEL_EXPORTER_OTLP_ENDPOINT` has it; the path of traces is added. Must be
-    /// called on the runtime that sends.
+    /// Of `program`, to the collector's `url` of traces: `http://host:4318/v1/traces`. Must be called on the runtime that sends.
     ///
     /// # Errors
-    /// `collector` is no URL.
-    pub fn start(program: &'static str, collector: &str) -> Result<Self, TracesError> {
-        let endpoint = format!("{}/v1/traces", collector.trim_end_matches('/'));
+    /// `url` is none.
+    pub fn start(program: &'static str, url: &str) -> Result<Self, TracesError> {
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(Collector::new()?)
-            .with_endpoint(&endpoint)
+            .with_endpoint(url)
             .with_protocol(Protocol::HttpBinary)
             .build()
-            .map_err(|error: ExporterBuildError| refused(collector, &error.to_string()))?;
+            .map_err(|error: ExporterBuildError| refused(url, &error.to_string()))?;
         let resource = Resource::builder().with_service_name(program).build();
         let provider =
             SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
@@ -78,10 +76,10 @@ impl Traces {
     }
 }
 
-/// What is wrong with `collector`, without its user's name and password: errors are logged.
-fn refused(collector: &str, why: &str) -> TracesError {
-    let host = collector.rsplit_once('@').map_or(collector, |(_, host)| host);
-    let user = &collector[..collector.len() - host.len()];
+/// What is wrong with `url`, without its user's name and password: errors are logged.
+fn refused(url: &str, why: &str) -> TracesError {
+    let host = url.rsplit_once('@').map_or(url, |(_, host)| host);
+    let user = &url[..url.len() - host.len()];
     let why = if user.is_empty() { why.to_owned() } else { why.replace(user, "") };
     TracesError::Endpoint { endpoint: host.to_owned(), why }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use lathe_contract::{CONTRACT_PATH, CONTRACT_VERSION, CONTROL_PORT, Contract, TERMINATION_LOG, Task, exit};
+use lathe_telemetry::CollectorOptions;
 use lathe_worker::failure::{Done, Halt};
 use lathe_worker::{batch, serve, summary};
 use tokio_util::sync::CancellationToken;
@@ -41,10 +42,8 @@ struct ServePaths {
     /// Where users are served, instead of port 8080.
     #[arg(long)]
     serve_addr: Option<SocketAddr>,
-    /// Collector of traces (OTLP over HTTP), e.g. http://collector:4318; absent: none are made. A request whose `traceparent` says so
-    /// is traced; of the others, as many as OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say.
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true)]
-    otlp_endpoint: Option<String>,
+    #[command(flatten)]
+    collector: CollectorOptions,
 }
 
 #[derive(Args)]
@@ -76,7 +75,7 @@ fn main() -> ExitCode {
         Command::Train(paths) => ("train", paths),
         Command::Serve(serve) => {
             serve_addr = serve.serve_addr;
-            collector = serve.otlp_endpoint.filter(|endpoint| !endpoint.is_empty());
+            collector = serve.collector.url();
             ("serve", serve.paths)
         }
         Command::Evaluate(paths) => ("evaluate", paths),

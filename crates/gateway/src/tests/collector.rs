@@ -44,7 +44,7 @@ pub struct Span {
 impl Collector {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
         let collector = Self { url, spans: Arc::default(), bytes: Arc::default() };
         let taker = collector.clone();
         let take = move |headers: HeaderMap, body: Bytes| async move {

@@ -110,8 +110,8 @@ pub async fn run(
 }
 
 /// A collector that cannot be meant keeps nobody from being served.
-fn traces(collector: &str) -> Option<Traces> {
-    Traces::start("lathe-worker", collector).inspect_err(|error| tracing::error!("no traces: {error}")).ok()
+fn traces(url: &str) -> Option<Traces> {
+    Traces::start("lathe-worker", url).inspect_err(|error| tracing::error!("no traces: {error}")).ok()
 }
 
 /// The two open ports.

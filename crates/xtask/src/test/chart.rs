@@ -42,10 +42,11 @@ const REFUSED: [(&str, &str); 20] = [
 
 type Check = fn(&Helm) -> Result<()>;
 
-const CHECKS: [(&str, Check); 14] = [
+const CHECKS: [(&str, Check); 15] = [
     ("helm lint --strict", Helm::lint),
     ("Chart.yaml tells this version, its images and its kinds", metadata),
     ("values that cannot be meant are refused, and the field is named", refusals),
+    ("a value that has another name now is refused, and upgrades.md tells the other", renamed),
     ("two renders are equal: nothing comes from chance or from time", repeated),
     ("every combination of values makes objects that belong together", combinations),
     (
@@ -120,6 +121,24 @@ fn refusals(helm: &Helm) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// The table of upgrades.md: a value that was, the value that is.
+fn renamed(helm: &Helm) -> Result<()> {
+    let text = fs::read_to_string(paths::repository().join("docs/upgrades.md"))?;
+    let values = fs::read_to_string(paths::repository().join("charts/lathe/values.yaml"))?;
+    let values = objects::parse(&values)?.into_iter().next().context("values.yaml is empty")?;
+    let mut rows = 0;
+    for row in text.lines().filter(|line| line.starts_with("| `")) {
+        let mut names = row.split('`').skip(1).step_by(2);
+        let (was, is) = names.next().zip(names.next()).context("a row without two names")?;
+        ensure!(helm.template(&[&format!("{was}=1")]).is_err(), "{was} is still taken");
+        let pointer = format!("/{}", is.replace('.', "/"));
+        ensure!(values.pointer(&pointer).is_some(), "{was} became {is}, which is no value");
+        rows += 1;
+    }
+    ensure!(rows > 0, "upgrades.md tells of no value");
     Ok(())
 }
 

@@ -149,7 +149,10 @@ impl Round {
             let stays = !job.poster.is_gone();
             if !stays {
                 metrics.finished("abort");
-                job.trace.iter().for_each(|trace| trace.fails("abort"));
+                for trace in &job.trace {
+                    trace.fails("abort");
+                    trace.end();
+                }
             }
             stays
         });

@@ -1,7 +1,14 @@
+use std::sync::Mutex;
 use std::time::Instant;
 
+use axum::http::HeaderMap;
 use lathe_engine::plan::{AdapterBudget, ModelShape, Precision, RopeScaling, ServeRequest, plan_serving};
 use lathe_engine::{Generator, RandomWeights};
+use lathe_telemetry::opentelemetry::KeyValue;
+use lathe_telemetry::opentelemetry::trace::{Status, TracerProvider as _};
+use lathe_telemetry::{Operation, genai};
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use prometheus_client::registry::Registry;
 use rstest::rstest;
 
@@ -72,8 +79,14 @@ async fn start(eos: Vec<u32>) -> Served {
 
 impl Served {
     fn ask(&self, max_tokens: usize, stops: &[&str], ignore_eos: bool) -> Mailbox {
+        let (job, mailbox) = self.job(max_tokens, stops, ignore_eos);
+        self.thread.engine().generate(job);
+        mailbox
+    }
+
+    fn job(&self, max_tokens: usize, stops: &[&str], ignore_eos: bool) -> (Job, Mailbox) {
         let (poster, mailbox) = mailbox();
-        self.thread.engine().generate(Job {
+        let job = Job {
             prompt: vec![1, 2, 3],
             adapter: None,
             sampling: Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: 5 },
@@ -85,8 +98,8 @@ impl Served {
             place: self.door.enter().expect("free"),
             arrived: Instant::now(),
             trace: None,
-        });
-        mailbox
+        };
+        (job, mailbox)
     }
 }
 
@@ -157,6 +170,33 @@ async fn abort_tells_those_in_flight_and_those_that_wait() {
         assert!(end == Some(Err(why.clone())) || end == Some(Ok(Finish::Length)), "{end:?}");
     }
     served.door.empty().await;
+}
+
+/// Keeps spans that have ended.
+#[derive(Clone, Debug, Default)]
+struct Ended(Arc<Mutex<Vec<SpanData>>>);
+
+impl SpanExporter for Ended {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.0.lock().expect("no panic").extend(batch);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_left_before_its_turn_is_told_in_its_span() {
+    let ended = Ended::default();
+    let provider = SdkTracerProvider::builder().with_simple_exporter(ended.clone()).build();
+    let served = start(vec![]).await;
+    let (mut job, mailbox) = served.job(9, &[], false);
+    job.trace = RequestTrace::begin(Some(&provider.tracer("test")), &HeaderMap::new(), Some(Operation::CHAT));
+    drop(mailbox);
+    served.thread.engine().generate(job);
+    served.door.empty().await;
+    let ended = ended.0.lock().expect("no panic");
+    let span = ended.first().expect("a span");
+    assert_eq!(span.status, Status::error("abort"));
+    assert!(span.attributes.contains(&KeyValue::new(genai::ERROR_TYPE, "abort")), "{span:?}");
 }
 
 #[test]
