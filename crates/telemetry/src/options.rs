@@ -47,7 +47,11 @@ mod tests {
     #[test]
     fn help_names_the_variables_and_not_what_they_say() {
         for argument in CollectorOptions::augment_args(clap::Command::new("test")).get_arguments() {
-            assert!(argument.get_env().is_some() && argument.is_hide_env_values_set(), "{argument}");
+            assert!(
+                argument.get_env().is_some() && argument.is_hide_env_values_set(),
+                "{}",
+                argument.get_id()
+            );
         }
     }
 }

@@ -149,7 +149,7 @@ impl Round {
             let stays = !job.poster.is_gone();
             if !stays {
                 metrics.finished("abort");
-                for trace in &job.trace {
+                if let Some(trace) = &job.trace {
                     trace.fails("abort");
                     trace.end();
                 }
