@@ -426,7 +426,7 @@ impl Reply {
         account.answers(self.status(), self.by());
         match self {
             Reply::Said(Kept(parts, body)) => {
-                (parts.status, headers::for_client(&parts.headers), body).into_response()
+                (parts.status, headers::for_client(parts.headers), body).into_response()
             }
             Reply::Own(error) => error.into_response(),
         }

@@ -24,7 +24,7 @@ const KINDS: [&str; 2] = ["application/json", "text/event-stream"];
 
 /// A client's headers for a worker, with the gateway's token and its wish for trailers.
 pub fn for_worker(client: &HeaderMap, token: HeaderValue) -> HeaderMap {
-    let mut headers = without_hops(client);
+    let mut headers = without_hops(client.clone());
     for name in OWN {
         headers.remove(name);
     }
@@ -34,7 +34,7 @@ pub fn for_worker(client: &HeaderMap, token: HeaderValue) -> HeaderMap {
 }
 
 /// A worker's headers for the client.
-pub fn for_client(worker: &HeaderMap) -> HeaderMap {
+pub fn for_client(worker: HeaderMap) -> HeaderMap {
     let mut headers = without_hops(worker);
     // Cookies would be everybody's: all tenants share this origin.
     for name in [LOAD, USAGE, header::SET_COOKIE] {
@@ -56,16 +56,17 @@ pub fn usage(headers: &HeaderMap) -> Option<Usage> {
     Usage::parse(headers.get(USAGE)?.to_str().ok()?)
 }
 
-fn without_hops(headers: &HeaderMap) -> HeaderMap {
-    let mut rest = headers.clone();
-    let named = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    for name in named.flat_map(|value| value.split(',')) {
-        rest.remove(name.trim());
+fn without_hops(mut headers: HeaderMap) -> HeaderMap {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderValue> = headers.get_all(header::CONNECTION).iter().cloned().collect();
+        for name in named.iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')) {
+            headers.remove(name.trim());
+        }
     }
     for name in HOPS.into_iter().chain([header::UPGRADE]) {
-        rest.remove(name);
+        headers.remove(name);
     }
-    rest
+    headers
 }
 
 #[cfg(test)]
@@ -112,7 +113,7 @@ mod tests {
     #[case("", false)]
     fn a_replica_answers_with_no_page_and_no_script(#[case] kind: &'static str, #[case] passes: bool) {
         let worker = headers(&[("content-type", kind)]);
-        assert_eq!(for_client(&worker), if passes { worker } else { HeaderMap::new() });
+        assert_eq!(for_client(worker.clone()), if passes { worker } else { HeaderMap::new() });
     }
 
     #[test]
@@ -124,7 +125,7 @@ mod tests {
             ("set-cookie", "a=b"),
             ("retry-after", "3"),
         ]);
-        assert_eq!(for_client(&worker), headers(&[("retry-after", "3")]));
+        assert_eq!(for_client(worker.clone()), headers(&[("retry-after", "3")]));
         assert_eq!(usage(&worker), Some(Usage { prompt: 1, completion: 2, cached: 0 }));
     }
 }

@@ -1,17 +1,22 @@
 //! The port that clients ask: OpenAI's routes, and nothing on it without being let in but the page's own files.
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Extension, Json, Router};
-use lathe_http::{MAX_BODY, read_body};
-use lathe_telemetry::{RequestTrace, SdkTracer};
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
+use hyper_util::service::TowerToHyperService;
+use lathe_http::{MAX_BODY, last_answer, read_body};
+use lathe_telemetry::{Operation, RequestTrace, SdkTracer};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::account::{Account, Asked, Books};
 use crate::balance;
@@ -82,12 +87,33 @@ impl Gateway {
     }
 }
 
-/// The routes.
-pub fn router(gateway: Arc<Gateway>) -> Router {
+/// Answers everything. From when `draining` is cancelled on, each answer is the last one of its connection.
+///
+/// What is asked most does not go through the router: its layers would cost a short request as much as all else that is done here.
+pub fn service(
+    gateway: Arc<Gateway>,
+    draining: CancellationToken,
+) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+    let router = TowerToHyperService::new(router(Arc::clone(&gateway)));
+    service_fn(move |request: Request<Incoming>| {
+        let (gateway, draining) = (Arc::clone(&gateway), draining.clone());
+        let route = Endpoint::of(request.uri().path()).ok_or_else(|| router.clone());
+        async move {
+            let mut response = match route {
+                Ok(endpoint) => asked(&gateway, endpoint, request).await,
+                Err(router) => router.call(request).await?,
+            };
+            last_answer(&draining, &mut response);
+            Ok(response)
+        }
+    })
+}
+
+/// All routes but the endpoints'.
+fn router(gateway: Arc<Gateway>) -> Router {
     let page = page::files(&gateway.auth);
     Router::new()
-        .route("/v1/chat/completions", post(chat))
-        .route("/v1/completions", post(completion))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .merge(page::api())
@@ -115,54 +141,82 @@ fn request_id(trace: Option<&RequestTrace>) -> HeaderValue {
     HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("req_"))
 }
 
-/// Around every route: no request goes in without a caller who may ask, and everything that is said bears the request's id. Whoever
-/// may not ask makes no spans.
-async fn guard(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
-    let caller = gateway.auth.admit(request.headers());
-    let asks = caller.is_ok() && request.method() == Method::POST;
-    let operation = Endpoint::of(request.uri().path()).map(Endpoint::operation).filter(|_| asks);
-    let trace = RequestTrace::begin(gateway.tracer.as_ref(), request.headers(), operation);
-    let id = request_id(trace.as_ref());
-    let mut response = match caller {
-        Ok(caller) => {
-            request.headers_mut().insert(REQUEST_ID, id.clone());
-            request.extensions_mut().insert(caller);
-            trace.map(|trace| request.extensions_mut().insert(trace));
-            next.run(request).await
-        }
-        Err(error) => {
+/// A request that came, and what its answer will bear.
+struct Entered {
+    /// Who asks, where that is somebody who may.
+    caller: Result<Arc<Caller>, ApiError>,
+    trace: Option<RequestTrace>,
+    id: HeaderValue,
+}
+
+impl Entered {
+    /// No request goes in without a caller who may ask. Whoever may not makes no spans.
+    fn of(gateway: &Gateway, headers: &HeaderMap, operation: Option<Operation>) -> Self {
+        let caller = gateway.auth.admit(headers);
+        if let Err(error) = &caller {
             gateway.books.metrics.refused(error.code);
-            error.into_response()
         }
-    };
+        let operation = operation.filter(|_| caller.is_ok());
+        let trace = RequestTrace::begin(gateway.tracer.as_ref(), headers, operation);
+        let id = request_id(trace.as_ref());
+        Self { caller, trace, id }
+    }
+}
+
+/// Everything that is said bears the request's id.
+fn said(mut response: Response, id: HeaderValue) -> Response {
     response.headers_mut().insert(REQUEST_ID, id);
     // No browser takes it for something else than it says.
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
-async fn chat(state: State<Arc<Gateway>>, caller: Extension<Arc<Caller>>, request: Request) -> Response {
-    answer(state, caller, Endpoint::Chat, request).await
+/// Around every route of the router.
+async fn guard(
+    State(gateway): State<Arc<Gateway>>,
+    mut request: axum::extract::Request,
+    next: Next,
+) -> Response {
+    let Entered { caller, trace: _, id } = Entered::of(&gateway, request.headers(), None);
+    let response = match caller {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    };
+    said(response, id)
 }
 
-async fn completion(
-    state: State<Arc<Gateway>>,
-    caller: Extension<Arc<Caller>>,
-    request: Request,
-) -> Response {
-    answer(state, caller, Endpoint::Completion, request).await
+/// A request to one of the endpoints.
+async fn asked(gateway: &Gateway, endpoint: Endpoint, mut request: Request<Incoming>) -> Response {
+    let arrived = Instant::now();
+    let posted = request.method() == Method::POST;
+    let operation = posted.then(|| endpoint.operation());
+    let Entered { caller, trace, id } = Entered::of(gateway, request.headers(), operation);
+    let response = match caller {
+        Ok(_) if !posted => {
+            let error = ApiError::method_not_allowed(request.method().as_str(), request.uri().path());
+            ([(header::ALLOW, "POST")], error).into_response()
+        }
+        Ok(caller) => {
+            request.headers_mut().insert(REQUEST_ID, id.clone());
+            answer(gateway, caller, endpoint, request, Came { arrived, trace }).await
+        }
+        Err(error) => error.into_response(),
+    };
+    said(response, id)
 }
 
 async fn answer(
-    State(gateway): State<Arc<Gateway>>,
-    Extension(caller): Extension<Arc<Caller>>,
+    gateway: &Gateway,
+    caller: Arc<Caller>,
     endpoint: Endpoint,
-    mut request: Request,
+    request: Request<Incoming>,
+    came: Came,
 ) -> Response {
-    let arrived = Instant::now();
-    let trace = request.extensions_mut().remove::<RequestTrace>();
-    let came = Came { arrived, trace: trace.clone() };
-    match prepare(&gateway, caller, endpoint, request, came).await {
+    let trace = came.trace.clone();
+    match prepare(gateway, caller, endpoint, request, came).await {
         Ok(Prepared { asking, sides, limits }) => {
             let mut response = gateway.asker.answer(asking, sides).await;
             response.headers_mut().extend(limits);
@@ -199,7 +253,7 @@ async fn prepare(
     gateway: &Gateway,
     caller: Arc<Caller>,
     endpoint: Endpoint,
-    request: Request,
+    request: Request<Incoming>,
     Came { arrived, trace }: Came,
 ) -> Result<Prepared, ApiError> {
     let (parts, body) = request.into_parts();

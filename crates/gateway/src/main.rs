@@ -65,7 +65,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use kube::Client;
 use lathe_contract::SERVE_PORT;
-use lathe_http::{Bounds, serve};
+use lathe_http::{Bounds, serve, serve_by};
 use lathe_telemetry::{SdkTracer, Traces};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -168,8 +168,8 @@ async fn run(options: &Options, around: Around) -> anyhow::Result<()> {
         idle: Duration::from_secs(options.idle_seconds.into()),
     };
     let draining = CancellationToken::new();
-    let router = lathe_http::last_answers(http::router(gateway), draining.clone());
-    let mut serving = tokio::spawn(serve(clients, router, bounds, closing.clone()));
+    let service = http::service(gateway, draining.clone());
+    let mut serving = tokio::spawn(serve_by(clients, service, bounds, closing.clone()));
 
     let bug = tokio::select! {
         () = stop.asked.cancelled() => None,

@@ -1,5 +1,5 @@
 //! Numbers for Prometheus, by key and model; names after vLLM's and OpenTelemetry's GenAI conventions.
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::AtomicI64;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -43,8 +43,8 @@ pub struct Metrics {
     pub table_updated: Gauge<i64, AtomicI64>,
     /// Lines that the usage log could not take.
     pub usage_lines_lost: Counter,
-    /// Every label set that something was counted of, with the statuses of its requests.
-    seen: Mutex<HashMap<Asked, HashSet<(u16, By)>>>,
+    /// Every label set that something was counted of.
+    seen: Mutex<HashMap<Asked, Counted>>,
     /// Of requests that wait for a replica.
     pub hold: HoldMetrics,
     /// Of services whose revisions are compared.
@@ -69,6 +69,17 @@ struct Asked {
     namespace: String,
     model: String,
     adapter: String,
+}
+
+/// What is counted of a label set, at hand: a look for each of them in its family would be most of what an answer's count costs.
+#[derive(Debug)]
+struct Counted {
+    /// By the statuses of its requests.
+    requests: HashMap<(u16, By), Counter>,
+    /// Of prompts, from a cache and generated, once there were any.
+    tokens: Option<[Counter; 3]>,
+    first_byte: Option<Histogram>,
+    duration: Histogram,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -279,40 +290,47 @@ impl Metrics {
         usage: Option<Usage>,
         times: Times,
     ) {
-        let Asked { key, namespace, model, adapter } = Asked::of(key, model);
-        let named = Named { namespace: namespace.clone(), model: model.clone() };
-        let asked = Asked {
-            key: key.clone(),
-            namespace: namespace.clone(),
-            model: model.clone(),
-            adapter: adapter.clone(),
-        };
+        let asked = Asked::of(key, model);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.entry(asked.clone()).or_default().insert((code, by));
-        drop(seen);
-        self.requests.get_or_create(&Answered { key, namespace, model, adapter, code, by: by.label() }).inc();
+        let counted = match seen.get_mut(&asked) {
+            Some(counted) => counted,
+            None => seen.entry(asked.clone()).or_insert(Counted {
+                requests: HashMap::new(),
+                tokens: None,
+                first_byte: None,
+                duration: self.duration.get_or_create(&asked.named()).clone(),
+            }),
+        };
+        let requests = counted.requests.entry((code, by));
+        requests.or_insert_with(|| self.requests.get_or_create(&asked.answered(code, by)).clone()).inc();
         if let Some(usage) = usage {
-            self.prompt_tokens.get_or_create(&asked).inc_by(usage.prompt);
-            self.cached_tokens.get_or_create(&asked).inc_by(usage.cached);
-            self.generation_tokens.get_or_create(&asked).inc_by(usage.completion);
+            let families = [&self.prompt_tokens, &self.cached_tokens, &self.generation_tokens];
+            let tokens = counted
+                .tokens
+                .get_or_insert_with(|| families.map(|family| family.get_or_create(&asked).clone()));
+            for (counter, more) in tokens.iter().zip([usage.prompt, usage.cached, usage.completion]) {
+                counter.inc_by(more);
+            }
         }
         if let Some(first) = times.first_byte {
-            self.first_byte.get_or_create(&named).observe(first.as_secs_f64());
+            let histogram = &mut counted.first_byte;
+            let histogram =
+                histogram.get_or_insert_with(|| self.first_byte.get_or_create(&asked.named()).clone());
+            histogram.observe(first.as_secs_f64());
         }
-        self.duration.get_or_create(&named).observe(times.total.as_secs_f64());
+        counted.duration.observe(times.total.as_secs_f64());
     }
 
     /// Forgets the series of keys and services that are no more: tenants choose names, and the number of those has no bound.
     pub fn keep(&self, known: impl Fn(Series<'_>) -> bool) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let gone: Vec<_> = seen.extract_if(|asked, _| !known(asked.series())).collect();
-        for (asked, statuses) in gone {
+        for (asked, counted) in gone {
             self.prompt_tokens.remove(&asked);
             self.cached_tokens.remove(&asked);
             self.generation_tokens.remove(&asked);
-            for (code, by) in statuses {
-                let Asked { key, namespace, model, adapter } = asked.clone();
-                self.requests.remove(&Answered { key, namespace, model, adapter, code, by: by.label() });
+            for (code, by) in counted.requests.into_keys() {
+                self.requests.remove(&asked.answered(code, by));
             }
             let Asked { key: _, namespace, model, adapter: _ } = asked;
             if !seen.keys().any(|other| other.namespace == namespace && other.model == model) {
@@ -358,6 +376,15 @@ pub struct Times {
 }
 
 impl Asked {
+    fn named(&self) -> Named {
+        Named { namespace: self.namespace.clone(), model: self.model.clone() }
+    }
+
+    fn answered(&self, code: u16, by: By) -> Answered {
+        let Self { key, namespace, model, adapter } = self.clone();
+        Answered { key, namespace, model, adapter, code, by: by.label() }
+    }
+
     fn series(&self) -> Series<'_> {
         let Self { key, namespace, model, adapter: _ } = self;
         Series { key, namespace, model }

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use axum::BoxError;
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, Response, header};
-use axum::response::IntoResponse as _;
+use axum::http::{HeaderMap, Response, header, response};
 use http_body::Frame;
 use serde_json::Value;
 use tokio::time::{Instant, Sleep};
@@ -24,8 +23,11 @@ const SILENCE: Duration = Duration::from_secs(90);
 
 /// The answer for the client; `account` stays open until it is over.
 pub fn relay(answer: Response<Incoming>, account: Account) -> Response<Body> {
-    let (status, headers) = (answer.status(), headers::for_client(answer.headers()));
-    (status, headers, Body::new(Relay::of(answer, account))).into_response()
+    let (head, body) = answer.into_parts();
+    let relay = Relay::of(&head, body, account);
+    let mut response = Response::new(Body::new(relay));
+    (*response.status_mut(), *response.headers_mut()) = (head.status, headers::for_client(head.headers));
+    response
 }
 
 /// An error in a stream, after which it ends.
@@ -56,11 +58,10 @@ pub struct Relay {
 
 impl Relay {
     /// Of a replica's answer.
-    pub fn of(answer: Response<Incoming>, mut account: Account) -> Self {
-        let (parts, body) = answer.into_parts();
-        account.answers(parts.status.as_u16(), By::Replica);
-        account.took(headers::usage(&parts.headers));
-        let silence = is_event_stream(&parts.headers).then(Silence::begins);
+    pub fn of(head: &response::Parts, body: Incoming, mut account: Account) -> Self {
+        account.answers(head.status.as_u16(), By::Replica);
+        account.took(headers::usage(&head.headers));
+        let silence = is_event_stream(&head.headers).then(Silence::begins);
         if silence.is_some() {
             account.streams();
         }

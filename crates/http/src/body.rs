@@ -1,9 +1,9 @@
 //! A request's body, in no more memory than it is long.
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
+use http_body::Body;
 use http_body_util::BodyExt as _;
 
 /// Longest body of any request.
@@ -37,7 +37,7 @@ fn told_length(headers: &HeaderMap) -> Option<usize> {
 /// [`BodyError`], or what `grows` says.
 pub async fn read_body<E: From<BodyError>>(
     headers: &HeaderMap,
-    body: Body,
+    body: impl Body<Data = Bytes> + Unpin,
     limit: usize,
     grows: impl FnMut(usize) -> Result<(), E>,
 ) -> Result<Bytes, E> {
@@ -50,7 +50,7 @@ pub async fn read_body<E: From<BodyError>>(
 }
 
 async fn collect<E: From<BodyError>>(
-    mut body: Body,
+    mut body: impl Body<Data = Bytes> + Unpin,
     told: usize,
     limit: usize,
     mut grows: impl FnMut(usize) -> Result<(), E>,
@@ -77,6 +77,7 @@ async fn collect<E: From<BodyError>>(
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
     use axum::http::HeaderValue;
     use futures::StreamExt as _;
     use futures::stream;

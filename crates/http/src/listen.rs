@@ -2,6 +2,7 @@
 //!
 //! HTTP/1.1 alone. HTTP/2 without TLS would need its own timer for each of a silent beginning, an idle connection and a window that
 //! never opens, and nothing that Lathe serves gains by it.
+use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -9,10 +10,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Request, StatusCode, header};
 use axum::middleware::map_response_with_state;
 use axum::response::Response;
+use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -43,13 +46,23 @@ pub struct Bounds {
 
 /// Serves until `stop`; then takes no connection more and returns when the last one has been answered.
 pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, stop: CancellationToken) {
+    serve_by(listener, TowerToHyperService::new(router), bounds, stop).await;
+}
+
+/// As [`serve`], by a service without a router, each of whose layers costs a short request something.
+pub async fn serve_by<S>(listener: TcpListener, service: S, bounds: Bounds, stop: CancellationToken)
+where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
     let mut builder = Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(bounds.idle)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEADER_BYTES);
-    let service = TowerToHyperService::new(router);
     let places = Arc::new(Semaphore::new(bounds.connections));
     let told = Arc::new(Semaphore::new(TOLD));
     let graceful = GracefulShutdown::new();
@@ -76,14 +89,18 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, stop: 
 /// From when `draining` is cancelled on, each answer is the last one of its connection: who keeps connections asks over another
 /// one next time, and nobody sends a request into one that [`serve`] closes a moment later.
 pub fn last_answers(router: Router, draining: CancellationToken) -> Router {
-    router.layer(map_response_with_state(draining, last_answer))
+    let layer = async |State(draining): State<CancellationToken>, mut answer: Response| {
+        last_answer(&draining, &mut answer);
+        answer
+    };
+    router.layer(map_response_with_state(draining, layer))
 }
 
-async fn last_answer(State(draining): State<CancellationToken>, mut answer: Response) -> Response {
+/// What [`last_answers`] does to each of them.
+pub fn last_answer(draining: &CancellationToken, answer: &mut Response) {
     if draining.is_cancelled() {
         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    answer
 }
 
 /// Opens a port. `[::]` means every address that there is, also where the kernel has no IPv6.

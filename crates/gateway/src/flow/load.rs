@@ -24,26 +24,30 @@ impl ReplicaLoad {
     /// What the header says; `None`: nothing that can be used. Names that are not known are passed over.
     pub fn read(headers: &HeaderMap) -> Option<Self> {
         let text = headers.get(LOAD)?.to_str().ok().filter(|text| text.len() <= MAX_BYTES)?;
-        let number = |wanted: &str| {
-            let pairs = text.strip_prefix("TEXT ")?.split(',').filter_map(|pair| pair.trim().split_once('='));
-            let mut named =
-                pairs.filter_map(|(name, value)| Some((name.strip_prefix("named_metrics.")?, value)));
-            named.find(|(name, _)| *name == wanted).map(|(_, value)| value)
-        };
-        let count = |name: &str| number(name)?.parse::<u32>().ok();
-        let speed = |name: &str| number(name)?.parse::<f64>().ok().filter(|s| *s > 0.0 && *s <= MOST);
+        let [mut running, mut waiting, mut prompt, mut generation, mut sequences] = [None; 5];
+        for (name, value) in
+            text.strip_prefix("TEXT ")?.split(',').filter_map(|pair| pair.trim().split_once('='))
+        {
+            let place = match name.strip_prefix("named_metrics.") {
+                Some("num_requests_running") => &mut running,
+                Some("num_requests_waiting") => &mut waiting,
+                Some("capacity_prompt_tokens_per_second") => &mut prompt,
+                Some("capacity_generation_tokens_per_second") => &mut generation,
+                Some("capacity_sequences") => &mut sequences,
+                _ => continue,
+            };
+            place.get_or_insert(value);
+        }
+        let count = |value: Option<&str>| value?.parse::<u32>().ok();
+        let speed = |value: Option<&str>| value?.parse::<f64>().ok().filter(|s| *s > 0.0 && *s <= MOST);
         let capacity = || {
             Some(ReplicaCapacity {
-                prompt: speed("capacity_prompt_tokens_per_second")?,
-                generation: speed("capacity_generation_tokens_per_second")?,
-                sequences: count("capacity_sequences").filter(|sequences| *sequences > 0)?,
+                prompt: speed(prompt)?,
+                generation: speed(generation)?,
+                sequences: count(sequences).filter(|sequences| *sequences > 0)?,
             })
         };
-        Some(Self {
-            running: count("num_requests_running")?,
-            waiting: count("num_requests_waiting")?,
-            capacity: capacity(),
-        })
+        Some(Self { running: count(running)?, waiting: count(waiting)?, capacity: capacity() })
     }
 }
 

@@ -168,7 +168,8 @@ impl Streamed {
     ) -> Option<(Result<Bytes, BoxError>, Self)> {
         let reply = match answer {
             Ok(answer) if answer.status() == StatusCode::OK && is_event_stream(answer.headers()) => {
-                return Self::relayed(Box::new(Relay::of(answer, account))).await;
+                let (head, body) = answer.into_parts();
+                return Self::relayed(Box::new(Relay::of(&head, body, account))).await;
             }
             Ok(answer) if answer.status().is_success() => Reply::Own(ApiError::upstream_failed()),
             Ok(answer) => Reply::read(answer).await,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use lathe_api::{FineTuneJob, InferenceService};
 use lathe_contract::{Signer, Verifier, new_key};
-use lathe_http::{Bounds, serve};
+use lathe_http::{Bounds, serve, serve_by};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -21,7 +21,7 @@ use crate::flow::{self, Flows};
 use crate::forward::Forwarder;
 use crate::hold::answer::Asker;
 use crate::hold::{self, HoldBounds, Holds};
-use crate::http::{Gateway, router};
+use crate::http::{self, Gateway};
 use crate::jobs;
 use crate::keys::{Auth, Keyring};
 use crate::limits::Quotas;
@@ -178,7 +178,12 @@ pub async fn start_with(replicas: &[SocketAddr], setup: Setup) -> Rig {
     let url = format!("http://{}", listener.local_addr().unwrap());
     let stop = CancellationToken::new();
     let bounds = Bounds { connections: 1024, idle: PATIENCE };
-    let ended = tokio::spawn(serve(listener, router(gateway), bounds, stop.clone()));
+    let ended = tokio::spawn(serve_by(
+        listener,
+        http::service(gateway, CancellationToken::new()),
+        bounds,
+        stop.clone(),
+    ));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin = format!("http://{}", listener.local_addr().unwrap());
     tasks.spawn(async move {
