@@ -123,14 +123,16 @@ async fn the_list_has_what_the_key_may_use_and_answers() {
 }
 
 #[rstest]
-#[case::unknown_path("GET", "/v1/engines", 404, "unknown_url")]
-#[case::other_method("DELETE", "/v1/models", 405, "method_not_supported")]
+#[case::unknown_path("GET", "/v1/engines", 404, "unknown_url", None)]
+#[case::other_method("DELETE", "/v1/models", 405, "method_not_supported", Some("GET,HEAD"))]
+#[case::of_an_endpoint("GET", "/v1/chat/completions", 405, "method_not_supported", Some("POST"))]
 #[tokio::test]
 async fn other_urls_are_refused_in_openais_form(
     #[case] method: &str,
     #[case] path: &str,
     #[case] status: u16,
     #[case] code: &str,
+    #[case] allowed: Option<&str>,
 ) {
     let rig = start(&[]).await;
     let request = rig.client.request(method.parse().unwrap(), format!("{}{path}", rig.url));
@@ -139,6 +141,8 @@ async fn other_urls_are_refused_in_openais_form(
     assert_eq!(unknown.headers()["www-authenticate"], "Bearer");
     let answer = request.bearer_auth(lathe_contract::new_key([1; 32]).0).send().await.unwrap();
     assert_eq!(answer.status().as_u16(), status);
+    assert_eq!(answer.headers().get("allow").map(|methods| methods.to_str().unwrap()), allowed);
+    assert!(answer.headers().contains_key("x-request-id"));
     assert_eq!(answer.json::<Value>().await.unwrap()["error"]["code"], code);
 }
 
