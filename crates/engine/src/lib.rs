@@ -6,7 +6,7 @@
 //!
 //! - [`Model::load`] reads weights from a [`WeightSource`].
 //! - [`Trainer`] takes a model, gives it back trained, or an [`Adapter`] beside it.
-//! - [`Generator`] takes a model and continues sequences, batched, with adapters per sequence.
+//! - [`Generator`] takes a model and continues sequences, or embeds them, batched, with adapters per sequence.
 //!
 //! On the CPU results are exact functions of their inputs: alone or in a batch, cached or not, resumed or not,
 //! with any number of threads, the bits are the same at one kernel level ([`device::cpu::Level`]).
@@ -26,7 +26,7 @@ pub mod train;
 
 pub use adapter::Adapter;
 pub use error::Error;
-pub use generate::{AdapterId, Capacity, Emitted, Generator, Sampling, StepTokens};
+pub use generate::{AdapterId, Capacity, Embedded, Emitted, Generator, Sampling, StepTokens};
 pub use lathe_plan as plan;
 pub use model::Model;
 pub use source::{Dtype, NamedTensor, RandomWeights, TensorView, WeightSource};

@@ -10,7 +10,7 @@ use lathe_engine::device::cpu::{Cpu, Level};
 use lathe_engine::plan::{
     AdapterBudget, ModelShape, Precision, ServeRequest, Target, TrainMethod, plan_serving, plan_training,
 };
-use lathe_engine::{Adapter, Emitted, Error, Generator, Model, Row, Sampling, Trainer};
+use lathe_engine::{Adapter, Embedded, Emitted, Error, Generator, Model, Row, Sampling, Trainer};
 use rstest::rstest;
 
 fn generator(shape: &ModelShape, precision: Precision, change: impl Fn(&mut ServeRequest)) -> Generator {
@@ -223,6 +223,85 @@ fn what_is_not_shared_is_not_found_and_finds_nothing() {
     assert_eq!([false, true, false, true].map(&mut cached), [0, 0, 0, 32]);
 }
 
+/// Embeds the prompts beside as many answers to them, one after the other or all at once; the bits of each vector.
+fn embedded(
+    shape: &ModelShape,
+    precision: Precision,
+    alone: bool,
+    change: impl Fn(&mut ServeRequest),
+) -> BTreeMap<u64, Vec<u32>> {
+    let mut generator = generator(shape, precision, |r| {
+        r.context = 64;
+        change(r);
+    });
+    let ids = [2, 4].map(|steps| generator.add_adapter(&adapter(shape, steps)).unwrap());
+    let mut vectors = BTreeMap::new();
+    let mut finish = |generator: &mut Generator| {
+        for _ in 0..2000 {
+            generator.step().unwrap();
+            for Embedded { sequence, vector, .. } in generator.take_embedded() {
+                let bits = vector.into_iter().map(f32::to_bits).collect();
+                assert_eq!(vectors.insert(sequence, bits), None);
+            }
+            if generator.idle() {
+                return;
+            }
+        }
+        panic!("the generator does not come to an end");
+    };
+    let long: Vec<u32> = (0..64).map(|t| t * 7 % shape.vocab as u32).collect();
+    let whole = Prompt { tokens: long, adapter: None, sampling: prompts(shape)[0].sampling };
+    for (id, p) in prompts(shape).into_iter().chain([whole]).enumerate() {
+        let (id, adapter) = (id as u64, p.adapter.map(|a| ids[a]));
+        if !alone && p.tokens.len() < 64 {
+            generator.add_sequence(100 + id, &p.tokens, adapter, p.sampling, ANSWER).unwrap();
+        }
+        generator.add_embedding(id, &p.tokens, adapter).unwrap();
+        if alone {
+            finish(&mut generator);
+        }
+    }
+    if !alone {
+        finish(&mut generator);
+    }
+    vectors
+}
+
+#[rstest]
+fn an_embedding_does_not_depend_on_its_company(
+    #[values(llama(), qwen(), mistral())] shape: ModelShape,
+    #[values(Precision::F32, Precision::BF16)] precision: Precision,
+) {
+    let alone = embedded(&shape, precision, true, |_| ());
+    assert_eq!(alone.len(), 7);
+    assert!(alone.values().all(|vector| vector.len() == shape.hidden));
+    assert_ne!(alone[&3], alone[&4]);
+    assert_eq!(embedded(&shape, precision, false, |_| ()), alone);
+    assert_eq!(embedded(&shape, precision, false, |r| r.threads = 3), alone);
+    // Prompts in chunks of a few tokens.
+    assert_eq!(embedded(&shape, precision, false, |r| r.max_batch_tokens = 7), alone);
+    // A cache that has room for one context and no token more.
+    assert_eq!(embedded(&shape, precision, false, |r| r.cache_tokens = Some(64)), alone);
+}
+
+#[test]
+fn an_embedding_and_an_answer_share_what_was_read() {
+    let shape = llama();
+    let mut generator = generator(&shape, Precision::F32, |_| ());
+    let Prompt { tokens, sampling, .. } = &alike(&shape)[1];
+    let embed = |generator: &mut Generator| {
+        generator.add_embedding(1, tokens, None).unwrap();
+        generator.step().unwrap();
+        generator.take_embedded().remove(0)
+    };
+    let first = embed(&mut generator);
+    assert_eq!(first.cached, 0);
+    generator.add_shared(2, tokens, None, *sampling, 1).unwrap();
+    assert_eq!(generator.step().unwrap()[0].cached, 32);
+    assert_eq!(generator.take_embedded(), []);
+    assert_eq!(embed(&mut generator), Embedded { cached: 32, ..first });
+}
+
 #[rstest]
 fn training_and_generation_see_the_same_model(
     #[values(llama(), qwen(), mistral())] shape: ModelShape,
@@ -293,6 +372,9 @@ fn requests_that_cannot_be_are_refused_with_what_is_allowed() {
     assert!(refused(&[1], fine, 0).contains("max_new_tokens"));
     assert!(refused(&[1], Sampling { top_p: 0.0, ..fine }, 1).contains("top_p"));
     assert!(refused(&[1], Sampling { temperature: f32::NAN, ..fine }, 1).contains("temperature"));
+    // An answer needs room, an embedding none.
+    assert!(generator.add_embedding(1, &[0; 61], None).unwrap_err().to_string().contains("1 to 60 tokens"));
+    assert!(generator.add_embedding(1, &[], None).unwrap_err().to_string().contains("1 to 60 tokens"));
     generator.add_sequence(1, &[1], None, fine, 5).unwrap();
     assert!(generator.add_sequence(1, &[1], None, fine, 5).unwrap_err().to_string().contains("in use"));
 

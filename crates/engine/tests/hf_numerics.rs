@@ -1,12 +1,12 @@
-//! Tiny fully random models against transformers and PyTorch: logits, PEFT adapters.
+//! Tiny fully random models against transformers and PyTorch: logits, embeddings, PEFT adapters.
 #![allow(clippy::unwrap_used)]
 
 mod hf;
 
 use hf::{BASE, Expected, folder, hyper, json, load, log_softmax, numbers, rms, trainer};
 use lathe_engine::files::{ModelWeights, read_adapter};
-use lathe_engine::plan::{AdapterBudget, Precision, ServeRequest, TrainMethod, plan_serving};
-use lathe_engine::{Generator, Row, Sampling};
+use lathe_engine::plan::{AdapterBudget, Precision, ServeRequest, Target, TrainMethod, plan_serving};
+use lathe_engine::{AdapterId, Generator, Model, Row, Sampling};
 use rstest::rstest;
 
 /// Log-probabilities of every token after a prefix, for a few prefixes, by us and from logits in a fixture.
@@ -18,7 +18,7 @@ fn log_probabilities(name: &str, precision: Precision, logits: &str) -> (Vec<f64
     let (mut ours, mut theirs, mut largest) = (Vec::new(), Vec::new(), 0.0_f64);
     for (sequence, prefixes) in [(0, vec![1, 2, 3, 4, 5]), (1, vec![1, 16, 17, 33, 47, 60])] {
         let tokens = expected.tokens(sequence);
-        let logits = expected.logits(&format!("{logits}.{sequence}"), vocab);
+        let logits = expected.rows(&format!("{logits}.{sequence}"), vocab);
         for prefix in prefixes {
             let at = |last: u32| {
                 let tokens: Vec<u32> = tokens[..prefix].iter().copied().chain([last]).collect();
@@ -54,6 +54,67 @@ fn bf16_is_as_close_to_the_truth_as_pytorch_is(
     assert!(ours <= 1.25 * theirs, "{name}: our error is {ours:.2e}, PyTorch's {theirs:.2e}");
 }
 
+fn generator(model: Model) -> Generator {
+    let request = ServeRequest {
+        weights: Precision::F32,
+        context: 64,
+        max_sequences: 2,
+        max_batch_tokens: 64,
+        cache_tokens: None,
+        adapters: AdapterBudget { slots: 1, max_rank: 4, targets: Target::ALL.into() },
+        threads: 1,
+        memory_limit: None,
+    };
+    let plan = plan_serving(model.shape(), &request).unwrap();
+    Generator::new(model, &plan).unwrap()
+}
+
+fn embed(generator: &mut Generator, prompt: &[u32], adapter: Option<AdapterId>) -> Vec<f32> {
+    generator.add_embedding(1, prompt, adapter).unwrap();
+    while generator.step().unwrap().is_empty() && !generator.idle() {}
+    generator.take_embedded().remove(0).vector
+}
+
+/// Each of the numbers within this of transformers', of vectors of length 1.
+const CLOSE: f64 = 2e-6;
+
+fn assert_embeds(ours: &[f32], state: &[f64]) {
+    let norm = state.iter().map(|x| x * x).sum::<f64>().sqrt();
+    assert_eq!(ours.len(), state.len());
+    for (ours, theirs) in ours.iter().zip(state) {
+        let theirs = theirs / norm;
+        assert!((f64::from(*ours) - theirs).abs() < CLOSE, "{ours} instead of {theirs}");
+    }
+}
+
+#[rstest]
+fn embeddings_are_the_last_hidden_states_of_transformers(
+    #[values("llama-gqa", "llama-tied", "qwen2", "mistral")] name: &str,
+) {
+    let (model, shape) = load(name, Precision::F32);
+    let (mut generator, expected) = (generator(model), Expected::read(name));
+    for (sequence, prefixes) in [(0, vec![1, 5]), (1, vec![16, 17, 33, 47, 60])] {
+        let tokens = expected.tokens(sequence);
+        let states = expected.rows(&format!("states.{sequence}"), shape.hidden);
+        for prefix in prefixes {
+            let ours = embed(&mut generator, &tokens[..prefix], None);
+            assert_embeds(&ours, &states[prefix - 1]);
+        }
+    }
+}
+
+#[test]
+fn an_adapter_of_peft_changes_an_embedding_as_peft_does() {
+    let (model, shape) = load(BASE, Precision::F32);
+    let name = format!("{BASE}-adapter");
+    let (_, adapter) = read_adapter(&folder(&name), &shape).unwrap();
+    let expected = json(&name, "expected.json");
+    let prompt: Vec<u32> = serde_json::from_value(expected["prompt"].clone()).unwrap();
+    let mut generator = generator(model);
+    let id = generator.add_adapter(&adapter).unwrap();
+    assert_embeds(&embed(&mut generator, &prompt, Some(id)), &numbers(&expected, "last_state"));
+}
+
 #[test]
 fn an_adapter_of_peft_gives_the_tokens_that_peft_gives() {
     let (model, shape) = load(BASE, Precision::F32);
@@ -77,18 +138,7 @@ fn an_adapter_of_peft_gives_the_tokens_that_peft_gives() {
     }
 
     // Token by token, as serving does.
-    let request = ServeRequest {
-        weights: Precision::F32,
-        context: 64,
-        max_sequences: 2,
-        max_batch_tokens: 64,
-        cache_tokens: None,
-        adapters: AdapterBudget { slots: 1, max_rank: 4, targets: config.lora.targets.clone() },
-        threads: 1,
-        memory_limit: None,
-    };
-    let plan = plan_serving(&shape, &request).unwrap();
-    let mut generator = Generator::new(trainer.into_model(), &plan).unwrap();
+    let mut generator = generator(trainer.into_model());
     let id = generator.add_adapter(&adapter).unwrap();
     let sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
     generator.add_sequence(1, &prompt, Some(id), sampling, greedy.len()).unwrap();

@@ -149,26 +149,37 @@ impl LossHead {
     }
 }
 
-/// `logits [count, vocab]` of the rows `chosen` of `x [T, H]`, through `gathered [count, H]`.
+/// `n [count, H]`, the hidden states behind the final norm, of the rows `chosen [count]` of `x [T, H]`, through
+/// `gathered [count, H]`.
 #[allow(clippy::too_many_arguments)] // All of the formula's names.
-pub(crate) fn last_logits(
+pub(crate) fn last_states(
     dev: &mut dyn Device,
     shape: &ModelShape,
     weights: &Weights,
     x: Buf,
     chosen: Buf,
-    count: usize,
     gathered: Buf,
     inv: Buf,
     n: Buf,
-    logits: Buf,
 ) {
-    let (vocab, width) = (shape.vocab, shape.hidden);
+    let (count, width) = (chosen.len(), shape.hidden);
     let (gathered, n) = (gathered.first(count * width), n.first(count * width));
     dev.enqueue(Op::Gather { x, rows: chosen, out: gathered, count, width });
     let (weight, inv, eps) = (weights.norm, inv.first(count), shape.rms_eps as f32);
     dev.enqueue(Op::RmsNorm { x: gathered, weight, out: n, inv, rows: count, width, eps });
-    let y = logits.first(count * vocab);
+}
+
+/// `logits [count, vocab]` of the first rows of `n`, see [`last_states`].
+pub(crate) fn last_logits(
+    dev: &mut dyn Device,
+    shape: &ModelShape,
+    weights: &Weights,
+    n: Buf,
+    count: usize,
+    logits: Buf,
+) {
+    let (vocab, width) = (shape.vocab, shape.hidden);
+    let (x, y) = (n.first(count * width), logits.first(count * vocab));
     let start = Start::Zero;
-    dev.enqueue(Op::Linear { x: n, w: weights.head, y, rows: count, outputs: vocab, inputs: width, start });
+    dev.enqueue(Op::Linear { x, w: weights.head, y, rows: count, outputs: vocab, inputs: width, start });
 }

@@ -17,7 +17,7 @@ use lathe_plan::{Buffer, Category, ModelShape, RopeScaling, Target};
 pub(crate) use backward::{Gradients, LayerGradients, embedding_gradient};
 pub(crate) use batch::{Batch, Layout};
 pub(crate) use block::Block;
-pub(crate) use head::{LossHead, last_logits};
+pub(crate) use head::{LossHead, last_logits, last_states};
 
 use crate::device::{Buf, Data, Device, LoraSlot};
 use crate::{Error, Result};

@@ -1,8 +1,9 @@
-//! Generation: many sequences at a time, each with its own adapter and sampling.
+//! Generation: many sequences at a time, each with its own adapter, to be continued or to be embedded.
 
 mod adapters;
 mod batch;
 mod blocks;
+mod embedding;
 mod sampling;
 mod schedule;
 mod settings;
@@ -11,15 +12,17 @@ mod slots;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use lathe_plan::{BLOCK, SAMPLE_CHUNK, ServePlan};
+use lathe_plan::{BLOCK, ModelShape, SAMPLE_CHUNK, ServePlan};
 
-use crate::decoder::{Block, Kept, LayerCache, LayerLora, Planned, Work, last_logits, write_rope};
+use crate::decoder::{
+    Block, Kept, LayerCache, LayerLora, Planned, Work, last_logits, last_states, write_rope,
+};
 use crate::device::{Buf, DataMut, Op};
 use crate::{Adapter, Error, Model, Result};
 use batch::{Device as BatchBuffers, Host};
 use blocks::{Before, Blocks};
 pub use schedule::{Chunk, SequenceState, State, StepPlan, schedule};
-pub use settings::{AdapterId, Capacity, Emitted, Sampling, StepTokens};
+pub use settings::{AdapterId, Capacity, Embedded, Emitted, Sampling, StepTokens};
 use slots::Slots;
 
 /// A sequence in flight.
@@ -34,12 +37,20 @@ struct Sequence {
     blocks: Vec<u32>,
     /// The slot of its adapter.
     adapter: Option<usize>,
-    sampling: Sampling,
-    max_new_tokens: usize,
+    wanted: Wanted,
     /// How others find its blocks; `None`: they do not.
     shared: Option<Shared>,
     /// Tokens of the prompt that were in the cache when it began; `None`: it has not begun.
     cached: Option<usize>,
+}
+
+/// What a sequence is computed for.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    /// Tokens that follow, so many at most.
+    Tokens(Sampling, usize),
+    /// The vector of its last token.
+    Embedding,
 }
 
 /// Where a sequence stands among the beginnings that are kept.
@@ -72,6 +83,7 @@ pub struct Generator {
     sequences: BTreeMap<u64, Sequence>,
     arrivals: u64,
     last: StepTokens,
+    embedded: Vec<Embedded>,
     /// On the host one row of logits; of every row the largest, the sum of exponentials and one more; and sums to draw by.
     logits: Vec<f32>,
     stats: Vec<f32>,
@@ -134,6 +146,7 @@ impl Generator {
             sequences: BTreeMap::new(),
             arrivals: 0,
             last: StepTokens::default(),
+            embedded: Vec::new(),
             logits: vec![0.0; shape.vocab],
             stats: Vec::new(),
             sums: Vec::new(),
@@ -157,12 +170,17 @@ impl Generator {
         sampling: Sampling,
         max_new_tokens: usize,
     ) -> Result<()> {
-        self.add_sequence(id, prompt, adapter, sampling, max_new_tokens)?;
-        if let Some(mut added) = self.sequences.last_entry() {
-            let start = Before::Start(adapter);
-            added.get_mut().shared = Some(Shared { start, blocks: 0, after: start });
-        }
-        Ok(())
+        self.add(id, prompt, adapter, Wanted::Tokens(sampling, max_new_tokens), true)
+    }
+
+    /// Queues a prompt that is read as that of [`Generator::add_shared`], and of which the embedding is wanted: its last
+    /// token's hidden state behind the final norm, of length 1. A step that reads its end ends it, and
+    /// [`Generator::take_embedded`] has the vector. It may fill the whole context.
+    ///
+    /// # Errors
+    /// As [`Generator::add_sequence`].
+    pub fn add_embedding(&mut self, id: u64, prompt: &[u32], adapter: Option<AdapterId>) -> Result<()> {
+        self.add(id, prompt, adapter, Wanted::Embedding, true)
     }
 
     /// Queues a sequence. It produces at most `max_new_tokens` tokens, fewer when the context ends.
@@ -179,7 +197,20 @@ impl Generator {
         sampling: Sampling,
         max_new_tokens: usize,
     ) -> Result<()> {
-        self.check(id, prompt, &sampling, max_new_tokens)?;
+        self.add(id, prompt, adapter, Wanted::Tokens(sampling, max_new_tokens), false)
+    }
+
+    fn add(
+        &mut self,
+        id: u64,
+        prompt: &[u32],
+        adapter: Option<AdapterId>,
+        wanted: Wanted,
+        shared: bool,
+    ) -> Result<()> {
+        self.check(id, prompt, wanted)?;
+        let start = Before::Start(adapter);
+        let shared = shared.then_some(Shared { start, blocks: 0, after: start });
         let adapter = match adapter {
             None => None,
             Some(adapter) => {
@@ -194,9 +225,8 @@ impl Generator {
             computed: 0,
             blocks: Vec::new(),
             adapter,
-            sampling,
-            max_new_tokens,
-            shared: None,
+            wanted,
+            shared,
             cached: None,
         };
         self.sequences.insert(self.arrivals, sequence);
@@ -204,19 +234,20 @@ impl Generator {
         Ok(())
     }
 
-    fn check(&self, id: u64, prompt: &[u32], sampling: &Sampling, max_new_tokens: usize) -> Result<()> {
+    fn check(&self, id: u64, prompt: &[u32], wanted: Wanted) -> Result<()> {
         let refuse = |what: String| Err(Error::Sequence { what });
         let (context, vocab) = (self.plan.context, self.model.shape.vocab);
         if self.find(id).is_some() {
             return refuse(format!("id {id} is in use"));
         }
-        if prompt.is_empty() || prompt.len() >= context {
-            let most = context - 1;
+        let most = context - usize::from(wanted.is_answer());
+        if prompt.is_empty() || prompt.len() > most {
             return refuse(format!("a prompt must have 1 to {most} tokens (found {})", prompt.len()));
         }
         if let Some(token) = prompt.iter().find(|&&t| t as usize >= vocab) {
             return refuse(format!("token {token} is outside the vocabulary of {vocab}"));
         }
+        let Wanted::Tokens(sampling, max_new_tokens) = wanted else { return Ok(()) };
         if max_new_tokens == 0 {
             return refuse("max_new_tokens must be at least 1 (found 0)".to_owned());
         }
@@ -231,7 +262,7 @@ impl Generator {
 
     /// One batched forward pass over what the scheduler chose: chunks of prompts and one token of each running
     /// sequence. Returns at most one token a sequence; empty when there is nothing to do (or only a part of a
-    /// long prompt was read: see [`Generator::idle`]).
+    /// long prompt was read, or what is embedded: see [`Generator::idle`]).
     ///
     /// # Errors
     /// Reading back from the device failed.
@@ -254,6 +285,7 @@ impl Generator {
             }
         }
         self.last = StepTokens::default();
+        self.embedded.clear();
         let mut run: Vec<(u64, usize)> = Vec::with_capacity(chosen.len());
         for (at, Chunk { rows, new_blocks, .. }) in chosen {
             if let Some(sequence) = self.sequences.get_mut(&at) {
@@ -285,10 +317,14 @@ impl Generator {
             block.forward(&mut **device, self.x, self.x, &self.kept, Some(cache));
         }
         let Head { inv, rows, logits, stats, sums, targets } = self.head;
-        let (chosen, count) = (self.batch.rows, self.host.chosen());
+        let (count, vectors) = self.host.chosen();
+        let n = self.work.n;
+        if count + vectors > 0 {
+            let chosen = self.batch.rows.first(count + vectors);
+            last_states(&mut **device, shape, weights, self.x, chosen, rows, inv, n);
+        }
         if count > 0 {
-            let (x, n) = (self.x, self.work.n);
-            last_logits(&mut **device, shape, weights, x, chosen, count, rows, inv, n, logits);
+            last_logits(&mut **device, shape, weights, n, count, logits);
             let logits = logits.first(count * shape.vocab);
             let (rows, vocab, temperatures) = (count, shape.vocab, self.batch.temperatures);
             device.enqueue(Op::LogitStats { logits, targets, stats, rows, vocab, first: 0 });
@@ -296,10 +332,17 @@ impl Generator {
         }
     }
 
-    /// Reads logits back, chooses tokens, and ends sequences that are done.
+    /// Reads logits and vectors back, chooses tokens, and ends sequences that are done.
     fn emit(&mut self, run: &[(u64, usize)]) -> Result<Vec<Emitted>> {
-        let vocab = self.model.shape.vocab;
-        let count = self.host.chosen();
+        let ModelShape { vocab, hidden, .. } = self.model.shape;
+        let (count, vectors) = self.host.chosen();
+        // Those of tokens come first.
+        let mut states = vec![0.0; vectors * hidden];
+        if vectors > 0 {
+            let from = self.work.n.part(count * hidden, states.len());
+            self.model.device.read(from, DataMut::F32(&mut states));
+        }
+        let mut states = states.chunks_exact(hidden);
         self.stats.resize(3 * count, 0.0);
         self.model.device.read(self.head.stats.first(3 * count), DataMut::F32(&mut self.stats));
         let chunks = vocab.div_ceil(SAMPLE_CHUNK);
@@ -315,6 +358,17 @@ impl Generator {
             if sequence.computed < sequence.tokens.len() {
                 continue;
             }
+            let cached = sequence.cached.unwrap_or(0);
+            let Wanted::Tokens(sampling, max_new_tokens) = sequence.wanted else {
+                let Some(state) = states.next() else { continue };
+                self.embedded.push(Embedded {
+                    sequence: sequence.id,
+                    vector: embedding::unit(state),
+                    cached,
+                });
+                done.push(sequence.id);
+                continue;
+            };
             let Some((row, (stats, sums))) = rows_of.next() else { continue };
             let (device, logits) = (&mut self.model.device, self.head.logits.part(row * vocab, vocab));
             let mut read = |range: Range<usize>, into: &mut [f32]| {
@@ -322,12 +376,10 @@ impl Generator {
             };
             let place = sequence.tokens.len() as u64;
             let known = sampling::Known { max: stats[0], sum: stats[1], sums };
-            let (token, log_prob) =
-                sampling::sample(&mut read, &mut self.logits, known, &sequence.sampling, place);
+            let (token, log_prob) = sampling::sample(&mut read, &mut self.logits, known, &sampling, place);
             sequence.tokens.push(token);
-            let finished = sequence.tokens.len() - sequence.prompt >= sequence.max_new_tokens
+            let finished = sequence.tokens.len() - sequence.prompt >= max_new_tokens
                 || sequence.tokens.len() >= self.plan.context;
-            let cached = sequence.cached.unwrap_or(0);
             emitted.push(Emitted { sequence: sequence.id, token, log_prob, finished, cached });
             if finished {
                 done.push(sequence.id);
@@ -336,6 +388,11 @@ impl Generator {
         done.into_iter().for_each(|id| self.remove(id));
         emitted.sort_by_key(|e| e.sequence);
         Ok(emitted)
+    }
+
+    /// What the last step embedded; the sequences are gone.
+    pub fn take_embedded(&mut self) -> Vec<Embedded> {
+        std::mem::take(&mut self.embedded)
     }
 
     /// What the last step computed.
@@ -424,6 +481,7 @@ impl Generator {
             let seen = SequenceState {
                 id: s.id,
                 total: s.tokens.len(),
+                answers: s.wanted.is_answer(),
                 computed: s.computed,
                 blocks: s.blocks.len(),
                 alone: self.blocks.held_by(1, &s.blocks),
@@ -445,6 +503,13 @@ impl Generator {
             max_sequences: self.plan.max_sequences,
             max_batch_tokens: self.plan.max_batch_tokens,
         }
+    }
+}
+
+impl Wanted {
+    /// Whether tokens follow.
+    fn is_answer(self) -> bool {
+        matches!(self, Wanted::Tokens(..))
     }
 }
 

@@ -14,6 +14,8 @@ pub struct SequenceState {
     pub id: u64,
     /// Tokens known: prompt and answer so far.
     pub total: usize,
+    /// Whether more follow.
+    pub answers: bool,
     /// Tokens in the cache; of one that waits, those of its beginning that are kept there.
     pub computed: usize,
     /// Blocks that hold them.
@@ -96,10 +98,11 @@ pub fn schedule(state: &State) -> StepPlan {
     let mut running = alive.iter().filter(|&&a| a).count();
     plan.run.extend(chosen.into_iter().flatten());
 
-    // New sequences begin only where the whole prompt and one more token have room, and never in place of one
-    // that was just sent away.
+    // New sequences begin only where the whole prompt and one more token (where one follows) have room, and never in
+    // place of one that was just sent away.
     for sequence in &state.waiting {
-        let needed = sequence.alone + more_blocks(sequence, sequence.total + 1 - sequence.computed);
+        let most = sequence.total + usize::from(sequence.answers);
+        let needed = sequence.alone + more_blocks(sequence, most - sequence.computed);
         if running == state.max_sequences || rows_left == 0 || needed > free || !plan.preempt.is_empty() {
             break;
         }
@@ -121,7 +124,7 @@ mod tests {
 
     fn sequence(id: u64, total: usize, computed: usize) -> SequenceState {
         let blocks = computed.div_ceil(BLOCK);
-        SequenceState { id, total, computed, blocks, alone: blocks }
+        SequenceState { id, total, answers: true, computed, blocks, alone: blocks }
     }
 
     fn state(running: &[SequenceState], waiting: &[SequenceState], free_blocks: usize) -> State {
@@ -162,6 +165,13 @@ mod tests {
         assert_eq!(run(&plan), []);
         let plan = schedule(&state(&[], &[sequence(1, 47, 0), sequence(2, 3, 0)], 3));
         assert_eq!(run(&plan), [(1, 32, 2)]);
+    }
+
+    #[test]
+    fn a_prompt_that_nothing_follows_needs_no_room_for_more() {
+        let prompt = SequenceState { answers: false, ..sequence(1, 48, 0) };
+        assert_eq!(run(&schedule(&state(&[], &[prompt], 2))), []);
+        assert_eq!(run(&schedule(&state(&[], &[prompt], 3))), [(1, 32, 2)]);
     }
 
     #[test]

@@ -33,6 +33,17 @@ pub struct Emitted {
     pub cached: usize,
 }
 
+/// The embedding of a prompt that a step has read to its end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedded {
+    /// The sequence, which is gone.
+    pub sequence: u64,
+    /// `[hidden]`, of length 1; not finite where the model's numbers are not.
+    pub vector: Vec<f32>,
+    /// As of [`Emitted`].
+    pub cached: usize,
+}
+
 /// What a step computed, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StepTokens {

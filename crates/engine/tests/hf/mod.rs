@@ -95,10 +95,10 @@ impl Expected {
             .collect()
     }
 
-    /// Rows of logits, one for each position.
-    pub fn logits(&self, name: &str, vocab: usize) -> Vec<Vec<f64>> {
+    /// Rows of `width` numbers, one for each position.
+    pub fn rows(&self, name: &str, width: usize) -> Vec<Vec<f64>> {
         let tensor = self.0.get(name).unwrap();
-        wide(tensor.dtype, tensor.bytes).chunks_exact(vocab).map(<[f64]>::to_vec).collect()
+        wide(tensor.dtype, tensor.bytes).chunks_exact(width).map(<[f64]>::to_vec).collect()
     }
 }
 
