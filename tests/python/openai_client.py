@@ -5,6 +5,7 @@ The server has the model `base`, whose context is 256 tokens of one byte each, a
 """
 
 import concurrent.futures
+import struct
 import sys
 
 import openai
@@ -97,6 +98,24 @@ def refused(error, code, param, call, *arguments, **settings):
         raise AssertionError(f"{code} was expected")
 
 
+def embed(given, **more):
+    return client.embeddings.create(**{"model": "base", "input": given, **more})
+
+
+def embeddings():
+    # The client asks for base64 where nothing is said.
+    answer = embed(["one", "two", "one"])
+    vectors = [item.embedding for item in answer.data]
+    assert [item.index for item in answer.data] == [0, 1, 2] and vectors[0] == vectors[2] != vectors[1]
+    assert abs(sum(x * x for x in vectors[0]) - 1) < 1e-6, vectors[0]
+    assert answer.model == "base" and answer.usage.prompt_tokens == answer.usage.total_tokens == 9
+    # As f32: a float's decimals are the shortest that read back to it.
+    plain = embed("two", encoding_format="float", dimensions=32, user="somebody").data[0].embedding
+    assert struct.pack("32f", *plain) == struct.pack("32f", *vectors[1])
+    assert embed([list(b"two")]).data[0].embedding == vectors[1]
+    assert embed("two", model="team/tuned").data[0].embedding != vectors[1]
+
+
 def errors():
     refused(openai.NotFoundError, "model_not_found", "model", chat, model="bose")
     refused(openai.BadRequestError, "decimal_above_max_value", "temperature", chat, temperature=3)
@@ -108,7 +127,11 @@ def errors():
     refused(openai.BadRequestError, "context_length_exceeded", "messages", chat, messages=[TALK[1]] * 20)
     refused(openai.BadRequestError, "context_length_exceeded", "prompt", complete, prompt="x" * 300)
     refused(openai.BadRequestError, "array_above_max_length", "stop", complete, stop=["a", "b", "c", "d", "e"])
-    refused(openai.NotFoundError, "unknown_url", None, client.embeddings.create, model="base", input="x")
+    refused(openai.NotFoundError, "model_not_found", "model", embed, "x", model="bose")
+    refused(openai.BadRequestError, "empty_string", "input", embed, "")
+    refused(openai.BadRequestError, "context_length_exceeded", "input[1]", embed, ["x", "x" * 300])
+    refused(openai.BadRequestError, "unsupported_value", "dimensions", embed, "x", dimensions=8)
+    refused(openai.NotFoundError, "unknown_url", None, client.images.generate, model="base", prompt="x")
 
 
 def together():
@@ -120,6 +143,6 @@ def together():
         assert list(pool.map(ask, range(8))) == alone
 
 
-for part in [models, answers, streams, stops, errors, together]:
+for part in [models, answers, streams, stops, embeddings, errors, together]:
     part()
 print("all is well")

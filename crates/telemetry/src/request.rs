@@ -25,6 +25,8 @@ impl Operation {
     pub const CHAT: Self = Self { name: "chat", route: "/v1/chat/completions" };
     /// A completion.
     pub const COMPLETION: Self = Self { name: "text_completion", route: "/v1/completions" };
+    /// Embeddings.
+    pub const EMBEDDINGS: Self = Self { name: "embeddings", route: "/v1/embeddings" };
 }
 
 /// Where a request stands: in its client's trace, and with a span of ours where there is a tracer. Whoever drops the last clone ends

@@ -1,4 +1,4 @@
-//! Answers in the shapes of OpenAI's API, whole or as server-sent events.
+//! Generated answers in the shapes of OpenAI's API, whole or as server-sent events.
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
@@ -19,7 +19,7 @@ use super::mailbox::{Delivery, Finish, Mailbox};
 
 const USAGE: HeaderName = HeaderName::from_static(USAGE_HEADER);
 
-/// Which of the two endpoints was asked.
+/// Which of the two endpoints that generate was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `/v1/chat/completions`
@@ -112,7 +112,7 @@ pub fn streamed(frame: Frame, mailbox: Mailbox, include_usage: bool) -> Response
 }
 
 /// The header or trailer for the gateway.
-fn told(usage: Usage) -> Option<(HeaderName, HeaderValue)> {
+pub fn told(usage: Usage) -> Option<(HeaderName, HeaderValue)> {
     Some((USAGE, HeaderValue::from_str(&usage.to_string()).ok()?))
 }
 

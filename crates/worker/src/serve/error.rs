@@ -65,6 +65,14 @@ impl ApiError {
         Self::field(param, "context_length_exceeded", message)
     }
 
+    /// An input to be embedded is longer than the context. `param` is where it stands.
+    pub fn input_too_long(param: &str, context: usize, tokens: usize) -> Self {
+        let message = format!(
+            "This model's maximum context length is {context} tokens; your {param} has {tokens}. Shorten it."
+        );
+        Self::field(param, "context_length_exceeded", message)
+    }
+
     /// The URL or the method is not this API's.
     pub fn unknown_url(method: &str, path: &str) -> Self {
         let path: String = path.chars().take(200).collect();

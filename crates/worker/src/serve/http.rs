@@ -6,6 +6,7 @@ use std::time::Instant;
 use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -14,18 +15,19 @@ use axum::{Json, Router};
 use lathe_contract::Scope;
 use lathe_http::read_body;
 use lathe_telemetry::opentelemetry::KeyValue;
-use lathe_telemetry::{RequestTrace, SdkTracer, genai};
+use lathe_telemetry::{Operation, RequestTrace, SdkTracer, genai};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::adapters::Adapters;
 use super::answer::{self, Endpoint, Frame};
 use super::door::{Door, Place};
-use super::engine::{Engine, Job, Resident};
+use super::embeddings::embeddings;
+use super::engine::{Engine, Job};
 use super::error::ApiError;
 use super::load::{LoadMeter, orca};
 use super::mailbox::mailbox;
-use super::prompt::{Prompter, Tokens};
+use super::prompt::Prompter;
 use super::request;
 use super::stops::StopFilter;
 use crate::control::{self, Control};
@@ -64,6 +66,8 @@ pub struct App {
     pub created: i64,
     /// Which weights and which program.
     pub fingerprint: String,
+    /// Numbers of an embedding.
+    pub hidden: usize,
     /// Longest body.
     pub body_limit: usize,
 }
@@ -75,6 +79,7 @@ pub fn router(front: Arc<Front>) -> Router {
     Router::new()
         .route(Endpoint::Chat.operation().route, post(chat))
         .route(Endpoint::Completion.operation().route, post(completion))
+        .route(Operation::EMBEDDINGS.route, post(embeddings))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .fallback(async |method: Method, uri: Uri| ApiError::unknown_url(method.as_str(), uri.path()))
@@ -107,9 +112,16 @@ async fn completion(State(front): State<Arc<Front>>, request: Request) -> Result
 }
 
 async fn answer(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Result<Response, ApiError> {
-    let operation = Some(endpoint.operation());
-    let trace = RequestTrace::begin(front.tracer.as_ref(), request.headers(), operation);
-    let answered = answered(front, endpoint, request, trace.clone()).await;
+    let trace = front.begins(request.headers(), endpoint.operation());
+    traced(trace.clone(), answered(front, endpoint, request, trace)).await
+}
+
+/// A refusal is the last word of the request's spans.
+pub async fn traced(
+    trace: Option<RequestTrace>,
+    answered: impl Future<Output = Result<Response, ApiError>>,
+) -> Result<Response, ApiError> {
+    let answered = answered.await;
     if let (Err(error), Some(trace)) = (&answered, &trace) {
         error.traced(trace);
     }
@@ -124,14 +136,18 @@ async fn answered(
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let app = front.app()?;
-    app.door.check()?;
-    let (parts, body) = request.into_parts();
-    check_json(&parts.headers)?;
-    let limit = app.body_limit;
-    let body = read_body(&parts.headers, body, limit, |_| Ok(())).await;
-    let body = body.map_err(|error| ApiError::of_body(error, limit))?;
-    let place = app.door.enter()?;
-    let Prepared { request, adapter, tokens, place } = prepare(&front, endpoint, body, place).await?;
+    let (parts, body, place) = let_in(app, request).await?;
+    let work = move |app: &App| {
+        let context = app.prompter.context;
+        let request = match endpoint {
+            Endpoint::Chat => request::chat(&body, context)?,
+            Endpoint::Completion => request::completion(&body, context)?,
+        };
+        let adapter = app.adapters.resolve(&request.model)?;
+        let tokens = app.prompter.read(&request, jiff::Timestamp::now())?;
+        Ok((request, adapter, tokens, place))
+    };
+    let (request, adapter, tokens, place) = judge(&front, work).await?;
     let (poster, mailbox) = mailbox();
     let prefix = match endpoint {
         Endpoint::Chat => "chatcmpl",
@@ -145,25 +161,14 @@ async fn answered(
         fingerprint: app.fingerprint.clone(),
         prompt_tokens: tokens.prompt.len(),
     };
-    // The gateway's, by which its usage log is joined with this one.
-    let request_id =
-        parts.headers.get("x-request-id").and_then(|id| id.to_str().ok()).filter(|id| id.len() <= 64);
-    tracing::debug!(
-        id = frame.id,
-        model = frame.model,
-        prompt_tokens = frame.prompt_tokens,
-        stream = request.stream,
-        request_id,
-        trace_id = trace.as_ref().map(|trace| tracing::field::display(trace.id())),
-        "asked"
-    );
-    if let Some(trace) = &trace {
-        trace.asks_for(endpoint.operation(), &frame.model);
-        trace.set([
-            KeyValue::new(genai::RESPONSE_MODEL, frame.model.clone()),
-            KeyValue::new(genai::RESPONSE_ID, frame.id.clone()),
-        ]);
+    Asked {
+        operation: endpoint.operation(),
+        id: &frame.id,
+        model: &frame.model,
+        prompt_tokens: frame.prompt_tokens,
+        stream: request.stream,
     }
+    .tell(&parts.headers, trace.as_ref());
     app.engine.generate(Job {
         prompt: tokens.prompt,
         adapter,
@@ -187,40 +192,67 @@ async fn answered(
     Ok(response)
 }
 
-struct Prepared {
-    request: request::Request,
-    adapter: Option<Arc<Resident>>,
-    tokens: Tokens,
-    place: Place,
+/// A request's head, its body and its place.
+pub async fn let_in(app: &App, request: Request) -> Result<(Parts, Bytes, Place), ApiError> {
+    app.door.check()?;
+    let (parts, body) = request.into_parts();
+    check_json(&parts.headers)?;
+    let limit = app.body_limit;
+    let body = read_body(&parts.headers, body, limit, |_| Ok(())).await;
+    let body = body.map_err(|error| ApiError::of_body(error, limit))?;
+    Ok((parts, body, app.door.enter()?))
 }
 
 /// Judges and tokenises on a thread that may take its time. It ends by itself where the client has left, and keeps the
-/// request's place until then.
-async fn prepare(
+/// request's place, which `work` holds, until then.
+pub async fn judge<T: Send + 'static>(
     front: &Arc<Front>,
-    endpoint: Endpoint,
-    body: Bytes,
-    place: Place,
-) -> Result<Prepared, ApiError> {
+    work: impl FnOnce(&App) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
     let turns = Arc::clone(&front.app()?.tokenising);
     let turn = turns.acquire_owned().await.map_err(|_| ApiError::internal())?;
     let front = Arc::clone(front);
     let work = move || {
         let _turn = turn;
-        let app = front.app()?;
-        let context = app.prompter.context;
-        let request = match endpoint {
-            Endpoint::Chat => request::chat(&body, context)?,
-            Endpoint::Completion => request::completion(&body, context)?,
-        };
-        let adapter = app.adapters.resolve(&request.model)?;
-        let tokens = app.prompter.read(&request, jiff::Timestamp::now())?;
-        Ok(Prepared { request, adapter, tokens, place })
+        work(front.app()?)
     };
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
         tracing::error!(%panic, "reading a request panicked");
         Err(ApiError::internal())
     })
+}
+
+/// What is said of a request that goes to the engine.
+pub struct Asked<'a> {
+    /// Its endpoint.
+    pub operation: Operation,
+    /// The answer's id.
+    pub id: &'a str,
+    /// The model id.
+    pub model: &'a str,
+    /// Tokens that are to be read.
+    pub prompt_tokens: usize,
+    /// Whether the answer comes as it grows.
+    pub stream: bool,
+}
+
+impl Asked<'_> {
+    /// To the log and to the request's span.
+    pub fn tell(self, headers: &HeaderMap, trace: Option<&RequestTrace>) {
+        let Asked { operation, id, model, prompt_tokens, stream } = self;
+        // The gateway's, by which its usage log is joined with this one.
+        let request_id =
+            headers.get("x-request-id").and_then(|id| id.to_str().ok()).filter(|id| id.len() <= 64);
+        let trace_id = trace.map(|trace| tracing::field::display(trace.id()));
+        tracing::debug!(id, model, prompt_tokens, stream, request_id, trace_id, "asked");
+        if let Some(trace) = trace {
+            trace.asks_for(operation, model);
+            trace.set([
+                KeyValue::new(genai::RESPONSE_MODEL, model.to_owned()),
+                KeyValue::new(genai::RESPONSE_ID, id.to_owned()),
+            ]);
+        }
+    }
 }
 
 fn check_json(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -273,7 +305,16 @@ impl Front {
         checked.map_err(|refusal| ApiError::unauthorized(format!("Not allowed: {}.", refusal.0)))
     }
 
-    fn app(&self) -> Result<&App, ApiError> {
+    /// Its span, where spans are made.
+    pub fn begins(&self, headers: &HeaderMap, operation: Operation) -> Option<RequestTrace> {
+        RequestTrace::begin(self.tracer.as_ref(), headers, Some(operation))
+    }
+
+    /// What answers need.
+    ///
+    /// # Errors
+    /// 503 until the model is there.
+    pub fn app(&self) -> Result<&App, ApiError> {
         self.app
             .get()
             .ok_or_else(|| ApiError::unavailable("model_not_ready", "The model is being loaded; ask again."))

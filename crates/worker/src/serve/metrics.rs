@@ -145,6 +145,13 @@ impl Metrics {
         self.finished.get_or_create(&Finished { finished_reason }).inc();
     }
 
+    /// A prompt was read, of which so many tokens came from the cache.
+    pub fn read(&self, prompt: usize, cached: usize) {
+        self.prompt_tokens.inc_by(prompt as u64);
+        self.prefix_queries.inc_by(prompt as u64);
+        self.prefix_hits.inc_by(cached as u64);
+    }
+
     /// The key-value cache has so many `blocks` of so many tokens. The label is vLLM's, on a CPU too.
     pub fn cache_has(&self, blocks: usize, tokens: usize) {
         let labels = CacheConfig { block_size: tokens as u64, num_gpu_blocks: blocks as u64 };

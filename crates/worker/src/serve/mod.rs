@@ -2,7 +2,7 @@
 //!
 //! [`http`] judges requests and answers them, [`door`] bounds how many there are, [`engine`] is the one thread that
 //! computes, [`adapters`] says which model ids there are. A request goes: door, JSON to a bounded request, tokens, the
-//! engine's queue, one batched step after the other, text, event, usage.
+//! engine's queue, one batched step after the other, text, event, usage; [`embeddings`] goes the same way, to vectors.
 //!
 //! **Invariants.** Nothing that a client sends reaches the engine unjudged, nothing that a client does stops another's
 //! answer, and nothing is held for a client without a bound.
@@ -10,6 +10,7 @@ mod adapters;
 mod answer;
 mod control;
 mod door;
+mod embeddings;
 mod engine;
 mod error;
 mod http;
@@ -21,6 +22,7 @@ mod prompt;
 mod rate;
 mod request;
 mod stops;
+mod vectors;
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -337,6 +339,7 @@ async fn start(
         base: task.model_id.clone(),
         created: jiff::Timestamp::now().as_second(),
         fingerprint,
+        hidden: shape.hidden,
         // A token is seldom more than 16 bytes, and JSON can write a character in six.
         body_limit: prompter.context.saturating_mul(64).clamp(1 << 20, lathe_http::MAX_BODY),
         prompter,

@@ -1,9 +1,12 @@
-//! A request's prompt to tokens, and the room that the context leaves for an answer.
+//! A request's prompt or inputs to tokens, and the room that the context leaves for an answer.
 use lathe_engine::files::{ChatTemplate, FileError, Tokenizer};
 use std::sync::Arc;
 
 use super::error::ApiError;
-use super::request::{Prompt, Request};
+use super::request::{Content, Input, Prompt, Request};
+
+/// Tokens of all inputs of a request for embeddings, as OpenAI; one input may always fill the context.
+const MAX_INPUT_TOKENS: usize = 300_000;
 
 /// What turns prompts into tokens.
 #[derive(Debug)]
@@ -45,18 +48,51 @@ impl Prompter {
                 ("messages", self.encode(&text, false, "messages")?)
             }
             Prompt::Text(text) => ("prompt", self.encode(text, true, "prompt")?),
-            Prompt::Tokens(tokens) => ("prompt", self.known(tokens)?),
+            Prompt::Tokens(tokens) => ("prompt", self.known(tokens, "prompt")?),
         };
-        let prompt = match (prompt.is_empty(), self.bos) {
-            (true, Some(bos)) => vec![bos],
+        self.room(param, self.begun(prompt, param)?, request)
+    }
+
+    /// The tokens of inputs to be embedded, each at most the context: of a text what the tokenizer makes of it, which for
+    /// some models begins or ends with a special token, and nothing beside it.
+    ///
+    /// # Errors
+    /// 400: an input is too long, or all together are; a token that the model does not have.
+    pub fn read_inputs(&self, inputs: &[Input]) -> Result<Vec<Vec<u32>>, ApiError> {
+        let mut total = 0;
+        let read = |Input { path, content }: &Input| {
+            let tokens = match content {
+                Content::Tokens(tokens) => self.known(tokens, path)?,
+                Content::Text(text) => self.encode(text, true, path)?,
+            };
+            let tokens = self.begun(tokens, path)?;
+            if tokens.len() > self.context {
+                return Err(ApiError::input_too_long(path, self.context, tokens.len()));
+            }
+            total += tokens.len();
+            let most = MAX_INPUT_TOKENS.max(self.context);
+            if total > most {
+                let message = format!(
+                    "Invalid 'input': all inputs together must have at most {most} tokens; send several requests."
+                );
+                return Err(ApiError::field("input", "max_tokens_per_request", message));
+            }
+            Ok(tokens)
+        };
+        inputs.iter().map(read).collect()
+    }
+
+    /// Never nothing.
+    fn begun(&self, tokens: Vec<u32>, param: &str) -> Result<Vec<u32>, ApiError> {
+        match (tokens.is_empty(), self.bos) {
+            (true, Some(bos)) => Ok(vec![bos]),
             (true, None) => {
                 let message =
                     format!("Invalid '{param}': it has no tokens, and this model has none to begin with.");
-                return Err(ApiError::field(param, "empty_prompt", message));
+                Err(ApiError::field(param, "empty_prompt", message))
             }
-            (false, _) => prompt,
-        };
-        self.room(param, prompt, request)
+            (false, _) => Ok(tokens),
+        }
     }
 
     fn room(&self, param: &str, prompt: Vec<u32>, request: &Request) -> Result<Tokens, ApiError> {
@@ -80,11 +116,11 @@ impl Prompter {
         Ok(self.tokenizer.encode(text, special).map_err(|error| refused(param, &error))?.ids)
     }
 
-    fn known(&self, tokens: &[u32]) -> Result<Vec<u32>, ApiError> {
+    fn known(&self, tokens: &[u32], param: &str) -> Result<Vec<u32>, ApiError> {
         match tokens.iter().position(|&token| token as usize >= self.vocab) {
             None => Ok(tokens.to_vec()),
             Some(at) => {
-                let path = format!("prompt[{at}]");
+                let path = format!("{param}[{at}]");
                 let message = format!(
                     "Invalid '{path}': token {} is not below the size of this model's vocabulary, {}.",
                     tokens[at], self.vocab

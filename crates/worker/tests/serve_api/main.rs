@@ -1,6 +1,7 @@
 //! The server on real sockets, asked by real clients.
 mod adapters;
 mod answers;
+mod embeddings;
 mod load;
 mod model;
 mod openai;

@@ -83,7 +83,14 @@ async fn every_refusal_has_its_status_param_and_code() {
             json!("prompt"),
             json!("missing_required_parameter"),
         ),
-        ("/v1/embeddings", json!({}), 404, Value::Null, json!("unknown_url")),
+        (
+            "/v1/embeddings",
+            json!({"model": "bose", "input": "x"}),
+            404,
+            json!("model"),
+            json!("model_not_found"),
+        ),
+        ("/v1/images/generations", json!({}), 404, Value::Null, json!("unknown_url")),
         ("/v1/models", json!({}), 405, Value::Null, json!("method_not_supported")),
     ];
     for (path, body, status, param, code) in table {

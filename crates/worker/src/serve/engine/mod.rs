@@ -1,9 +1,10 @@
 //! The engine's thread: it alone owns the [`lathe_engine::Generator`] and is spoken to by commands.
 //!
 //! A round is: take the commands, forget those whose clients left, fill free sequences from the queue, one batched
-//! forward pass, hand each token to its client. Nothing in a round waits for a client.
+//! forward pass, hand each token and each embedding to its client. Nothing in a round waits for a client.
 mod capacity;
 mod learning;
+mod queue;
 mod round;
 mod sequence;
 mod warm_up;
@@ -27,6 +28,8 @@ use super::metrics::Metrics;
 use super::stops::StopFilter;
 use crate::failure::{Done, Halt};
 
+pub use queue::EmbedJob;
+
 /// A way to speak to the engine's thread.
 #[derive(Clone, Debug)]
 pub struct Engine {
@@ -45,7 +48,7 @@ pub struct Setup {
     pub metrics: Arc<Metrics>,
 }
 
-/// One request, judged and turned into tokens.
+/// A request for an answer, judged and turned into tokens.
 #[derive(Debug)]
 pub struct Job {
     /// At least one token, and fewer than the context.
@@ -94,6 +97,7 @@ pub struct Resident {
 #[derive(Debug)]
 enum Command {
     Generate(Box<Job>),
+    Embed(EmbedJob),
     AddAdapter {
         key: u64,
         adapter: Box<Adapter>,
@@ -174,6 +178,11 @@ impl Engine {
     /// Queues a request. Where the thread is gone the job's poster says so to its client.
     pub fn generate(&self, job: Job) {
         self.send(Command::Generate(Box::new(job)));
+    }
+
+    /// As [`Engine::generate`].
+    pub fn embed(&self, job: EmbedJob) {
+        self.send(Command::Embed(job));
     }
 
     /// Makes an adapter resident under a name; `key` must never be used twice.

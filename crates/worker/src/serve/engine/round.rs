@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use lathe_engine::{Adapter, AdapterId, Emitted, Generator, Model};
+use lathe_engine::{Adapter, AdapterId, Embedded, Emitted, Generator, Model};
 
 use super::capacity::{Measurement, PAUSE, Pieces};
 use super::learning::Learner;
-use super::sequence::{Sequence, Surroundings};
+use super::queue::{Running, Waiting};
+use super::sequence::Surroundings;
 use super::warm_up::warm_up;
-use super::{Command, Commands, Job, Setup};
+use super::{Command, Commands, Setup};
 use crate::failure::{Done, Halt};
 use crate::serve::error::ApiError;
 
@@ -20,8 +21,8 @@ pub struct Round {
     generator: Generator,
     setup: Setup,
     /// Those that wait, the oldest first.
-    queue: VecDeque<Box<Job>>,
-    running: BTreeMap<u64, Sequence>,
+    queue: VecDeque<Waiting>,
+    running: BTreeMap<u64, Running>,
     /// Adapters by key, kept beside the engine so that it can be built anew.
     adapters: BTreeMap<u64, (AdapterId, Box<Adapter>)>,
     next: u64,
@@ -122,7 +123,8 @@ impl Round {
             measurement.pause(&mut self.generator);
         }
         match command {
-            Command::Generate(job) => self.queue.push_back(job),
+            Command::Generate(job) => self.queue.push_back(Waiting::Answer(job)),
+            Command::Embed(job) => self.queue.push_back(Waiting::Embeddings(job)),
             Command::AddAdapter { key, adapter, reply } => {
                 let added = self.generator.add_adapter(&adapter);
                 drop(reply.send(added.map(|id| drop(self.adapters.insert(key, (id, adapter))))));
@@ -146,21 +148,17 @@ impl Round {
         let metrics = &self.setup.metrics;
         let now = Instant::now();
         self.queue.retain(|job| {
-            let stays = !job.poster.is_gone();
+            let stays = !job.is_gone();
             if !stays {
-                metrics.finished("abort");
-                if let Some(trace) = &job.trace {
-                    trace.fails("abort");
-                    trace.end();
-                }
+                job.forget(metrics);
             }
             stays
         });
-        for (&id, sequence) in self.running.iter_mut().filter(|(_, sequence)| sequence.poster.is_gone()) {
-            sequence.end(Err(ApiError::internal()), "abort", metrics, now);
+        // Looked at once: whoever leaves meanwhile is forgotten next time, in the engine too.
+        for (id, mut sequence) in self.running.extract_if(.., |_, sequence| sequence.is_gone()) {
+            sequence.fail(ApiError::internal(), "abort", metrics, now);
             self.generator.remove(id);
         }
-        self.running.retain(|_, sequence| !sequence.poster.is_gone());
     }
 
     /// Gives the engine as many sequences as it decodes at a time; it finds room in its cache for them itself.
@@ -169,7 +167,7 @@ impl Round {
             let Some(job) = self.queue.pop_front() else { return };
             let id = self.next;
             self.next += 1;
-            let adapter = match &job.adapter {
+            let adapter = match job.adapter() {
                 None => Ok(None),
                 Some(resident) => match self.adapters.get(&resident.key) {
                     Some((id, _)) => Ok(Some(*id)),
@@ -178,7 +176,7 @@ impl Round {
             };
             let generator = &mut self.generator;
             let added = adapter.and_then(|adapter| {
-                let add = || generator.add_shared(id, &job.prompt, adapter, job.sampling, job.max_tokens);
+                let add = || job.add(generator, id, adapter);
                 match catch_unwind(AssertUnwindSafe(add)) {
                     Ok(added) => added.map_err(|error| error.to_string()),
                     Err(_) => Err("the engine panicked over it".to_owned()),
@@ -186,15 +184,14 @@ impl Round {
             });
             match added {
                 Ok(()) => {
-                    let setup = &self.setup;
-                    let sequence = Sequence::new(*job, &setup.metrics, Instant::now());
-                    self.running.insert(id, sequence);
+                    let (begun, rest) = job.begin(&self.setup.metrics, Instant::now());
+                    self.running.extend(begun.map(|sequence| (id, sequence)));
+                    self.queue.extend(rest);
                 }
                 // What clients can do wrong was refused before; this is ours.
                 Err(error) => {
                     tracing::error!(error, "the engine did not take a request");
-                    self.setup.metrics.finished("error");
-                    job.refuse(ApiError::internal());
+                    job.refuse(ApiError::internal(), "error", &self.setup.metrics);
                 }
             }
         }
@@ -214,7 +211,8 @@ impl Round {
         }));
         match stepped {
             Ok(Ok(emitted)) => {
-                self.deliver(&emitted);
+                let embedded = self.generator.take_embedded();
+                self.deliver(&emitted, embedded);
                 if let Some(capacity) =
                     self.learner.step(Instant::now(), sequences, self.generator.last_step())
                 {
@@ -274,12 +272,12 @@ impl Round {
         true
     }
 
-    fn deliver(&mut self, emitted: &[Emitted]) {
+    fn deliver(&mut self, emitted: &[Emitted], embedded: Vec<Embedded>) {
         let setup = &self.setup;
         let around =
             Surroundings { eos: &setup.eos, load: &setup.load, metrics: &setup.metrics, now: Instant::now() };
         for token in emitted {
-            let Some(sequence) = self.running.get_mut(&token.sequence) else { continue };
+            let Some(Running::Answer(sequence)) = self.running.get_mut(&token.sequence) else { continue };
             let take = || sequence.take(token, &around);
             let over = catch_unwind(AssertUnwindSafe(take)).unwrap_or_else(|_| {
                 // Its poster's drop tells the client.
@@ -293,12 +291,17 @@ impl Round {
                 self.generator.remove(token.sequence);
             }
         }
+        for embedded in embedded {
+            if let Some(Running::Embedding(part)) = self.running.remove(&embedded.sequence) {
+                part.take(embedded, &around);
+            }
+        }
     }
 
     fn fail_running(&mut self) {
         let now = Instant::now();
         for sequence in std::mem::take(&mut self.running).values_mut() {
-            sequence.end(Err(ApiError::internal()), "error", &self.setup.metrics, now);
+            sequence.fail(ApiError::internal(), "error", &self.setup.metrics, now);
         }
     }
 
@@ -350,12 +353,11 @@ impl Round {
     fn abort(&mut self, why: &ApiError) {
         let now = Instant::now();
         for job in std::mem::take(&mut self.queue) {
-            self.setup.metrics.finished("abort");
-            job.refuse(why.clone());
+            job.refuse(why.clone(), "abort", &self.setup.metrics);
         }
         for (id, mut sequence) in std::mem::take(&mut self.running) {
             self.generator.remove(id);
-            sequence.end(Err(why.clone()), "abort", &self.setup.metrics, now);
+            sequence.fail(why.clone(), "abort", &self.setup.metrics, now);
         }
     }
 
@@ -366,15 +368,15 @@ impl Round {
         }
         let Setup { load, metrics, plan, .. } = &self.setup;
         let capacity = self.generator.capacity();
-        let waiting = self.queue.len() + capacity.waiting;
+        let waiting = self.queue.iter().map(Waiting::count).sum::<usize>() + capacity.waiting;
         let used = capacity.total_blocks.saturating_sub(capacity.free_blocks);
         let usage = used as f64 / capacity.total_blocks.max(1) as f64;
         load.holds(capacity.running, waiting, usage);
         metrics.running.set(capacity.running as i64);
         metrics.waiting.set(waiting as i64);
         metrics.cache_usage.set(usage);
-        let running = names(self.running.values().map(|sequence| sequence.adapter.as_ref()));
-        let queued = names(self.queue.iter().map(|job| job.adapter.as_ref()));
+        let running = names(self.running.values().map(Running::adapter));
+        let queued = names(self.queue.iter().map(Waiting::adapter));
         let names = (running, queued);
         if self.told.as_ref() != Some(&names) {
             let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

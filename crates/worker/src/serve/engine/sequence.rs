@@ -141,9 +141,7 @@ impl Sequence {
                 self.first = Some(now);
                 metrics.first_token.observe(seconds(self.arrived, now));
                 metrics.prefill.observe(seconds(self.started, now));
-                metrics.prompt_tokens.inc_by(self.prompt_tokens as u64);
-                metrics.prefix_queries.inc_by(self.prompt_tokens as u64);
-                metrics.prefix_hits.inc_by(cached as u64);
+                metrics.read(self.prompt_tokens, cached);
             }
             Some(_) => metrics.inter_token.observe(seconds(self.last, now)),
         }
@@ -184,6 +182,7 @@ impl Sequence {
     }
 }
 
-fn seconds(from: Instant, to: Instant) -> f64 {
+/// As the metrics have it.
+pub fn seconds(from: Instant, to: Instant) -> f64 {
     to.saturating_duration_since(from).as_secs_f64()
 }

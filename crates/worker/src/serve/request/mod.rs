@@ -1,4 +1,6 @@
-//! A request's JSON to a [`Request`] in which every number is bounded: the one place where what clients send is judged.
+//! A request's JSON to a [`Request`], or to [`embeddings::Embeddings`], in which every number is bounded: the one place where
+//! what clients send is judged.
+mod embeddings;
 mod fields;
 mod sampling;
 
@@ -8,6 +10,7 @@ use lathe_engine::files::Message;
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
+pub use embeddings::{Content, Encoding, Input, embeddings};
 use fields::{Fields, counted, kind, list, string, wrong_type};
 pub use sampling::Settings;
 
@@ -133,11 +136,11 @@ fn prompt(value: &RawValue, context: usize) -> Result<Prompt, ApiError> {
         "an array" => {
             let (items, total) = counted("prompt", value, context)?;
             match (kind(items[0]), items.as_slice()) {
-                ("a number", _) => tokens("prompt", &items, total, context),
+                ("a number", _) => prompt_tokens("prompt", &items, total, context),
                 ("a string", [text]) => string("prompt[0]", text).map(|text| Prompt::Text(text.into_owned())),
                 ("an array", [inner]) => {
                     let (items, total) = counted("prompt[0]", inner, context)?;
-                    tokens("prompt[0]", &items, total, context)
+                    prompt_tokens("prompt[0]", &items, total, context)
                 }
                 ("a string" | "an array", _) => Err(ApiError::field(
                     "prompt",
@@ -151,10 +154,14 @@ fn prompt(value: &RawValue, context: usize) -> Result<Prompt, ApiError> {
     }
 }
 
-fn tokens(path: &str, items: &[&RawValue], total: usize, context: usize) -> Result<Prompt, ApiError> {
+fn prompt_tokens(path: &str, items: &[&RawValue], total: usize, context: usize) -> Result<Prompt, ApiError> {
     if total > items.len() {
         return Err(ApiError::context_exceeded("prompt", context, total, None));
     }
+    tokens(path, items).map(Prompt::Tokens)
+}
+
+fn tokens(path: &str, items: &[&RawValue]) -> Result<Vec<u32>, ApiError> {
     let token = |(at, item): (usize, &&RawValue)| {
         let path = format!("{path}[{at}]");
         let number = fields::integer(&path, item)?;
@@ -163,7 +170,7 @@ fn tokens(path: &str, items: &[&RawValue], total: usize, context: usize) -> Resu
             ApiError::field(path, "invalid_value", message)
         })
     };
-    items.iter().enumerate().map(token).collect::<Result<_, _>>().map(Prompt::Tokens)
+    items.iter().enumerate().map(token).collect()
 }
 
 fn stream(fields: &Fields) -> Result<(bool, bool), ApiError> {
