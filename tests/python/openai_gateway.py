@@ -30,6 +30,11 @@ chunks = list(stream)
 assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == said, chunks
 assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens, chunks[-1]
 
+embedded = client.embeddings.create(model=model, input=["a red lamp", "a blue chair", "a red lamp"])
+lamp, chair, again = [item.embedding for item in embedded.data]
+assert lamp == again != chair and len(lamp) == len(chair), embedded
+assert embedded.model == model.split("/")[-1] and embedded.usage.total_tokens == embedded.usage.prompt_tokens > 0, embedded
+
 try:
     client.chat.completions.create(**(question | {"model": "no-such-model"}))
     raise AssertionError("a model that is not there answers")

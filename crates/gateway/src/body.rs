@@ -23,27 +23,41 @@ const USUAL_ANSWER: u64 = 256;
 /// What an estimate counts at most: nobody is charged for a number that no context has.
 const MOST_TOKENS: u64 = 1 << 20;
 
-/// Which of the two endpoints was asked.
+/// Which of the endpoints was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `/v1/chat/completions`
     Chat,
     /// `/v1/completions`
     Completion,
+    /// `/v1/embeddings`
+    Embeddings,
 }
 
 impl Endpoint {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Endpoint::Chat, Endpoint::Completion, Endpoint::Embeddings];
+
     /// Its name and path.
     pub fn operation(self) -> Operation {
         match self {
             Endpoint::Chat => Operation::CHAT,
             Endpoint::Completion => Operation::COMPLETION,
+            Endpoint::Embeddings => Operation::EMBEDDINGS,
         }
     }
 
     /// That of a path.
     pub fn of(path: &str) -> Option<Self> {
-        [Endpoint::Chat, Endpoint::Completion].into_iter().find(|endpoint| endpoint.operation().route == path)
+        Self::ALL.into_iter().find(|endpoint| endpoint.operation().route == path)
+    }
+
+    /// Whether an answer is generated, in pieces where the client wants it so.
+    fn generates(self) -> bool {
+        match self {
+            Endpoint::Chat | Endpoint::Completion => true,
+            Endpoint::Embeddings => false,
+        }
     }
 }
 
@@ -73,6 +87,8 @@ struct Fields<'a> {
     messages: Option<&'a RawValue>,
     #[serde(borrow)]
     prompt: Option<&'a RawValue>,
+    #[serde(borrow)]
+    input: Option<&'a RawValue>,
     #[serde(borrow)]
     max_tokens: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -115,21 +131,23 @@ impl Question {
         let prompt = match endpoint {
             Endpoint::Chat => fields.messages,
             Endpoint::Completion => fields.prompt,
+            Endpoint::Embeddings => fields.input,
         };
         let limit = [fields.max_completion_tokens, fields.max_tokens].into_iter().flatten();
-        let answer = limit.filter_map(|raw| raw.get().parse::<u64>().ok()).next().unwrap_or(USUAL_ANSWER);
+        let limit = limit.filter_map(|raw| raw.get().parse::<u64>().ok()).next();
+        let answer = if endpoint.generates() { limit.unwrap_or(USUAL_ANSWER) } else { 0 };
         let asked = prompt.map_or(0, |prompt| prompt.get().len() as u64 / 4).min(MOST_TOKENS);
         let answer = answer.clamp(u64::from(asked == 0), MOST_TOKENS - asked);
         let estimate = Usage { prompt: asked, completion: answer, cached: 0 };
         let beginning = match (prompt, endpoint) {
             (Some(messages), Endpoint::Chat) => opening(messages.get()),
-            (Some(prompt), Endpoint::Completion) => prompt.get(),
+            (Some(prompt), Endpoint::Completion | Endpoint::Embeddings) => prompt.get(),
             (None, _) => "",
         };
         let beginning = &beginning.as_bytes()[..beginning.len().min(BEGINNING)];
         let beginning = if beginning.is_empty() { Bytes::new() } else { body.slice_ref(beginning) };
         let model_at = place(&body, raw.get());
-        let stream = fields.stream.is_some_and(|raw| raw.get() == "true");
+        let stream = endpoint.generates() && fields.stream.is_some_and(|raw| raw.get() == "true");
         // Whatever else it is says nothing of whom.
         let user = fields.user.and_then(|raw| serde_json::from_str(raw.get()).ok());
         Ok(Self { model, beginning, estimate, stream, user, model_at, body })
@@ -203,8 +221,11 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Question, ApiError> {
-        let chat = text.contains("\"messages\":");
-        let endpoint = if chat { Endpoint::Chat } else { Endpoint::Completion };
+        let endpoint = match text {
+            _ if text.contains("\"messages\":") => Endpoint::Chat,
+            _ if text.contains("\"input\":") => Endpoint::Embeddings,
+            _ => Endpoint::Completion,
+        };
         Question::parse(Bytes::copy_from_slice(text.as_bytes()), endpoint)
     }
 
@@ -269,8 +290,17 @@ mod tests {
     #[case::absurd(r#""max_tokens":18446744073709551615"#, MOST_TOKENS)]
     #[case::nonsense(r#""max_tokens":-5"#, USUAL_ANSWER)]
     #[case::nothing(r#""max_tokens":0"#, 1)]
+    #[case::embedded(r#""input":["01234567"],"max_tokens":100"#, 3)]
+    #[case::embedded_nothing(r#""input":"""#, 1)]
     fn what_a_request_will_take(#[case] fields: &str, #[case] tokens: u64) {
         assert_eq!(parse(&format!(r#"{{"model":"m",{fields}}}"#)).unwrap().estimate.total(), tokens);
+    }
+
+    #[test]
+    fn an_embedding_is_no_stream_and_its_replica_is_chosen_by_what_is_embedded() {
+        let read = parse(r#"{"model":"m","input":["a","b"],"prompt":"c","stream":true}"#).unwrap();
+        assert_eq!((read.stream, &read.beginning[..]), (false, &br#"["a","b"]"#[..]));
+        assert!(parse(r#"{"model":"m","prompt":"c","stream":true}"#).unwrap().stream);
     }
 
     #[rstest]

@@ -3,6 +3,7 @@ mod browser;
 mod canary;
 mod clients;
 mod collector;
+mod embeddings;
 mod failures;
 mod holds;
 mod page;

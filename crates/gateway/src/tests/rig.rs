@@ -220,7 +220,11 @@ impl Rig {
     }
 
     pub fn post(&self, body: &Value) -> reqwest::RequestBuilder {
-        let request = self.client.post(format!("{}/v1/completions", self.url));
+        self.post_to("/v1/completions", body)
+    }
+
+    pub fn post_to(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
+        let request = self.client.post(format!("{}{path}", self.url));
         request.bearer_auth(new_key([1; 32]).0).json(body)
     }
 
