@@ -82,7 +82,9 @@ impl Waiting {
     /// The sequence that the engine has taken, and what is left.
     pub fn begin(self, metrics: &Metrics, now: Instant) -> (Option<Running>, Option<Waiting>) {
         match self {
-            Waiting::Answer(job) => (Some(Running::Answer(Sequence::new(*job, metrics, now))), None),
+            Waiting::Answer(job) => {
+                (Some(Running::Answer(Box::new(Sequence::new(*job, metrics, now)))), None)
+            }
             Waiting::Embeddings(mut job) => {
                 metrics.queue.observe(seconds(job.arrived, now));
                 job.poster.begin(now);
@@ -127,7 +129,7 @@ impl Waiting {
 /// A sequence in the engine.
 #[derive(Debug)]
 pub enum Running {
-    Answer(Sequence),
+    Answer(Box<Sequence>),
     Embedding(Part),
 }
 
