@@ -32,6 +32,10 @@ fn ask(input: Value) -> Value {
     json!({"model": "base", "input": input})
 }
 
+fn items(answer: &Value) -> &[Value] {
+    answer["data"].as_array().expect("a list")
+}
+
 fn vector(item: &Value) -> Vec<f32> {
     serde_json::from_value(item["embedding"].clone()).expect("numbers")
 }
@@ -49,7 +53,7 @@ async fn an_answer_has_openais_shape() {
     assert_eq!((&answer["object"], &answer["model"]), (&json!("list"), &json!("base")));
     // The text's bytes, one token each, and nothing before or behind them.
     assert_eq!(answer["usage"], json!({"prompt_tokens": 5, "total_tokens": 5}));
-    let [item] = answer["data"].as_array().expect("a list").as_slice() else { panic!("{answer}") };
+    let [item] = items(&answer) else { panic!("{answer}") };
     assert_eq!((&item["object"], &item["index"]), (&json!("embedding"), &json!(0)));
     let vector = vector(item);
     let length = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
@@ -70,7 +74,7 @@ async fn text_or_tokens_one_or_many_have_the_same_vectors_in_their_order() {
     let mixed = json!([texts[0], tokens[1], texts[2], tokens[3]]);
     for many in [json!(texts), json!(tokens), mixed] {
         let answer = server.embed(ask(many)).await;
-        let data = answer["data"].as_array().expect("a list");
+        let data = items(&answer);
         assert_eq!(
             data.iter().map(|item| item["index"].as_u64()).collect::<Vec<_>>(),
             [0, 1, 2, 3].map(Some)
@@ -89,9 +93,7 @@ async fn base64_holds_the_bytes_of_the_same_numbers() {
     let floats = server.embed(body.clone()).await;
     body["encoding_format"] = json!("base64");
     let packed = server.embed(body).await;
-    for (float, packed) in
-        std::iter::zip(floats["data"].as_array().unwrap(), packed["data"].as_array().unwrap())
-    {
+    for (float, packed) in std::iter::zip(items(&floats), items(&packed)) {
         let bytes = STANDARD.decode(packed["embedding"].as_str().expect("base64")).expect("base64");
         let numbers: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         assert_eq!(numbers, vector(float));
@@ -111,8 +113,7 @@ async fn many_inputs_are_the_same_beside_answers_as_alone() {
         |n: usize| json!({"model": "base", "prompt": "q".repeat(n + 1), "max_tokens": 40, "seed": n});
     let answers = futures::future::join_all((0..8).map(|n| server.complete(answer(n))));
     let (together, _) = tokio::join!(server.embed(ask(json!(inputs))), answers);
-    let together: Vec<Value> =
-        together["data"].as_array().expect("a list").iter().map(|item| item["embedding"].clone()).collect();
+    let together: Vec<Value> = items(&together).iter().map(|item| item["embedding"].clone()).collect();
     assert_eq!(together, alone);
 }
 
@@ -238,5 +239,5 @@ async fn numbers_that_are_not_finite_are_an_error_of_those_alone_who_asked() {
     body["model"] = json!("team/broken");
     let (refused, whole) = tokio::join!(server.post(PATH, &body), server.embed(ask(json!(["a", "b"]))));
     assert_eq!((refused.0, &refused.1["error"]["code"]), (500, &json!("internal_error")));
-    assert_eq!(whole["data"].as_array().map(Vec::len), Some(2));
+    assert_eq!(items(&whole).len(), 2);
 }
