@@ -36,6 +36,7 @@ async fn story(session: &Session, gateway: &Gateway, key: &str) -> Result<()> {
     tune::apply(session, &["Job", "Model"]).await?;
     session.apply(&tune::job("first", 1)?).await?;
     let first = session.wait("Model", "first-model", "Ready", "True").await?;
+    losses(session, gateway, key).await?;
     session.apply(&shop()?).await?;
     session.wait("InferenceService", "shop", "Ready", "True").await?;
     let load = Load::start(clients(CLIENTS, Duration::ZERO), gateway, key);
@@ -50,6 +51,8 @@ async fn story(session: &Session, gateway: &Gateway, key: &str) -> Result<()> {
     step("other adapters", &load, other_adapters(session, &load, &first["spec"]["source"])).await?;
     step("a drained node", &load, drained(session)).await?;
     step("a gateway rolled over", &load, gateway_rolled()).await?;
+    // Handed over anew, though the job is long over.
+    losses(session, gateway, key).await?;
     let before = load.tally();
     ensure!(before.broken.is_empty(), "streams broke off, though nobody was killed: {:#?}", before.broken);
     step("a killed worker", &load, killed(session)).await?;
@@ -179,6 +182,16 @@ async fn gateway_rolled() -> Result<()> {
     })
     .await??;
     Ok(())
+}
+
+/// The page has the losses of the job that was over before anybody asked for them.
+async fn losses(session: &Session, gateway: &Gateway, key: &str) -> Result<()> {
+    let path = format!("/lathe/v1/jobs/{}/first/losses", session.namespace);
+    poll("the losses of the job", || async {
+        let (_, told) = gateway.get(&path, Some(key)).await?;
+        Ok(told["points"].as_array().is_some_and(|points| points.len() > 1).then_some(()))
+    })
+    .await
 }
 
 /// A worker dies in the middle of its answers.
