@@ -1,7 +1,7 @@
 //! The gateway as its clients see it: an address, and keys.
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::{
     Api, Client,
@@ -90,6 +90,24 @@ impl Gateway {
         let (status, text) = self.ask(body, Some(key)).await?;
         ensure!(status == 200, "{status}: {text}");
         whole(&text)
+    }
+
+    /// Posts a streamed chat completion, and returns as its first token comes.
+    ///
+    /// # Errors
+    /// It is refused, or ends without one.
+    pub async fn first_token(&self, body: &Value, key: &str) -> Result<()> {
+        let request = self.client.post(self.url("/v1/chat/completions")).json(body).bearer_auth(key);
+        let mut response = request.send().await?.error_for_status()?;
+        let mut text = String::new();
+        while let Some(chunk) = response.chunk().await? {
+            text.push_str(&String::from_utf8_lossy(&chunk));
+            ensure!(!text.contains("\"error\""), "{text}");
+            if text.contains("\"content\":\"") && !text.ends_with("\"content\":\"") {
+                return Ok(());
+            }
+        }
+        bail!("a stream without a token: {text}")
     }
 
     /// Gets JSON.

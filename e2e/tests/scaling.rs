@@ -1,5 +1,9 @@
 //! Replicas that follow token throughput on a real node, with nothing else installed: from zero by one request that is held, up
 //! under load, back to one, to zero, and no request lost on the way.
+mod scaling {
+    pub mod measured;
+}
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -55,6 +59,17 @@ async fn story(session: &Session, gateway: &Gateway, key: &str) -> Result<()> {
     load.all_answered().await?;
     session.reason("InferenceService", "shop", "Ready", "True", "ScaledToZero").await?;
     until_replicas(session, "shop", 0).await
+}
+
+#[tokio::test]
+#[ignore = "a measurement, not a test: cargo xtask bench scaling"]
+async fn how_fast_replicas_follow() -> Result<()> {
+    with_gateway("scaling-bench", async |session, gateway, key| {
+        tune::prepare(session).await?;
+        session.apply(&shop()?).await?;
+        scaling::measured::all(session, gateway, key).await
+    })
+    .await
 }
 
 /// Clients that ask again and again: more than two replicas have sequences for.

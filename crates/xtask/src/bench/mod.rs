@@ -14,6 +14,7 @@ mod proc;
 pub(crate) mod process;
 mod profile;
 mod report;
+mod scaling;
 mod stats;
 pub(crate) mod table;
 mod work;
@@ -35,7 +36,7 @@ use machine::Machine;
 use models::Model;
 use table::Table;
 
-/// Measure speed and memory, of the engine, the operator and the gateway.
+/// Measure speed and memory, of the engine, the operator and the gateway, and how fast replicas follow a load.
 #[derive(clap::Args)]
 pub struct Args {
     /// This part alone.
@@ -71,17 +72,21 @@ enum Part {
     Operator,
     /// Requests and streams, beside nginx and LiteLLM (fetches them once).
     Gateway,
+    /// From zero, and up under load, on a cluster of its own (needs root); by its name alone.
+    Scaling,
 }
 
 impl Part {
+    /// Those that need no cluster.
     const ALL: [Self; 3] = [Self::Engine, Self::Operator, Self::Gateway];
 
-    /// The program that is measured.
-    fn program(self) -> &'static str {
+    /// The program that is measured, where it is one.
+    fn program(self) -> Option<&'static str> {
         match self {
-            Self::Engine => "lathe-worker",
-            Self::Operator => "lathe-operator",
-            Self::Gateway => "lathe-gateway",
+            Self::Engine => Some("lathe-worker"),
+            Self::Operator => Some("lathe-operator"),
+            Self::Gateway => Some("lathe-gateway"),
+            Self::Scaling => None,
         }
     }
 }
@@ -106,7 +111,7 @@ pub fn run(args: &Args) -> Result<()> {
         !args.peers || args.part == Some(Part::Engine),
         "--peers goes with the engine: cargo xtask bench engine --peers"
     );
-    let parts = Part::ALL.into_iter().filter(|part| args.part.is_none_or(|only| only == *part));
+    let parts = args.part.map_or(Part::ALL.to_vec(), |only| vec![only]).into_iter();
     let machine = Machine::here();
     ui::heading(&format!("{}, {} cores, {}", machine.processor, machine.cores, machine.features.join(" ")));
     let minutes = |part| match (part, args.quick) {
@@ -118,23 +123,31 @@ pub fn run(args: &Args) -> Result<()> {
         (Part::Operator, false) => 8,
         (Part::Gateway, true) => 2,
         (Part::Gateway, false) => 6,
+        (Part::Scaling, true) => 5,
+        (Part::Scaling, false) => 11,
     };
     let total: u32 = parts.clone().map(minutes).sum();
     ui::heading(&format!("about {total} minutes on 2 cores, and up to 10 more where nothing is built yet"));
-    let packages: Vec<_> = parts.clone().map(Part::program).collect();
-    let step = ui::step(format!("build {}", packages.join(", ")));
-    step.expect("up to 10 minutes from scratch on 2 cores");
-    let built = programs::workspace(&packages)?;
-    step.done("");
+    let packages: Vec<_> = parts.clone().filter_map(Part::program).collect();
+    let mut built = Vec::new();
+    if !packages.is_empty() {
+        let step = ui::step(format!("build {}", packages.join(", ")));
+        step.expect("up to 10 minutes from scratch on 2 cores");
+        built = programs::workspace(&packages)?;
+        step.done("");
+    }
+    let mut built = built.into_iter();
 
     let mut all = Vec::new();
-    for (part, program) in parts.zip(built) {
+    for part in parts {
+        let mut program = || built.next().context("cargo built fewer programs than were asked for");
         let load = machine::load();
         let mut found = match part {
-            Part::Engine if args.peers => peers::run(program, args.quick, args.rounds.map(usize::from))?,
-            Part::Engine => engine_part(&program, args)?,
-            Part::Operator => operator::run(&program, args.quick)?,
-            Part::Gateway => gateway::run(&program, args.quick)?,
+            Part::Engine if args.peers => peers::run(program()?, args.quick, args.rounds.map(usize::from))?,
+            Part::Engine => engine_part(&program()?, args)?,
+            Part::Operator => operator::run(&program()?, args.quick)?,
+            Part::Gateway => gateway::run(&program()?, args.quick)?,
+            Part::Scaling => scaling::run(args.quick)?,
         };
         found.loads[0] = load;
         found.tables.iter().for_each(|table| println!("\n{}", table.text()));

@@ -1,7 +1,7 @@
 //! The layers that need a Kubernetes: an API server alone, and real nodes.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, bail, ensure};
@@ -103,6 +103,22 @@ pub fn e2e(programs: &[TestProgram]) -> Result<()> {
             ended.into_iter().filter_map(|ended| Some(format!("{:#}", ended.err()?))).collect();
         ensure!(failed.is_empty(), "{}", failed.join("; "));
         Ok(())
+    })
+}
+
+/// Runs something against a cluster of one node that has these images, with the environment that tests get.
+///
+/// # Errors
+/// Its own, or the cluster does not come up.
+pub fn on_one_node(
+    name: &str,
+    archives: &[PathBuf],
+    run: impl FnOnce(&[(&'static str, String)]) -> Result<()>,
+) -> Result<()> {
+    let options = cluster::Options { name: name.to_owned(), nodes: 1, fleet: 0 };
+    with_cluster(&toolchain::KUBERNETES, &options, |cluster| {
+        archives.iter().try_for_each(|archive| cluster.import_image(archive))?;
+        run(&environment(cluster)?)
     })
 }
 

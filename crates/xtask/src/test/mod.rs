@@ -1,8 +1,8 @@
 //! `cargo xtask test`: every test, in layers, from the cheapest that can catch the bug.
 
 mod chart;
-mod clusters;
-mod programs;
+pub(crate) mod clusters;
+pub(crate) mod programs;
 
 use std::process::Command;
 use std::time::Instant;
