@@ -118,7 +118,10 @@ pub mod tests {
         curves.reported(job, &Report { progress: progress(points), ..Report::default() });
     }
 
-    fn told(curves: &Curves, after: u64) -> (u64, Vec<(String, Vec<(i64, f64)>)>) {
+    /// Curves by uid.
+    type Told = Vec<(String, Vec<(i64, f64)>)>;
+
+    fn told(curves: &Curves, after: u64) -> (u64, Told) {
         let (last, told) = curves.after(after).unwrap_or_default();
         (last, told.curves.into_iter().map(|curve| (curve.uid, curve.points)).collect())
     }
