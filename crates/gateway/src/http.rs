@@ -99,14 +99,15 @@ pub fn service(
     service_fn(move |request: Request<Incoming>| {
         let (gateway, draining) = (Arc::clone(&gateway), draining.clone());
         let route = Endpoint::of(request.uri().path()).ok_or_else(|| router.clone());
-        async move {
+        // A connection keeps room for its service's future, also while a stream goes on for long: here that is a pointer's.
+        Box::pin(async move {
             let mut response = match route {
                 Ok(endpoint) => asked(&gateway, endpoint, request).await,
                 Err(router) => router.call(request).await?,
             };
             last_answer(&draining, &mut response);
             Ok(response)
-        }
+        })
     })
 }
 
