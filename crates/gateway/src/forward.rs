@@ -47,6 +47,8 @@ const GONE: Duration = Duration::from_secs(30);
 const PROBE: Duration = Duration::from_secs(10);
 /// A whole answer's head comes when the answer is written.
 const HEAD: Duration = Duration::from_secs(900);
+/// Of an answer, what is read before it is passed on; its head must fit.
+const READ_AHEAD: usize = 32 << 10;
 /// Longest error that is read to find out what it is.
 const MAX_ERROR: usize = 64 << 10;
 const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
@@ -139,6 +141,8 @@ impl Forwarder {
             // It sends a request again itself where a pooled connection was closed before anything was written to it.
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
+            // A thousand streams that are read faster than they can be passed on hold no more.
+            .http1_max_buf_size(READ_AHEAD)
             .build(connector);
         Self { client, tokens }
     }
