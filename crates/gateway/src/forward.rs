@@ -192,6 +192,7 @@ impl Forwarder {
                 // An adapter that is not there yet, or never comes, is no fault of the replica. One that has just started may be
                 // the only one without it.
                 Asked::Lacks(kept) => {
+                    balance.with(|b| b.answered(replica, sent));
                     last.add(Why::Unavailable, Reply::Said(kept));
                     next = match tries.another_for_what_it_lacks() {
                         true => choose(&mut sides, now),
@@ -313,9 +314,15 @@ impl Asked {
 struct Last(Option<(Why, Reply)>);
 
 impl Last {
-    /// That one replica does not have what is asked, says less than any other word.
+    /// That a replica does not know what is asked, says less than that another one does and cannot give it yet.
     fn add(&mut self, why: Why, reply: Reply) {
-        if self.0.as_ref().is_none_or(|(_, said)| said.status() == StatusCode::NOT_FOUND) {
+        let unknown = |said: &Reply| said.status() == StatusCode::NOT_FOUND;
+        let says_more = match &self.0 {
+            None => true,
+            // Somebody is there: whoever else cannot be reached is no reason to wait for one.
+            Some((_, said)) => unknown(said) && why != Why::Nobody,
+        };
+        if says_more {
             self.0 = Some((why, reply));
         }
     }
@@ -361,7 +368,7 @@ impl Tries {
     /// A request for what no replica has must not go to all of them.
     fn another_for_what_it_lacks(&mut self) -> bool {
         self.lacking += 1;
-        self.lacking < LACKING
+        self.lacking < LACKING && self.resets == 0
     }
 }
 

@@ -3,7 +3,7 @@ pub mod handed;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, select_all};
@@ -46,6 +46,9 @@ pub struct Job {
     pub losses: Vec<(i64, f64)>,
 }
 
+/// Losses that wait for their job.
+const EARLY: usize = 1000;
+
 type ByName = BTreeMap<String, Arc<Job>>;
 
 /// The jobs that there are, by namespace and name.
@@ -55,6 +58,8 @@ pub struct Jobs(Arc<Known>);
 #[derive(Debug, Default)]
 struct Known {
     jobs: RwLock<BTreeMap<String, ByName>>,
+    /// Losses of jobs that no watch has told of yet, by namespace and name.
+    early: Mutex<BTreeMap<(String, String), JobCurve>>,
     /// Whether each watch has told all that there are.
     listed: AtomicBool,
 }
@@ -94,22 +99,40 @@ impl Jobs {
         jobs
     }
 
-    /// The losses of a job; of one that is not known they are nobody's.
+    /// The losses of a job, or of one that will be known in a moment.
     pub fn plot(&self, curve: JobCurve) {
-        self.change(|all| {
+        let unknown = self.change(|all| {
             let job = all.get_mut(&curve.namespace).and_then(|jobs| jobs.get_mut(&curve.name));
-            if let Some(job) = job.filter(|job| job.uid == curve.uid) {
+            let Some(job) = job.filter(|job| job.uid == curve.uid) else { return Some(curve) };
+            // A new leader knows fewer points of a job that is over.
+            let last = |points: &[(i64, f64)]| points.last().map(|(step, _)| *step);
+            if curve.points.len() >= job.losses.len() || last(&curve.points) != last(&job.losses) {
                 Arc::make_mut(job).losses = curve.points;
             }
+            None
         });
+        let Some(curve) = unknown else { return };
+        let mut early = self.early();
+        if early.len() < EARLY {
+            early.insert((curve.namespace.clone(), curve.name.clone()), curve);
+        }
+    }
+
+    fn early(&self) -> MutexGuard<'_, BTreeMap<(String, String), JobCurve>> {
+        self.0.early.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A job as it is now.
     pub fn saw(&self, object: &FineTuneJob) {
         let Some(mut job) = Job::of(object) else { return };
+        let early = self.early().remove(&(job.namespace.clone(), job.name.clone()));
+        if let Some(curve) = early.filter(|curve| curve.uid == job.uid) {
+            job.losses = curve.points;
+        }
         self.change(|all| {
             let jobs = all.entry(job.namespace.clone()).or_default();
-            if let Some(known) = jobs.get(&job.name).filter(|known| known.uid == job.uid) {
+            let known = jobs.get(&job.name).filter(|known| known.uid == job.uid && job.losses.is_empty());
+            if let Some(known) = known {
                 job.losses.clone_from(&known.losses);
             }
             jobs.insert(job.name.clone(), Arc::new(job));
@@ -139,8 +162,8 @@ impl Jobs {
     }
 
     /// Every change is whole.
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<String, ByName>)) {
-        change(&mut self.0.jobs.write().unwrap_or_else(PoisonError::into_inner));
+    fn change<T>(&self, change: impl FnOnce(&mut BTreeMap<String, ByName>) -> T) -> T {
+        change(&mut self.0.jobs.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -257,10 +280,18 @@ mod tests {
             jobs.plot(JobCurve { namespace: namespace.to_owned(), name: "tone".to_owned(), uid, points });
         };
         let uid = || job("a", "tone", json!({})).uid();
-        plot("a", uid(), &[(1, 9.0)]);
-        jobs.saw(&job("a", "tone", json!({})));
         let losses = || jobs.get("a", "tone").unwrap().losses.clone();
-        assert_eq!(losses(), [], "it was not known yet");
+        // Told before its watch told of it, and of another one of the name.
+        plot("a", Some("another".to_owned()), &[(1, 9.0)]);
+        plot("a", uid(), &[(1, 3.5)]);
+        jobs.saw(&job("a", "tone", json!({})));
+        assert_eq!(losses(), [(1, 3.5)]);
+        plot("a", uid(), &[(1, 3.5), (5, 3.0), (10, 2.5)]);
+        // As a new leader knows it.
+        plot("a", uid(), &[(1, 3.5), (10, 2.5)]);
+        assert_eq!(losses(), [(1, 3.5), (5, 3.0), (10, 2.5)]);
+        // It goes on from a checkpoint.
+        plot("a", uid(), &[(1, 3.5)]);
         plot("a", uid(), &[(1, 3.5), (10, 2.5)]);
         plot("b", uid(), &[(1, 7.0)]);
         plot("a", Some("another".to_owned()), &[(1, 7.0)]);

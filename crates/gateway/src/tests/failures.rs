@@ -139,6 +139,16 @@ async fn what_no_replica_has_is_asked_of_three_of_them(
 }
 
 #[tokio::test]
+async fn what_one_lacks_and_nobody_else_can_be_asked_for_is_not_there_yet() {
+    let lacks = Replica::start(Act::Says(error(404, "model_not_found", ""))).await;
+    let rig = start(&[lacks.address, Replica::nobody()]).await;
+    for prompt in 0..10 {
+        let (status, body) = rig.complete(&prompt.to_string()).await;
+        assert_eq!((status, &body["error"]["code"]), (503, &json!("model_not_ready")));
+    }
+}
+
+#[tokio::test]
 async fn that_one_replica_lacks_it_is_told_only_where_the_others_say_nothing_else() {
     let (lacks, full) = (
         Replica::start(Act::Says(error(404, "model_not_found", ""))).await,

@@ -2,7 +2,11 @@
 //!
 //! Beside that it is handed the loss curves that it does not know yet. A gateway answers as soon as a second is over, so there is one call a second to each, whatever the number of services and of
 //! their pods. It is asked by its pod's IP with a token of the operator; what it says is bounded in bytes and time.
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt as _, pin_mut};
 use jiff::Timestamp;
@@ -26,6 +30,8 @@ use crate::{
 
 /// Between two calls to one gateway, however soon it answers.
 const PAUSE: Duration = Duration::from_millis(20);
+/// After losses were not taken: a gateway that has just started does not know its jobs yet.
+const NO_CURVES: Duration = Duration::from_secs(3);
 /// After a call that failed.
 const AGAIN: Duration = Duration::from_secs(1);
 /// A pod on a node that is gone makes no event when its time is over.
@@ -106,17 +112,24 @@ fn awaited(pod: &Pod, now: Seconds) -> Option<Awaited> {
 /// Asks one gateway again and again.
 async fn ask(context: Arc<Context>, uid: String, ip: String) {
     let (traffic, metrics) = (&context.traffic, &context.health.metrics.scaling);
-    let (mut known, mut handed) = (TrafficQuery::default(), 0);
+    let (mut known, mut handed, mut next_try) = (TrafficQuery::default(), 0, Instant::now());
     loop {
         let answer = context.channel.traffic(&ip, &known).await;
         metrics.asked(answer.is_ok());
         match answer {
             Ok(answer) => {
                 // One that started anew knows no curve.
-                handed = if answer.instance == known.instance { handed } else { 0 };
-                handed = hand_over(&context, &ip, handed).await;
+                if answer.instance != known.instance {
+                    (handed, next_try) = (0, Instant::now());
+                }
                 known = TrafficQuery { instance: answer.instance.clone(), after: answer.second };
                 traffic.hear(&uid, answer);
+                if next_try <= Instant::now() {
+                    match hand_over(&context, &ip, handed).await {
+                        Some(last) => handed = last,
+                        None => next_try = Instant::now() + NO_CURVES,
+                    }
+                }
                 tokio::time::sleep(PAUSE).await;
             }
             Err(error) => {
@@ -128,17 +141,17 @@ async fn ask(context: Arc<Context>, uid: String, ip: String) {
     }
 }
 
-/// Hands the curves to a gateway that changed after the change of number `handed`, and returns that of the last one that it has.
-async fn hand_over(context: &Context, ip: &str, handed: u64) -> u64 {
-    let Some((last, curves)) = context.curves.after(handed) else { return handed };
+/// Hands the curves to a gateway that changed after the change of number `handed`, and returns that of the last one that it need not
+/// be handed any more; `None`: it takes none at the moment.
+async fn hand_over(context: &Context, ip: &str, handed: u64) -> Option<u64> {
+    let Some((last, curves)) = context.curves.after(handed) else { return Some(handed) };
     match context.channel.put_curves(ip, &curves).await {
-        Ok(()) => last,
-        // Of an earlier version.
-        Err(ChannelError::Refused(_, 404)) => last,
+        Ok(()) => Some(last),
+        // It is of another version, or these are too much for it: others may not be.
+        Err(ChannelError::Refused(_, 400 | 404 | 413)) => Some(last),
         Err(error) => {
-            // It may not know its jobs yet; the next round tries again.
             tracing::debug!(%ip, %error, "a gateway does not take loss curves");
-            handed
+            None
         }
     }
 }

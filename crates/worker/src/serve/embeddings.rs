@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures::stream;
 use lathe_telemetry::{Operation, RequestTrace};
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::answer::told;
 use super::engine::EmbedJob;
@@ -38,25 +39,36 @@ async fn answered(
     let work = move |app: &App| {
         let request = request::embeddings(&body, app.prompter.context, app.hidden)?;
         let adapter = app.adapters.resolve(&request.model)?;
+        let kib = (request.inputs.len() * app.hidden * size_of::<f32>()).div_ceil(1024);
+        // No request is larger than all of the room.
+        let kib = u32::try_from(kib).map_err(|_| ApiError::internal())?;
+        let room =
+            Arc::clone(&app.vectors).try_acquire_many_owned(kib).map_err(|_| ApiError::vectors_full())?;
         let inputs = app.prompter.read_inputs(&request.inputs)?;
-        Ok((request.model, request.encoding, adapter, inputs, place))
+        Ok((request.model, request.encoding, adapter, inputs, place, room))
     };
-    let (model, encoding, adapter, inputs, place) = judge(&front, work).await?;
+    let (model, encoding, adapter, inputs, place, room) = judge(&front, work).await?;
     let id = format!("embd-{:032x}", rand::random::<u128>());
     let tokens = inputs.iter().map(Vec::len).sum();
     let operation = Operation::EMBEDDINGS;
     Asked { operation, id: &id, model: &model, prompt_tokens: tokens, stream: false }
         .tell(&parts.headers, trace.as_ref());
     let (poster, awaited) = vectors::awaited(inputs.len(), tokens, arrived, place, trace);
-    app.engine.embed(EmbedJob { inputs: inputs.into_iter().enumerate().collect(), adapter, poster, arrived });
-    let mut response = answer(&model, encoding, awaited.all().await?);
+    app.engine.embed(EmbedJob::new(inputs, adapter, poster, arrived));
+    let mut response = answer(&model, encoding, awaited.all().await?, room);
     let id = HeaderValue::from_str(&id).map_err(|_| ApiError::internal())?;
     response.headers_mut().insert("x-request-id", id);
     Ok(response)
 }
 
-/// OpenAI's list, written vector by vector as the client takes it: so no second form of all of them is held.
-fn answer(model: &str, encoding: Encoding, (vectors, usage): Embeddings) -> Response {
+/// OpenAI's list, written vector by vector as the client takes it: so no second form of all of them is held. Their room is given back
+/// with the last of them.
+fn answer(
+    model: &str,
+    encoding: Encoding,
+    (vectors, usage): Embeddings,
+    room: OwnedSemaphorePermit,
+) -> Response {
     let end = json!({
         "model": model,
         "usage": {"prompt_tokens": usage.prompt, "total_tokens": usage.total()},
@@ -64,6 +76,7 @@ fn answer(model: &str, encoding: Encoding, (vectors, usage): Embeddings) -> Resp
     // Its members follow those of the list.
     let end = format!("],{}", &end.to_string()[1..]);
     let item = move |(index, vector): (usize, Vec<f32>)| {
+        let _held = &room;
         let comma = if index == 0 { "" } else { "," };
         let embedding = written(&vector, encoding);
         format!("{comma}{{\"object\":\"embedding\",\"index\":{index},\"embedding\":{embedding}}}")
@@ -103,6 +116,22 @@ fn written(vector: &[f32], encoding: Encoding) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_room_of_vectors_is_given_back_once_they_are_read() {
+        let all = Arc::new(tokio::sync::Semaphore::new(2));
+        let room = Arc::clone(&all).try_acquire_many_owned(2).expect("free");
+        let usage = lathe_contract::Usage { prompt: 3, completion: 0, cached: 0 };
+        let vectors = vec![vec![1.0], vec![2.0]];
+        let mut body = answer("m", Encoding::Float, (vectors, usage), room).into_body().into_data_stream();
+        let mut text = String::new();
+        while let Some(piece) = futures::StreamExt::next(&mut body).await {
+            text.push_str(&String::from_utf8_lossy(&piece.expect("no error")));
+            let over = text.contains("usage");
+            assert_eq!(all.available_permits(), if over { 2 } else { 0 }, "{text}");
+        }
+        assert!(text.ends_with(r#""usage":{"prompt_tokens":3,"total_tokens":3}}"#), "{text}");
+    }
 
     #[test]
     fn numbers_read_back_to_the_same_bits() {

@@ -155,6 +155,15 @@ impl ApiError {
         }
     }
 
+    /// Vectors of other requests, unread by their clients, take all the room that there is for them.
+    pub fn vectors_full() -> Self {
+        let message = "This replica holds as many embeddings for other clients as it may until they have read them. Try again in 1 s.";
+        Self {
+            retry_after: Some(1),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded"), message)
+        }
+    }
+
     /// Not now: loading, draining, or an adapter on its way.
     pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         Self {

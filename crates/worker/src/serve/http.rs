@@ -68,6 +68,8 @@ pub struct App {
     pub fingerprint: String,
     /// Numbers of an embedding.
     pub hidden: usize,
+    /// Room for the vectors of requests that are let in, until their clients have read them; in KiB.
+    pub vectors: Arc<Semaphore>,
     /// Longest body.
     pub body_limit: usize,
 }

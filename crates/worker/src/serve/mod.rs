@@ -56,6 +56,8 @@ use prompt::Prompter;
 
 /// How long connections are still taken after SIGTERM, while other nodes learn that this replica is not ready.
 const SETTLE: Duration = Duration::from_secs(5);
+/// KiB of embeddings that are held for clients at a time: four of the largest answers.
+const VECTORS: usize = 4 * lathe_http::MAX_BODY / 1024;
 /// Time to write the last words of answers that were cut off.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the first adapters are waited for: one that its server does not give must not keep the base from answering.
@@ -340,6 +342,7 @@ async fn start(
         created: jiff::Timestamp::now().as_second(),
         fingerprint,
         hidden: shape.hidden,
+        vectors: Arc::new(Semaphore::new(VECTORS)),
         // A token is seldom more than 16 bytes, and JSON can write a character in six.
         body_limit: prompter.context.saturating_mul(64).clamp(1 << 20, lathe_http::MAX_BODY),
         prompter,

@@ -98,6 +98,7 @@ async fn a_gateway_is_asked_for_what_is_not_known_yet_and_one_that_is_gone_no_mo
     let progress = lathe_contract::TrainProgress { curve: vec![(1, 2.5)], ..Default::default() };
     let report = lathe_contract::Report { progress: Some(progress), ..Default::default() };
     context.curves.reported(&crate::curves::tests::job("a", "1"), &report);
+    assert_eq!(hand_over(&context, "127.0.0.1", 0).await, None);
     let mut holds = context.traffic.holds();
     let mut loops = Loops::default();
     let pod = Awaited { uid: "p".to_owned(), ip: "127.0.0.1".to_owned(), ready: true, restarted: false };

@@ -130,7 +130,8 @@ impl Learner {
         if self.known.both().is_none() {
             learned = self.guessed.learn(seen, None);
         }
-        let (prompt, generation) = self.known.both().or_else(|| self.guessed.both())?;
+        let guessed = || self.guessed.both().or_else(|| self.guessed.of_prompts_alone());
+        let (prompt, generation) = self.known.both().or_else(guessed)?;
         learned.then_some(ReplicaCapacity { prompt, generation, sequences: self.sequences })
     }
 }
@@ -139,6 +140,14 @@ impl Figures {
     /// Tokens a second of prompts and of answers.
     fn both(&self) -> Option<(f64, f64)> {
         self.prompt.zip(self.generation)
+    }
+
+    /// The same where nothing but prompts was ever read, as where clients ask for embeddings alone: the second figure stands for
+    /// nothing that flows, and gives way to the first answers.
+    fn of_prompts_alone(&self) -> Option<(f64, f64)> {
+        let answers =
+            self.generation.is_some() || self.seen.answers.took > 0.0 || self.seen.prompts.generation > 0.0;
+        self.prompt.filter(|_| !answers).map(|prompt| (prompt, prompt / BOUND))
     }
 
     /// Whether a window changes a figure.
@@ -156,9 +165,13 @@ impl Figures {
             self.generation = towards(self.generation, generation / took, measured.map(|m| m.generation));
             changed = true;
         }
-        let Some(generation) = self.generation else { return changed };
+        let share = match self.generation {
+            Some(generation) => prompts.generation / generation,
+            None if prompts.generation == 0.0 => 0.0,
+            None => return changed,
+        };
         // Where the answers' share were all of it, `generation` would be wrong: prompts take some of the time.
-        let reading = (prompts.took - prompts.generation / generation).max(prompts.took / BOUND);
+        let reading = (prompts.took - share).max(prompts.took / BOUND);
         if reading >= LEAST {
             let Steps { prompt, .. } = std::mem::take(prompts);
             self.prompt = towards(self.prompt, prompt / reading, measured.map(|m| m.prompt));
@@ -305,6 +318,18 @@ mod tests {
         let mut machine = Machine::new(6, 700.0, 60.0);
         machine.work(60, between, 20);
         assert_eq!(machine.learner.measured(measured(1400.0, 120.0)), measured(1400.0, 120.0));
+    }
+
+    #[test]
+    fn one_that_embeds_without_a_pause_is_known_by_its_prompts_until_answers_come() {
+        let mut machine = Machine::new(7, 700.0, 60.0);
+        let end = machine.now + Duration::from_secs(30);
+        while machine.now < end {
+            machine.step(SEQUENCES, StepTokens { prompt: 200, generation: 0 });
+        }
+        machine.holds(700.0, 70.0);
+        machine.work(60, ALL, 20);
+        machine.holds(700.0, 60.0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What waits for the engine, and what is in it: answers, and embeddings.
 //!
-//! A request for embeddings gives the engine one input at a time and then stands at the end of the queue again, so that
-//! many inputs keep nobody waiting longer than one does.
+//! A request for embeddings gives the engine as many inputs as one step reads and then stands at the end of the queue again, so
+//! that many inputs keep nobody waiting longer than one prompt does.
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +13,9 @@ use super::{Job, Resident};
 use crate::serve::error::ApiError;
 use crate::serve::metrics::Metrics;
 use crate::serve::vectors::Poster;
+
+/// Tokens of one turn, where one input has no more.
+const TURN: usize = 512;
 
 /// A request for embeddings, judged and turned into tokens.
 #[derive(Debug)]
@@ -26,6 +29,20 @@ pub struct EmbedJob {
     pub poster: Poster,
     /// When the request came.
     pub arrived: Instant,
+    /// Tokens that are left of its turn.
+    turn: usize,
+}
+
+impl EmbedJob {
+    /// Of these inputs, in their order.
+    pub fn new(
+        inputs: Vec<Vec<u32>>,
+        adapter: Option<Arc<Resident>>,
+        poster: Poster,
+        arrived: Instant,
+    ) -> Self {
+        Self { inputs: inputs.into_iter().enumerate().collect(), adapter, poster, arrived, turn: TURN }
+    }
 }
 
 /// A request that waits.
@@ -88,7 +105,9 @@ impl Waiting {
             Waiting::Embeddings(mut job) => {
                 metrics.queue.observe(seconds(job.arrived, now));
                 job.poster.begin(now);
-                let part = job.inputs.pop_front().map(|(at, input)| Part {
+                let next = job.inputs.pop_front();
+                job.turn = job.turn.saturating_sub(next.as_ref().map_or(0, |(_, input)| input.len()));
+                let part = next.map(|(at, input)| Part {
                     at,
                     tokens: input.len(),
                     adapter: job.adapter.clone(),
@@ -100,6 +119,22 @@ impl Waiting {
                 (part.map(Running::Embedding), rest)
             }
         }
+    }
+
+    /// Whether the next input is its turn too.
+    pub fn has_turn(&self) -> bool {
+        match self {
+            Waiting::Answer(_) => false,
+            Waiting::Embeddings(job) => job.inputs.front().is_some_and(|(_, input)| input.len() <= job.turn),
+        }
+    }
+
+    /// It waits for another turn.
+    pub fn next_turn(mut self) -> Self {
+        if let Waiting::Embeddings(job) = &mut self {
+            job.turn = TURN;
+        }
+        self
     }
 
     /// Its client has left before its turn.
@@ -195,5 +230,35 @@ impl Part {
         metrics.finished(reason);
         metrics.e2e.observe(seconds(self.arrived, now));
         self.poster.fail(why, reason, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::door::Door;
+    use crate::serve::load::LoadMeter;
+    use crate::serve::vectors::awaited;
+
+    #[test]
+    fn a_turn_is_as_many_inputs_as_a_step_reads_and_at_least_one() {
+        let now = Instant::now();
+        let place = Door::new(1, 0, Arc::new(LoadMeter::new(now))).enter().expect("free");
+        let lengths = [1000, 200, 300, 20, 400];
+        let (poster, _awaited) = awaited(lengths.len(), 1920, now, place, None);
+        let inputs = lengths.map(|length| vec![1; length]).to_vec();
+        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default(), "m");
+        let mut rest = Some(Waiting::Embeddings(EmbedJob::new(inputs, None, poster, now)));
+        let mut turns = vec![0];
+        while let Some(job) = rest.take() {
+            let (begun, left) = job.begin(&metrics, now);
+            assert!(begun.is_some());
+            turns.last_mut().into_iter().for_each(|turn| *turn += 1);
+            rest = match left {
+                Some(left) if left.has_turn() => Some(left),
+                left => left.map(Waiting::next_turn).inspect(|_| turns.push(0)),
+            };
+        }
+        assert_eq!(turns, [1, 2, 2]);
     }
 }

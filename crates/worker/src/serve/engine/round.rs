@@ -186,7 +186,10 @@ impl Round {
                 Ok(()) => {
                     let (begun, rest) = job.begin(&self.setup.metrics, Instant::now());
                     self.running.extend(begun.map(|sequence| (id, sequence)));
-                    self.queue.extend(rest);
+                    match rest {
+                        Some(rest) if rest.has_turn() => self.queue.push_front(rest),
+                        rest => self.queue.extend(rest.map(Waiting::next_turn)),
+                    }
                 }
                 // What clients can do wrong was refused before; this is ours.
                 Err(error) => {
@@ -368,12 +371,13 @@ impl Round {
         }
         let Setup { load, metrics, plan, .. } = &self.setup;
         let capacity = self.generator.capacity();
-        let waiting = self.queue.iter().map(Waiting::count).sum::<usize>() + capacity.waiting;
+        let inputs = self.queue.iter().map(Waiting::count).sum::<usize>() + capacity.waiting;
         let used = capacity.total_blocks.saturating_sub(capacity.free_blocks);
         let usage = used as f64 / capacity.total_blocks.max(1) as f64;
-        load.holds(capacity.running, waiting, usage);
+        // Who balances and scales counts requests, of which another replica could have had one; vLLM's metrics count inputs.
+        load.holds(capacity.running, self.queue.len() + capacity.waiting, usage);
         metrics.running.set(capacity.running as i64);
-        metrics.waiting.set(waiting as i64);
+        metrics.waiting.set(inputs as i64);
         metrics.cache_usage.set(usage);
         let running = names(self.running.values().map(Running::adapter));
         let queued = names(self.queue.iter().map(Waiting::adapter));
