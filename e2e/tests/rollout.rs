@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
+use lathe_api::names;
 use lathe_e2e::{
     Session, condition,
     gateway::{Gateway, with_gateway},
@@ -87,7 +88,7 @@ async fn stable(session: &Session) -> Result<Value> {
 async fn until_gone(session: &Session) -> Result<()> {
     let api: Api<Deployment> = Api::namespaced(session.client.clone(), &session.namespace);
     poll("the candidate's Deployment to be gone", || async {
-        Ok(api.get_opt("shop-candidate").await?.is_none().then_some(()))
+        Ok(api.get_opt(&names::candidate("shop")).await?.is_none().then_some(()))
     })
     .await
 }

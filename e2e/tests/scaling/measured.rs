@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::Api;
+use lathe_api::names;
 use lathe_e2e::{
     Session,
     gateway::{Gateway, question},
@@ -37,6 +38,7 @@ pub async fn all(session: &Session, gateway: &Gateway, key: &str) -> Result<()> 
     let file = std::env::var("LATHE_FIGURES").context("LATHE_FIGURES is not set")?;
     let mut parts = Parts::default();
     for _ in 0..rounds {
+        session.reason("InferenceService", "shop", "Ready", "True", "ScaledToZero").await?;
         until_replicas(session, "shop", 0).await?;
         wake(session, gateway, key, &mut parts).await?;
         until_replicas(session, "shop", 1).await?;
@@ -73,7 +75,7 @@ async fn step(session: &Session, gateway: &Gateway, key: &str, parts: &mut Parts
     let began = Instant::now();
     let load = Load::start(crate::many(), gateway, key);
     let decided = until(|| async {
-        let replicas = deployments.get("shop").await?.spec.and_then(|spec| spec.replicas);
+        let replicas = deployments.get(&names::serve("shop")).await?.spec.and_then(|spec| spec.replicas);
         Ok(replicas.filter(|replicas| *replicas > 1).map(drop))
     })
     .await?;
