@@ -1,10 +1,8 @@
 //! Losses by step, thinned out so that a plot of any length fits a report.
+use lathe_contract::MAX_POINTS;
 use serde::{Deserialize, Serialize};
 
-/// Points that are kept.
-const MOST: usize = 200;
-
-/// At most 200 losses, evenly spaced, and always the first.
+/// At most [`MAX_POINTS`] losses, evenly spaced, and always the first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Curve {
@@ -26,7 +24,7 @@ impl Curve {
             return;
         }
         self.points.push((step as i64, loss));
-        if self.points.len() > MOST {
+        if self.points.len() > MAX_POINTS {
             self.stride *= 2;
             let stride = self.stride;
             self.points.retain(|(step, _)| ((step - 1) as u64).is_multiple_of(stride));
@@ -48,10 +46,10 @@ mod tests {
         let mut curve = Curve::default();
         for step in 1..=10_000 {
             curve.add(step, 1.0 / step as f64);
-            assert!(curve.points.len() <= MOST);
+            assert!(curve.points.len() <= MAX_POINTS);
         }
         assert_eq!(curve.points[0], (1, 1.0));
-        assert!(curve.points.len() > MOST / 2 && curve.points.last().unwrap().0 > 9_800);
+        assert!(curve.points.len() > MAX_POINTS / 2 && curve.points.last().unwrap().0 > 9_800);
         assert!(curve.points.windows(2).all(|pair| pair[1].0 - pair[0].0 == curve.stride as i64));
     }
 }

@@ -4,6 +4,7 @@ use base64::engine::general_purpose::STANDARD;
 use lathe_contract::Totals;
 use rstest::rstest;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::model::{self, BOS};
 use crate::server::{Server, adapter, launch_in, start, until, volume};
@@ -183,9 +184,8 @@ async fn all_inputs_together_are_bounded() {
     assert_eq!(answer["error"]["param"], "input");
 }
 
-#[tokio::test]
-async fn a_client_that_leaves_takes_its_inputs_with_it() {
-    let server = start(|_, task| (task.max_sequences, task.max_waiting) = (1, 1)).await;
+/// A request of 200 inputs, most of which wait.
+async fn of_many_inputs(server: &Server) -> JoinHandle<reqwest::Result<reqwest::Response>> {
     let inputs: Vec<String> = (0..200).map(|n| format!("{n:03}").repeat(300)).collect();
     let body = ask(json!(inputs));
     let asking = tokio::spawn(server.request(PATH, &body).send());
@@ -193,6 +193,13 @@ async fn a_client_that_leaves_takes_its_inputs_with_it() {
         (server.metric("vllm:num_requests_waiting").await > 100.0).then_some(())
     })
     .await;
+    asking
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_inputs_with_it() {
+    let server = start(|_, task| (task.max_sequences, task.max_waiting) = (1, 1)).await;
+    let asking = of_many_inputs(&server).await;
     asking.abort();
     // Its place is free again, and nobody waits for the rest of it.
     until("it is out of the engine", async || {
@@ -210,13 +217,7 @@ async fn a_client_that_leaves_takes_its_inputs_with_it() {
 #[tokio::test]
 async fn an_answer_does_not_wait_for_all_inputs_of_another_request() {
     let server = start(|_, task| (task.max_sequences, task.max_waiting) = (1, 4)).await;
-    let inputs: Vec<String> = (0..200).map(|n| format!("{n:03}").repeat(300)).collect();
-    let body = ask(json!(inputs));
-    let asking = tokio::spawn(server.request(PATH, &body).send());
-    until("it is in the engine", async || {
-        (server.metric("vllm:num_requests_waiting").await > 100.0).then_some(())
-    })
-    .await;
+    let asking = of_many_inputs(&server).await;
     server.greedy("base", "a", 1).await;
     assert!(server.metric("vllm:num_requests_waiting").await > 10.0, "it was answered after all the others");
     asking.abort();

@@ -1,7 +1,6 @@
 //! How fast replicas follow a load, on a real node: the worker of the image, its processor time limited as a test's is.
 
 use std::fs;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -10,7 +9,7 @@ use super::stats::Figure;
 use super::table::Table;
 use super::{Found, machine};
 use crate::test::{clusters, programs};
-use crate::{images, paths, ui};
+use crate::{images, ui};
 
 /// Brings a cluster up, lets the end-to-end test of scaling measure, and takes the cluster down.
 ///
@@ -18,10 +17,7 @@ use crate::{images, paths, ui};
 /// The cluster does not come up, or a part of it takes minutes.
 pub fn run(quick: bool) -> Result<Found> {
     let rounds = if quick { 2 } else { 5 };
-    let folder = paths::cache()?.join("images");
-    let built = images::build(images::REGISTRY)?;
-    let archives =
-        built.iter().map(|image| images::write(image, &folder)).collect::<Result<Vec<PathBuf>>>()?;
+    let archives = images::archives()?;
     let programs = programs::build()?;
     let program = programs.iter().find(|program| program.package == "lathe-e2e" && program.name == "scaling");
     let program = program.context("there is no test program lathe-e2e/scaling")?;
@@ -29,8 +25,8 @@ pub fn run(quick: bool) -> Result<Found> {
     let file = scratch.path().join("figures");
     let step = ui::step(format!("{rounds} times to zero, awake, to three replicas and back"));
     step.expect(&format!("{} minutes", 2 * rounds));
-    clusters::on_one_node("lathe-bench", &archives, |environment| {
-        let mut environment = environment.to_vec();
+    clusters::with_images("lathe-bench", 1, &archives, |cluster| {
+        let mut environment = clusters::environment(cluster)?.to_vec();
         environment.push(("LATHE_ROUNDS", rounds.to_string()));
         environment.push(("LATHE_FIGURES", file.display().to_string()));
         programs::run_all([program].into_iter(), &environment, &["--ignored", "--nocapture"])

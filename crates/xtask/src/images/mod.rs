@@ -50,6 +50,14 @@ pub fn build(registry: &str) -> Result<Vec<Image>> {
     Ok(images)
 }
 
+/// As [`build`], each as an archive in the cache.
+///
+/// # Errors
+/// As [`build`], or the cache cannot be written.
+pub fn archives() -> Result<Vec<PathBuf>> {
+    build(REGISTRY)?.iter().map(cached).collect()
+}
+
 /// The image of a pod's first process.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use anyhow::{Result, bail, ensure};
 use super::programs::{NOTHING, TestProgram, run_all};
 use crate::cluster::{self, Cluster};
 use crate::toolchain::{self, GoProgram};
-use crate::{images, paths, ui};
+use crate::{images, ui};
 
 /// Tests of xtask itself that start clusters and registries, or compile all of Lathe once more.
 pub const OF_XTASK: [&str; 3] = ["push", "lifecycle", REPRODUCIBLE];
@@ -58,9 +58,7 @@ pub fn compat(programs: &[TestProgram]) -> Result<()> {
 pub fn e2e(programs: &[TestProgram]) -> Result<()> {
     toolchain::packages(&[("docker-registry", "docker-registry"), ("skopeo", "skopeo"), ("curl", "curl")])?;
     let python = super::python()?;
-    let folder = paths::cache()?.join("images");
-    let built = images::build(images::REGISTRY)?;
-    let archives = built.iter().map(|image| images::write(image, &folder)).collect::<Result<Vec<_>>>()?;
+    let archives = images::archives()?;
     let queue = in_order(programs);
     let known = LONGEST.iter().chain(OF_XTASK.iter().filter(|name| **name != REPRODUCIBLE));
     for name in known {
@@ -68,12 +66,6 @@ pub fn e2e(programs: &[TestProgram]) -> Result<()> {
     }
     let queue = Mutex::new(queue);
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-    let cluster = |name: String, nodes: u32, tests: &dyn Fn(&Cluster) -> Result<()>| {
-        with_cluster(&toolchain::KUBERNETES, &cluster::Options { name, nodes, fleet: 0 }, |cluster| {
-            archives.iter().try_for_each(|archive| cluster.import_image(archive))?;
-            tests(cluster)
-        })
-    };
     let run = |lane: u32, program: &TestProgram, on: &Cluster| {
         let args: &[&str] = if is_own(program) { &["--include-ignored"] } else { &[] };
         let mut environment = environment(on)?.to_vec();
@@ -81,11 +73,11 @@ pub fn e2e(programs: &[TestProgram]) -> Result<()> {
         program.run_beside(lane, &environment, args)
     };
     let lane = |lane: u32| {
-        cluster(format!("lathe-test-{lane}"), 1, &|one| {
+        with_images(&format!("lathe-test-{lane}"), 1, &archives, |one| {
             let mut failed = Vec::new();
             while let Some(program) = next() {
                 let ended = match program.name == TWO_NODES {
-                    true => cluster("lathe-test-two-nodes".to_owned(), 2, &|two| run(lane, program, two)),
+                    true => with_images("lathe-test-two-nodes", 2, &archives, |two| run(lane, program, two)),
                     false => run(lane, program, one),
                 };
                 if let Err(error) = ended {
@@ -106,19 +98,20 @@ pub fn e2e(programs: &[TestProgram]) -> Result<()> {
     })
 }
 
-/// Runs something against a cluster of one node that has these images, with the environment that tests get.
+/// Runs something against a cluster that has these images.
 ///
 /// # Errors
 /// Its own, or the cluster does not come up.
-pub fn on_one_node(
+pub fn with_images(
     name: &str,
+    nodes: u32,
     archives: &[PathBuf],
-    run: impl FnOnce(&[(&'static str, String)]) -> Result<()>,
+    run: impl FnOnce(&Cluster) -> Result<()>,
 ) -> Result<()> {
-    let options = cluster::Options { name: name.to_owned(), nodes: 1, fleet: 0 };
+    let options = cluster::Options { name: name.to_owned(), nodes, fleet: 0 };
     with_cluster(&toolchain::KUBERNETES, &options, |cluster| {
         archives.iter().try_for_each(|archive| cluster.import_image(archive))?;
-        run(&environment(cluster)?)
+        run(cluster)
     })
 }
 
@@ -165,7 +158,10 @@ fn against(programs: &[TestProgram], cluster: &Cluster) -> Result<()> {
 }
 
 /// What tests are told of their cluster.
-fn environment(cluster: &Cluster) -> Result<[(&'static str, String); 4]> {
+///
+/// # Errors
+/// Helm is not built yet and does not build.
+pub fn environment(cluster: &Cluster) -> Result<[(&'static str, String); 4]> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     Ok([
         ("KUBECONFIG", text(&cluster.kubeconfig())),
