@@ -153,10 +153,12 @@ impl Run<'_> {
 
     /// Writes a checkpoint; returns its step and digest.
     fn save(&mut self, position: &Position, counters: Counters) -> Done<(u64, String)> {
+        self.is_ours()?;
+        // Before the checkpoint bears its name: who is killed in between has come this far.
+        note(self.store, COUNTERS, &counters);
         let trainer = &mut self.trainer;
         let written = self.store.write(position, |to| trainer.save_state(to));
         let digest = written.map_err(|halt| halt.of("`checkpoint.destination`"))?;
-        note(self.store, COUNTERS, &counters);
         tracing::info!(step = position.step, "checkpoint written");
         Ok((position.step, digest))
     }
