@@ -212,6 +212,24 @@ fn a_new_service_is_not_idle_since_for_ever() {
 }
 
 #[test]
+fn replicas_that_can_do_no_more_are_too_few_whatever_was_measured() {
+    let mut service = Service::new(1);
+    service.seconds(120, 0.2);
+    // Clients that wait for their answers, and half of what was measured is all that comes of it.
+    let full = |at: Seconds| Report { running: 32.0, waiting: 2.0, ..report(at, 0.3) };
+    let asked: Vec<u32> = (0..5).map(|_| service.second(full).replicas).collect();
+    assert_eq!((asked[1], asked[4]), (1, 2), "{asked:?}");
+    // With what is ready now nobody waits; and a moment of waiting is no want.
+    let mut service = Service::new(1);
+    service.seconds(120, 0.2);
+    for second in 0..60 {
+        let waiting = if second % 4 == 0 { 0.0 } else { 2.0 };
+        let decision = service.second(|at| Report { running: 32.0, waiting, ..report(at, 0.3) });
+        assert_eq!(decision.replicas, 1, "{}", decision.message);
+    }
+}
+
+#[test]
 fn who_must_not_sleep_does_not() {
     for policy in [Policy { min_replicas: 1, ..POLICY }, Policy { scale_to_zero_after: None, ..POLICY }] {
         let mut service = Service { policy, ..Service::new(1) };
