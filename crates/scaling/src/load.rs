@@ -56,7 +56,8 @@ pub(super) fn at(window: &Window, memory: &Memory, replicas: &Replicas, now: Sec
     Load {
         newest: Some(*newest),
         arriving,
-        flowing: mean(reports, |report| capacity.busy(report)).max(saturated(window, &capacity, replicas, newest.at)),
+        flowing: mean(reports, |report| capacity.busy(report))
+            .max(saturated(window, &capacity, replicas, newest.at)),
         offered: work.map(|work| arriving * work),
         behind: waits * work.unwrap_or_default() / CATCH_UP,
         slots: (newest.running + waits) / f64::from(capacity.sequences.max(1)),
