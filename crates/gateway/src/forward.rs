@@ -10,13 +10,10 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::header::RETRY_AFTER;
-use axum::http::uri::{PathAndQuery, Scheme, Uri};
+use axum::http::uri::Uri;
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode, response};
 use axum::response::IntoResponse as _;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use lathe_telemetry::Operation;
 use serde_json::Value;
 
@@ -28,27 +25,16 @@ use crate::headers;
 use crate::relay::error_event;
 use crate::table::Sides;
 use crate::tokens::Tokens;
+use crate::upstream::{Answer, Loss, Upstream};
 
-/// The body of a replica's answer.
-pub type Incoming = hyper::body::Incoming;
-
-/// Pods answer at once or not at all.
-const CONNECT: Duration = Duration::from_secs(2);
 /// All connections of one request that could not be opened may take so long together.
 const CONNECTING: Duration = Duration::from_secs(5);
 /// A request is repeated after so many replicas were lost with it.
 const RESETS: u32 = 1;
 /// So many replicas are asked for what the first of them does not have: where none of them has it, hardly anybody does.
 const LACKING: u32 = 3;
-/// A worker closes a connection that is idle for 15 s; ours goes before, so that no request meets a closing one.
-const IDLE: Duration = Duration::from_secs(10);
-/// A node that vanished is noticed so late, also by a request that waits long for its answer.
-const GONE: Duration = Duration::from_secs(30);
-const PROBE: Duration = Duration::from_secs(10);
 /// A whole answer's head comes when the answer is written.
 const HEAD: Duration = Duration::from_secs(900);
-/// Of an answer, what is read before it is passed on; its head must fit.
-const READ_AHEAD: usize = 32 << 10;
 /// Longest error that is read to find out what it is.
 const MAX_ERROR: usize = 64 << 10;
 const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,7 +42,7 @@ const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 /// Asks workers.
 #[derive(Debug)]
 pub struct Forwarder {
-    client: Client<HttpConnector, Full<Bytes>>,
+    upstream: Upstream,
     tokens: Arc<Tokens>,
 }
 
@@ -79,7 +65,7 @@ pub struct Outgoing {
 #[derive(Debug)]
 pub enum Attempt {
     /// A replica answers it.
-    Answered(Response<Incoming>),
+    Answered(Response<Answer>),
     /// It is not answered, and asking again would be to repeat it.
     Over(Reply),
     /// Nobody did anything with it, so it may be asked later.
@@ -109,7 +95,7 @@ pub enum Reply {
 /// What became of asking one replica.
 enum Asked {
     /// Its answer, whatever it says.
-    Answered(Response<Incoming>),
+    Answered(Response<Answer>),
     /// It has no room.
     Full(Kept),
     /// It shuts down and does nothing with the request.
@@ -127,24 +113,9 @@ enum Asked {
 pub struct Kept(response::Parts, Bytes);
 
 impl Forwarder {
-    /// A client of its own connections, with tokens of this gateway.
-    pub fn new(tokens: Arc<Tokens>) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT));
-        connector.set_keepalive(Some(PROBE));
-        connector.set_keepalive_interval(Some(PROBE));
-        connector.set_keepalive_retries(Some(2));
-        #[cfg(target_os = "linux")]
-        connector.set_tcp_user_timeout(Some(GONE));
-        let client = Client::builder(TokioExecutor::new())
-            // It sends a request again itself where a pooled connection was closed before anything was written to it.
-            .pool_idle_timeout(IDLE)
-            .pool_timer(TokioTimer::new())
-            // A thousand streams that are read faster than they can be passed on hold no more.
-            .http1_max_buf_size(READ_AHEAD)
-            .build(connector);
-        Self { client, tokens }
+    /// Asks over these connections, with tokens of this gateway.
+    pub fn new(upstream: Upstream, tokens: Arc<Tokens>) -> Self {
+        Self { upstream, tokens }
     }
 
     /// Asks one of a request's own side, another one where that one does nothing, and one of the other side where none is left.
@@ -262,21 +233,14 @@ impl Forwarder {
 
     async fn ask(&self, replica: SocketAddr, outgoing: &Outgoing, account: &mut Account) -> Asked {
         let token = self.tokens.bearer(account.service(), jiff::Timestamp::now().as_second());
-        let uri = Uri::builder()
-            .scheme(Scheme::HTTP)
-            .authority(replica.to_string())
-            .path_and_query(PathAndQuery::from_static(outgoing.operation.route));
-        let Ok(uri) = uri.build() else { return Asked::Lost(Loss::Refused) };
         let mut request = Request::new(Full::new(outgoing.body.clone()));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = uri;
+        *request.uri_mut() = Uri::from_static(outgoing.operation.route);
         *request.headers_mut() = headers::for_worker(&outgoing.headers, token);
         lathe_telemetry::put(account.hops(outgoing.operation, replica).as_ref(), request.headers_mut());
-        let answer = match tokio::time::timeout(HEAD, self.client.request(request)).await {
+        let answer = match tokio::time::timeout(HEAD, self.upstream.ask(replica, request)).await {
             Err(_) => return Asked::Silent,
-            Ok(Err(error)) => {
-                return Asked::Lost(if error.is_connect() { Loss::Refused } else { Loss::Reset });
-            }
+            Ok(Err(loss)) => return Asked::Lost(loss),
             Ok(Ok(answer)) => answer,
         };
         if let Some(load) = ReplicaLoad::read(answer.headers()) {
@@ -319,30 +283,12 @@ impl Last {
         let unknown = |said: &Reply| said.status() == StatusCode::NOT_FOUND;
         let says_more = match &self.0 {
             None => true,
-            // Somebody is there: whoever else cannot be reached is no reason to wait for one.
+            // Somebody is there: whoever else cannot be reached, before or after, is no reason to wait for one.
+            Some((Why::Nobody, _)) => why != Why::Nobody,
             Some((_, said)) => unknown(said) && why != Why::Nobody,
         };
         if says_more {
             self.0 = Some((why, reply));
-        }
-    }
-}
-
-/// How a replica was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Loss {
-    /// It could not be reached: it never saw the request.
-    Refused,
-    /// Its connection ended before the head of an answer: it may have died of the request.
-    Reset,
-}
-
-impl Loss {
-    /// The metric's label.
-    fn label(self) -> &'static str {
-        match self {
-            Loss::Refused => "refused",
-            Loss::Reset => "reset",
         }
     }
 }
@@ -378,7 +324,7 @@ fn refuses_us(status: StatusCode) -> bool {
 }
 
 impl Kept {
-    async fn read(answer: Response<Incoming>) -> Option<Self> {
+    async fn read(answer: Response<Answer>) -> Option<Self> {
         let (parts, body) = answer.into_parts();
         let read = tokio::time::timeout(ERROR_TIMEOUT, Limited::new(body, MAX_ERROR).collect()).await;
         Some(Self(parts, read.ok()?.ok()?.to_bytes()))
@@ -404,7 +350,7 @@ impl Kept {
 
 impl Reply {
     /// What a replica answered, where that is no stream.
-    pub async fn read(answer: Response<Incoming>) -> Self {
+    pub async fn read(answer: Response<Answer>) -> Self {
         match Kept::read(answer).await {
             Some(kept) => Reply::Said(kept),
             None => Reply::Own(ApiError::broken_off()),
@@ -471,6 +417,7 @@ impl Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::CONNECT;
 
     #[test]
     fn a_request_that_kills_its_replica_kills_one_more_at_most_and_nobody_waits_for_all_that_vanished() {

@@ -8,7 +8,7 @@
 //! tokens as well, of the key's minute and of its month. From here on an [`account`] is open, which whatever happens is closed and
 //! written down. [`balance`] chooses the pod that has likely read this prompt's beginning before and has no more to do than its
 //! share. [`forward`] asks it with a token of the gateway ([`tokens`]) in place of the client's key, and asks another pod where the
-//! first shows that it will do nothing; once a byte of an answer is out, never again. Where no pod is ready, since the service sleeps
+//! first shows that it will do nothing ([`upstream`] keeps the connections); once a byte of an answer is out, never again. Where no pod is ready, since the service sleeps
 //! or its last one is being replaced, [`hold`] keeps the request until one is. [`relay`] passes the answer on frame by frame, takes
 //! the worker's count of tokens out of it, and drops the pod's connection when the client drops its own.
 //!
@@ -57,6 +57,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod upstream;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +86,7 @@ use limits::Quotas;
 use metrics::Metrics;
 use options::{AuthMode, Options};
 use tasks::Tasks;
+use upstream::Upstream;
 
 /// How long connections are still taken after SIGTERM, while other nodes learn that this replica is not ready.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -150,7 +152,9 @@ async fn run(options: &Options, around: Around) -> anyhow::Result<()> {
     let probes = probes
         .merge(flow::poll::router(Arc::clone(&books), Arc::clone(&holds), Arc::clone(&operator)))
         .merge(jobs::handed::router(cluster.jobs.clone(), operator));
-    let asker = Asker::new(Forwarder::new(tokens), Arc::clone(&holds));
+    let upstream = Upstream::default();
+    upstream::follow(&mut tasks, upstream.clone());
+    let asker = Asker::new(Forwarder::new(upstream, tokens), Arc::clone(&holds));
     let gateway = Gateway::new(auth, cluster, asker, books, options.places(), tracer);
 
     let admin = bind(options.admin_listen).await?;

@@ -15,14 +15,14 @@ use tokio::time::{Instant, Sleep};
 
 use crate::account::{Account, By};
 use crate::error::ApiError;
-use crate::forward::Incoming;
 use crate::headers;
+use crate::upstream::Answer;
 
 /// A worker writes a comment every 15 s into a stream that waits: one that is silent for so long is lost.
 const SILENCE: Duration = Duration::from_secs(90);
 
 /// The answer for the client; `account` stays open until it is over.
-pub fn relay(answer: Response<Incoming>, account: Account) -> Response<Body> {
+pub fn relay(answer: Response<Answer>, account: Account) -> Response<Body> {
     let (head, body) = answer.into_parts();
     let relay = Relay::of(&head, body, account);
     let mut response = Response::new(Body::new(relay));
@@ -47,25 +47,27 @@ const EVENT_END: [u8; 2] = *b"\n\n";
 /// The body of an answer.
 #[derive(Debug)]
 pub struct Relay {
-    body: Incoming,
+    body: Answer,
     account: Account,
     /// Where it comes in events, how long none has come.
     silence: Option<Silence>,
     /// The last two bytes that were sent; at the beginning as between two events.
     end: [u8; 2],
+    /// Why the rest will not come.
+    lost: Option<String>,
     over: bool,
 }
 
 impl Relay {
     /// Of a replica's answer.
-    pub fn of(head: &response::Parts, body: Incoming, mut account: Account) -> Self {
+    pub fn of(head: &response::Parts, body: Answer, mut account: Account) -> Self {
         account.answers(head.status.as_u16(), By::Replica);
         account.took(headers::usage(&head.headers));
         let silence = is_event_stream(&head.headers).then(Silence::begins);
         if silence.is_some() {
             account.streams();
         }
-        Self { body, account, silence, end: EVENT_END, over: false }
+        Self { body, account, silence, end: EVENT_END, lost: None, over: false }
     }
 
     /// A piece that came.
@@ -97,6 +99,9 @@ impl http_body::Body for Relay {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         while !self.over {
+            if let Some(why) = self.lost.take() {
+                return Poll::Ready(Some(self.broken(&why).map(Frame::data)));
+            }
             let frame = match Pin::new(&mut self.body).poll_frame(context) {
                 Poll::Ready(Some(Ok(frame))) => frame,
                 Poll::Ready(None) => {
@@ -105,7 +110,10 @@ impl http_body::Body for Relay {
                     break;
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    return Poll::Ready(Some(self.broken(&error.to_string()).map(Frame::data)));
+                    // What came before goes out first: an error would take it along.
+                    self.lost = Some(error.to_string());
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
                 Poll::Pending => {
                     let lasts = self.silence.as_mut().is_some_and(|silence| silence.is_over(context));

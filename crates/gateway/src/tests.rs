@@ -8,7 +8,7 @@ mod failures;
 mod holds;
 mod page;
 mod program;
-mod replica;
+pub mod replica;
 mod rig;
 mod traces;
 mod traffic;

@@ -14,10 +14,11 @@ use tokio::time::Interval;
 use super::{Held, Holds};
 use crate::account::Account;
 use crate::error::ApiError;
-use crate::forward::{Attempt, Forwarder, Incoming, Outgoing, Reply, Why};
+use crate::forward::{Attempt, Forwarder, Outgoing, Reply, Why};
 use crate::places::Room;
 use crate::relay::{Relay, is_event_stream, relay};
 use crate::table::Sides;
+use crate::upstream::Answer;
 
 /// Between two comments in a stream that waits; proxies drop connections that are silent for a minute, some after less.
 const COMMENTS: Duration = Duration::from_secs(5);
@@ -126,7 +127,7 @@ fn pause(said: Option<Duration>) -> Duration {
 }
 
 /// A replica's answer, or what is told instead.
-type Answered = (Account, Result<Response<Incoming>, Reply>);
+type Answered = (Account, Result<Response<Answer>, Reply>);
 
 /// A stream whose head is sent now, with comments until its events come.
 fn streamed(answered: BoxFuture<'static, Answered>) -> Response<Body> {
@@ -164,7 +165,7 @@ impl Streamed {
     /// What is no stream is told as an error, after which there is nothing.
     async fn begins(
         account: Account,
-        answer: Result<Response<Incoming>, Reply>,
+        answer: Result<Response<Answer>, Reply>,
     ) -> Option<(Result<Bytes, BoxError>, Self)> {
         let reply = match answer {
             Ok(answer) if answer.status() == StatusCode::OK && is_event_stream(answer.headers()) => {

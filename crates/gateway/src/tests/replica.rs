@@ -35,6 +35,7 @@ pub struct Replica {
     act: Arc<Mutex<Act>>,
     asked: Arc<Mutex<Vec<Asked>>>,
     left: Arc<Notify>,
+    connections: Arc<AtomicU32>,
 }
 
 /// What it was asked.
@@ -49,12 +50,18 @@ impl Replica {
     pub async fn start(act: Act) -> Self {
         let address = Self::nobody();
         let listener = TcpListener::bind(address).await.unwrap();
-        let replica =
-            Self { address, act: Arc::new(Mutex::new(act)), asked: Arc::default(), left: Arc::default() };
+        let replica = Self {
+            address,
+            act: Arc::new(Mutex::new(act)),
+            asked: Arc::default(),
+            left: Arc::default(),
+            connections: Arc::default(),
+        };
         let served = replica.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let replica = served.clone();
+                replica.connections.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(async move { replica.serve(stream).await });
             }
         });
@@ -75,6 +82,11 @@ impl Replica {
 
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
+    }
+
+    /// That were opened to it.
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// Resolves when a connection was closed by the gateway while it stalled.

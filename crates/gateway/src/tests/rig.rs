@@ -32,6 +32,7 @@ use crate::table::Table;
 use crate::tasks::Tasks;
 use crate::testing::{object, service, slice_at};
 use crate::tokens::Tokens;
+use crate::upstream::Upstream;
 
 /// Long enough for the slowest machine; only a test that fails waits for it.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -165,7 +166,7 @@ pub async fn start_with(replicas: &[SocketAddr], setup: Setup) -> Rig {
     let operator = Arc::new(OperatorKey::of(operator));
     let probes = flow::poll::router(Arc::clone(&books), Arc::clone(&holds), Arc::clone(&operator))
         .merge(jobs::handed::router(cluster.jobs.clone(), operator));
-    let forwarder = Forwarder::new(Arc::new(Tokens::new(Signer::from_seed(&[3; 32]))));
+    let forwarder = Forwarder::new(Upstream::default(), Arc::new(Tokens::new(Signer::from_seed(&[3; 32]))));
     let gateway = Gateway::new(
         auth,
         cluster.clone(),
