@@ -55,7 +55,7 @@ pub struct ServiceTraffic {
     pub seconds: Vec<Flow>,
     /// Requests that are held at this moment, since no replica is ready.
     pub held: u64,
-    /// What a replica of it can do, as one said with its last answer.
+    /// What a replica of it can do, as one said in the last seconds with an answer: an older figure may be of replicas that are gone.
     pub capacity: Option<ReplicaCapacity>,
     /// How requests ended, by revision, while a candidate has a share of them: in the seconds that are told, in their order, at most
     /// [`MAX_REVISIONS`] of each.

@@ -12,7 +12,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lathe_contract::{MAX_REVISIONS, MAX_TRAFFIC_BYTES, ServiceTraffic, TRAFFIC_SECONDS, Traffic};
+use lathe_contract::{
+    MAX_REVISIONS, MAX_TRAFFIC_BYTES, ReplicaCapacity, ServiceTraffic, TRAFFIC_SECONDS, Traffic,
+};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval_at};
 
@@ -25,6 +27,8 @@ pub use load::ReplicaLoad;
 use seconds::{Seconds, Standing};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Seconds in which what a replica said of itself is told.
+const FRESH: u64 = 5;
 /// Longest JSON of one second, and of a service beside its seconds.
 const LINE_BYTES: usize = 192;
 const SERVICE_BYTES: usize = 512;
@@ -45,6 +49,8 @@ pub struct Flows {
 struct Service {
     counts: Arc<Counts>,
     seconds: Seconds,
+    /// What a replica can do, and the second in which one said so.
+    capacity: Option<(ReplicaCapacity, u64)>,
 }
 
 impl Flows {
@@ -69,7 +75,8 @@ impl Flows {
         if second <= before {
             return;
         }
-        self.lock().retain(|uid, Service { counts, seconds }| {
+        self.lock().retain(|uid, Service { counts, seconds, capacity }| {
+            *capacity = counts.take_capacity().map(|said| (said, second)).or(*capacity);
             seconds.close(before + 1..=second, counts.take(), standing(uid));
             seconds.end(second, counts.take_ended());
             // Requests that are open hold it.
@@ -100,7 +107,7 @@ impl Flows {
                 uid: uid.clone(),
                 seconds: service.seconds.after(after, second),
                 held,
-                capacity: service.counts.capacity(),
+                capacity: service.capacity.filter(|(_, said)| said + FRESH > second).map(|(said, _)| said),
                 outcomes: service.seconds.outcomes(after, second),
             })
         });

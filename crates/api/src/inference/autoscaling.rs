@@ -192,6 +192,11 @@ pub struct ScalingPeak {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CapacityStatus {
+    /// Revision of the replicas that measured it: of another one, with another model, other settings or another accelerator, it
+    /// says nothing.
+    #[serde(default)]
+    #[schemars(length(max = 32))]
+    pub revision: String,
     /// Prompt tokens a second while it reads prompts alone.
     #[schemars(length(max = 32))]
     pub prompt: String,

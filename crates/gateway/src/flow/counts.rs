@@ -36,14 +36,14 @@ impl Counts {
         std::mem::take(&mut self.ended.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// What a replica said that it can do, since this was asked last.
+    pub fn take_capacity(&self) -> Option<ReplicaCapacity> {
+        self.capacity.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// What a replica said that it can do.
     pub fn can(&self, capacity: ReplicaCapacity) {
         *self.capacity.lock().unwrap_or_else(PoisonError::into_inner) = Some(capacity);
-    }
-
-    /// What a replica can do, as the last one said.
-    pub fn capacity(&self) -> Option<ReplicaCapacity> {
-        *self.capacity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

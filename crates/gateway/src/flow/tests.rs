@@ -71,6 +71,26 @@ fn an_estimate_that_was_too_high_is_taken_from_what_comes_and_no_second_is_below
 }
 
 #[test]
+fn what_a_replica_can_do_is_told_while_it_is_fresh() {
+    let (flows, start) = flows();
+    let open = Share::of(flows.of("s"));
+    let told =
+        |flows: &Flows| flows.since(0, &HashMap::new()).services[0].capacity.map(|told| told.sequences);
+    open.hears(ReplicaCapacity { prompt: 1.0, generation: 1.0, sequences: 4 });
+    let seconds: Vec<_> = (1..=7)
+        .map(|second| {
+            flows.close(start + second * SECOND, nothing);
+            told(&flows)
+        })
+        .collect();
+    // It may be of a replica that is gone.
+    assert_eq!(seconds, [Some(4), Some(4), Some(4), Some(4), Some(4), None, None]);
+    open.hears(ReplicaCapacity { prompt: 1.0, generation: 1.0, sequences: 8 });
+    flows.close(start + 8 * SECOND, nothing);
+    assert_eq!(told(&flows), Some(8));
+}
+
+#[test]
 fn seconds_are_kept_for_two_minutes_and_a_service_without_traffic_is_not_kept_at_all() {
     let (flows, start) = flows();
     for uid in 0..10_000 {

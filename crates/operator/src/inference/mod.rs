@@ -45,6 +45,7 @@ use crate::{
     scaling::{self, Scaler},
 };
 use adapters::Told;
+pub use build::revision;
 use build::{Candidate, Installation, Live, Wanted};
 pub use observe::reports;
 use observe::{Children, Observed, Stores};

@@ -1,12 +1,14 @@
 //! Pure: what a decision is made from, beside what flows.
+use std::borrow::Borrow;
+
 use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::ResourceExt as _;
-use lathe_api::{Autoscaling, CapacityStatus, MAX_REPLICAS};
+use lathe_api::{Autoscaling, CapacityStatus, MAX_REPLICAS, names};
 use lathe_scaling::{Capacity, Policy, Seconds};
 
 use super::SCALED;
-use crate::pods;
+use crate::{inference, pods};
 
 /// Longest start that is believed, in seconds: a pod that waited for a device for hours does not tell how long the next one takes.
 const LONGEST_START: i64 = 1800;
@@ -34,6 +36,21 @@ pub fn capacity(told: &CapacityStatus) -> Option<Capacity> {
         generation: rate(&told.generation)?,
         sequences: u32::try_from(told.sequences).ok()?,
     })
+}
+
+/// Whether what replicas of this revision measured holds for a service: they are those that its Deployment asks for, or some of
+/// them answer still.
+pub fn holds(revision: &str, deployment: Option<&Deployment>, pods: &[impl Borrow<Pod>]) -> bool {
+    let is = |checksum: Option<&str>| checksum.is_some_and(|checksum| names::revision(checksum) == revision);
+    let of = |pod: &Pod| is(pods::checksum(Some(&pod.metadata)));
+    is(deployment.and_then(inference::revision))
+        || pods.iter().map(Borrow::borrow).any(|pod| pods::is_ready(pod) && of(pod))
+}
+
+/// Whether every pod is of the revision that the Deployment asks for, also of those that finish what they have.
+pub fn are_of_one_revision(deployment: &Deployment, pods: &[&Pod]) -> bool {
+    let revision = inference::revision(deployment);
+    pods.iter().filter(|pod| !pods::is_over(pod)).all(|pod| pods::is_of(pod, revision))
 }
 
 /// Replicas that were asked for: what the scaler set last, whatever somebody else has made of it.

@@ -30,7 +30,7 @@ struct Heard {
     /// It takes requests, or took some: what it does not tell is missing.
     counts: bool,
     restarted: bool,
-    /// What a replica of each service can do, as it told last.
+    /// What a replica of each service can do, as one said last.
     capacities: HashMap<String, Capacity>,
 }
 
@@ -120,6 +120,11 @@ impl Ledger {
         let all: Vec<Capacity> =
             self.gateways.values().filter_map(|heard| heard.capacities.get(uid).copied()).collect();
         mean(&all)
+    }
+
+    /// Nothing that was told of what a replica of a service can do holds any more.
+    pub fn forget_capacity(&mut self, uid: &str) {
+        self.gateways.values_mut().for_each(|heard| _ = heard.capacities.remove(uid));
     }
 
     /// Up to which second everything was told that flowed after `after`. Who stays silent is not waited for for ever.

@@ -41,7 +41,7 @@ use crate::{
     error::Error,
     runtime::{Guard, Stop, labelled_owner, stopped},
 };
-pub use facts::{asked, capacity as capacity_of};
+pub use facts::{asked, capacity as capacity_of, holds};
 pub use ledger::mean;
 pub use metrics::ScalingMetrics;
 #[cfg(test)]

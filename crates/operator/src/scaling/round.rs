@@ -5,7 +5,7 @@ use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 use lathe_api::{Access, InferenceService, names};
 use lathe_contract::Load;
-use lathe_scaling::{Replicas, Seconds, Window};
+use lathe_scaling::{Capacity, Replicas, Seconds, Window};
 
 use super::{
     SCALER, Stores,
@@ -19,7 +19,7 @@ use crate::{
     apply::Happened,
     context::Context,
     error::Error,
-    inference::{has_candidate, reports},
+    inference::{self, has_candidate, reports},
     pods,
 };
 
@@ -32,6 +32,8 @@ pub struct State {
     workers: Workers,
     /// The Deployment's UID and generation after the last write.
     written: (Option<String>, Option<i64>),
+    /// Of the Deployment's pods.
+    revision: Option<String>,
 }
 
 /// Decides how many replicas `service` is to have, whose `pods` these are, and writes what that changes.
@@ -58,6 +60,7 @@ pub async fn round(
         notes: read(service, &pods),
         workers: Workers::default(),
         written: (None, None),
+        revision: None,
     });
     if state.is_ahead_of(&deployment) {
         return Ok(());
@@ -70,7 +73,7 @@ pub async fn round(
         ready: facts::ready(&pods),
         draining: facts::draining(&pods, now),
         start_up: state.notes.start_up.seconds.unwrap_or(0),
-        capacity: capacity(context, service),
+        capacity: capacity(context, service, &deployment, &pods, &mut state.revision),
     };
     let policy = facts::policy(autoscaling);
     let decision = state.notes.decide(&policy, &window, &replicas, now);
@@ -120,11 +123,25 @@ fn read(service: &InferenceService, pods: &[&Pod]) -> Notes {
     Notes::read(written, StartUp::remembered(seconds, pods))
 }
 
-/// What a replica can do: as its workers say, whom the reconcile asks; else as gateways were told with answers.
-fn capacity(context: &Context, service: &InferenceService) -> Option<lathe_scaling::Capacity> {
+/// What a replica can do: as its workers say, whom the reconcile asks; else as gateways were told with answers, which do not know of
+/// which revision those are. What one of another revision could do is forgotten.
+pub fn capacity(
+    context: &Context,
+    service: &InferenceService,
+    deployment: &Deployment,
+    pods: &[&Pod],
+    revision: &mut Option<String>,
+) -> Option<Capacity> {
+    let uid = service.uid()?;
+    let mut ledger = context.traffic.ledger();
+    let before = std::mem::replace(revision, inference::revision(deployment).map(str::to_owned));
+    if before != *revision || !facts::are_of_one_revision(deployment, pods) {
+        ledger.forget_capacity(&uid);
+    }
     let throughput = service.status.as_ref().and_then(|status| status.throughput.as_ref());
-    let told = throughput.and_then(|throughput| facts::capacity(throughput.capacity_per_replica.as_ref()?));
-    told.or_else(|| context.traffic.ledger().capacity(&service.uid()?))
+    let told = throughput.and_then(|throughput| throughput.capacity_per_replica.as_ref());
+    let told = told.filter(|told| facts::holds(&told.revision, Some(deployment), pods));
+    told.and_then(facts::capacity).or_else(|| ledger.capacity(&uid))
 }
 
 impl State {

@@ -201,3 +201,56 @@ fn each_service_has_its_own_pods() {
     );
     assert_eq!((names("a", "other"), pods.len()), (vec!["3".to_owned()], 3));
 }
+
+/// The Deployment asks for pods of `new`; these are there, of other revisions perhaps.
+fn can(world: &World, status: &Value, pods: &[(&str, bool)], revision: &mut Option<String>) -> Option<f64> {
+    let mut deployment = deployment("1", 1);
+    let template = json!({"metadata": {"annotations": {"lathe.dev/contract-checksum": "new"}}});
+    deployment.spec.as_mut().unwrap().template = object(template);
+    let pods: Vec<Pod> = pods
+        .iter()
+        .map(|(checksum, is_ready)| {
+            object(json!({
+                "metadata": {"name": "p", "annotations": {"lathe.dev/contract-checksum": checksum}},
+                "status": {"conditions": [{"type": "Ready", "status": if *is_ready { "True" } else { "False" }}]},
+            }))
+        })
+        .collect();
+    let (pods, service): (Vec<&Pod>, _) = (pods.iter().collect(), service(sleepy(), status.clone()));
+    round::capacity(&world.context, &service, &deployment, &pods, revision).map(|capacity| capacity.prompt)
+}
+
+#[tokio::test]
+async fn what_replicas_of_another_revision_could_do_decides_nothing_once_they_are_gone() {
+    let world = World::new(&service(sleepy(), Value::Null), deployment("1", 1), &[]);
+    let known = |revision: &str| {
+        let known = json!({"revision": revision, "prompt": "100", "generation": "3", "sequences": 16});
+        json!({"observedGeneration": 1, "throughput": {"capacityPerReplica": known}})
+    };
+    let mut second = 0;
+    let mut told = |world: &World| {
+        let capacity = Some(lathe_contract::ReplicaCapacity { prompt: 50.0, generation: 2.0, sequences: 4 });
+        let service = ServiceTraffic { uid: "uid-svc".to_owned(), capacity, ..ServiceTraffic::default() };
+        second += 1;
+        let answer = Answer { instance: "i".to_owned(), second, services: vec![service] };
+        world.context.traffic.hear("g", answer);
+    };
+    let at_new = || Some("new".to_owned());
+    // The status knows of which revision its figure is.
+    assert_eq!(can(&world, &known("new"), &[], &mut at_new()), Some(100.0));
+    assert_eq!(can(&world, &known("old"), &[("old", true), ("new", false)], &mut at_new()), Some(100.0));
+    assert_eq!(can(&world, &known("old"), &[("old", false), ("new", true)], &mut at_new()), None);
+    assert_eq!(can(&world, &known(""), &[("new", true)], &mut at_new()), None);
+    // Gateways do not: theirs counts while there is one revision, and from then on.
+    told(&world);
+    assert_eq!(can(&world, &Value::Null, &[("new", true)], &mut at_new()), Some(50.0));
+    assert_eq!(can(&world, &Value::Null, &[("new", true), ("old", false)], &mut at_new()), None);
+    assert_eq!(can(&world, &Value::Null, &[("new", true)], &mut at_new()), None);
+    told(&world);
+    // It slept while its model was changed.
+    let mut revision = Some("old".to_owned());
+    assert_eq!(can(&world, &Value::Null, &[], &mut revision), None);
+    assert_eq!(revision.as_deref(), Some("new"));
+    told(&world);
+    assert_eq!(can(&world, &Value::Null, &[("new", true)], &mut revision), Some(50.0));
+}

@@ -527,12 +527,44 @@ fn what_a_replica_can_do_is_told_at_once_and_kept(
     let mut world = World::new(json!({})).pods(&[ready()]);
     world.may_write_throughput = due;
     world.reports.insert("p0".to_owned(), said);
+    let revision = lathe_api::names::revision(&world.checksum());
     let known = |(prompt, generation): (&str, &str)| {
         json!({"prompt": "0.0", "generation": "0.0", "capacityPerReplica":
-        {"prompt": prompt, "generation": generation, "sequences": 16}})
+        {"revision": revision, "prompt": prompt, "generation": generation, "sequences": 16}})
     };
     world.service.status = Some(read(json!({"observedGeneration": 1, "throughput": old.map(known)})));
     let told = world.status().throughput.and_then(|throughput| throughput.capacity_per_replica);
     let told = told.as_ref().map(|told| (told.prompt.as_str(), told.generation.as_str()));
     assert_eq!(told, expected);
+}
+
+/// Of two revisions, `before` and the one that the spec asks for now, each with the prompt speed that it measured.
+#[rstest]
+// Until one of the new revision has measured itself, those of the old one answer.
+#[case::they_answer_still(&[("before", Some(500.0))], Some("before 100"))]
+#[case::they_said_nothing_this_time(&[("before", None)], Some("before 100"))]
+#[case::a_new_one_has_measured_itself(&[("before", Some(500.0)), ("before", Some(500.0)), ("", Some(20.0))], Some(" 20.0"))]
+#[case::a_new_one_has_not_yet(&[("before", Some(500.0)), ("", None)], Some("before 100"))]
+#[case::they_are_gone(&[("", None)], None)]
+#[case::nobody_is_there(&[], None)]
+fn a_capacity_does_not_outlive_its_revision(
+    #[case] pods: &[(&str, Option<f64>)],
+    #[case] expected: Option<&str>,
+) {
+    let mut world = World::new(json!({}));
+    // Whether or not anything else may be written.
+    world.may_write_throughput = false;
+    let new = world.checksum();
+    for (at, (checksum, said)) in pods.iter().enumerate() {
+        let (name, checksum) = (format!("p{at}"), if checksum.is_empty() { &new } else { *checksum });
+        world.pods.push(pod(&name, checksum, ready()));
+        world.reports.extend(said.map(|prompt| (name, measured(prompt, 3.0))));
+    }
+    let known = json!({"revision": "before", "prompt": "100", "generation": "3", "sequences": 16});
+    let throughput = json!({"prompt": "0.0", "generation": "0.0", "capacityPerReplica": known});
+    world.service.status = Some(read(json!({"observedGeneration": 1, "throughput": throughput})));
+    let told = world.status().throughput.and_then(|throughput| throughput.capacity_per_replica);
+    let new = lathe_api::names::revision(&new);
+    let told = told.map(|told| format!("{} {}", told.revision.replace(&new, ""), told.prompt));
+    assert_eq!(told.as_deref(), expected);
 }
