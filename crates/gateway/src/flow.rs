@@ -29,6 +29,8 @@ use seconds::{Seconds, Standing};
 const SECOND: Duration = Duration::from_secs(1);
 /// Seconds in which what a replica said of itself is told.
 const FRESH: u64 = 5;
+/// Between two looks for numbers of services that are gone.
+const TIDY: Duration = Duration::from_secs(60);
 /// Longest JSON of one second, and of a service beside its seconds.
 const LINE_BYTES: usize = 192;
 const SERVICE_BYTES: usize = 512;
@@ -137,6 +139,7 @@ pub fn follow(
     tasks.spawn(async move {
         let mut seconds = interval_at((books.flows.start + SECOND).into(), SECOND);
         seconds.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut tidied = books.flows.start;
         loop {
             let now = seconds.tick().await.max(tokio::time::Instant::now()).into_std();
             let (table, held) = (table.borrow().clone(), holds.held());
@@ -145,6 +148,11 @@ pub fn follow(
                 let (running, waiting) = books.balances.of(uid).with(|balance| balance.in_flight(slots, now));
                 Standing { running, waiting, held: held.get(uid).copied().unwrap_or_default() }
             });
+            if let Some(table) = table.filter(|_| now.saturating_duration_since(tidied) >= TIDY) {
+                tidied = now;
+                // A request that ends after its service has counted it once more.
+                books.metrics.keep(|series| table.get(series.namespace, series.model).is_some());
+            }
         }
     });
 }

@@ -1,6 +1,6 @@
 //! Who may ask for what: one file a key, in a mounted Secret.
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -235,12 +235,15 @@ pub fn follow(
             let Ok((changed, looked)) = looking.await else { break };
             folder = looked;
             if !changed {
+                // A request that ends after its key has counted it once more.
+                let known = known(&sender.borrow());
+                metrics.keep(|series| known.contains(series.key));
                 budgets(&sender.borrow(), &metrics, &quotas);
                 continue;
             }
             let keyring = Keyring::read(&folder.entries);
             tell(&keyring, &metrics);
-            let known = keyring.keys.values().map(|caller| Arc::clone(&caller.key)).collect();
+            let known = known(&keyring);
             quotas.keep(&known);
             metrics.keep(|series| known.contains(series.key));
             metrics.forget_budgets();
@@ -250,6 +253,11 @@ pub fn follow(
         "the keys"
     });
     receiver
+}
+
+/// The names of all keys.
+fn known(keyring: &Keyring) -> HashSet<Arc<str>> {
+    keyring.keys.values().map(|caller| Arc::clone(&caller.key)).collect()
 }
 
 type Entries = BTreeMap<String, Vec<u8>>;

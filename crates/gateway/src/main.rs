@@ -41,6 +41,7 @@ mod jobs;
 mod keys;
 mod ledger;
 mod limits;
+mod looks;
 mod metrics;
 mod month;
 mod operator_key;

@@ -1,5 +1,6 @@
 //! The page at `/`: files of this program alone, the same for everybody, and the small API that they ask with the user's key.
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -13,7 +14,9 @@ use sha2::{Digest as _, Sha256};
 use crate::error::ApiError;
 use crate::http::Gateway;
 use crate::keys::{Auth, Caller};
+use crate::looks::{self, Looks};
 use crate::overview::{self, Losses, Overview};
+use crate::places::{Place, Room};
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
@@ -76,6 +79,7 @@ pub fn api() -> Router<Arc<Gateway>> {
     Router::new()
         .route("/lathe/v1/overview", get(overview))
         .route("/lathe/v1/jobs/{namespace}/{name}/losses", get(losses))
+        .layer(Extension(Arc::new(Looks::default())))
 }
 
 /// One file, as it is sent.
@@ -112,11 +116,23 @@ impl File {
 const NOT_KEPT: [(HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
 type Told<T> = Result<([(HeaderName, &'static str); 1], Json<T>), ApiError>;
 
+/// A place, and one of the key's looks.
+fn enter(gateway: &Gateway, caller: &Caller, looks: &Looks) -> Result<(Place, Room), ApiError> {
+    if let Some(key) = caller.shares_as() {
+        let early = |wait: Duration| {
+            ApiError::rate_limited("looks", looks::A_MINUTE, wait.as_secs_f64().ceil() as u64)
+        };
+        looks.look(key, Instant::now()).map_err(early)?;
+    }
+    gateway.places.enter(caller.shares_as())
+}
+
 async fn overview(
     State(gateway): State<Arc<Gateway>>,
     Extension(caller): Extension<Arc<Caller>>,
+    Extension(looks): Extension<Arc<Looks>>,
 ) -> Told<Overview> {
-    let _place = gateway.places.enter(caller.shares_as())?;
+    let _place = enter(&gateway, &caller, &looks)?;
     let table = gateway.table()?;
     Ok((NOT_KEPT, Json(overview::of(&caller, &table, &gateway.cluster))))
 }
@@ -124,10 +140,11 @@ async fn overview(
 async fn losses(
     State(gateway): State<Arc<Gateway>>,
     Extension(caller): Extension<Arc<Caller>>,
+    Extension(looks): Extension<Arc<Looks>>,
     uri: Uri,
     place: Result<Path<(String, String)>, PathRejection>,
 ) -> Told<Losses> {
-    let _place = gateway.places.enter(caller.shares_as())?;
+    let _place = enter(&gateway, &caller, &looks)?;
     let found = place
         .ok()
         .and_then(|Path((namespace, name))| overview::losses(&caller, &gateway.cluster, &namespace, &name));

@@ -5,6 +5,11 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::*;
+use crate::account::By;
+use crate::balance::Balances;
+use crate::hold::HoldBounds;
+use crate::metrics::{Metrics, Times};
+use crate::testing::service;
 
 fn flows() -> (Flows, Instant) {
     let start = Instant::now();
@@ -196,4 +201,30 @@ fn nothing_is_lost_and_nothing_is_counted_twice() {
             "seed {seed}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn numbers_of_a_request_that_ends_after_its_service_go_too() {
+    let metrics = Arc::new(Metrics::default());
+    let books = Arc::new(Books {
+        balances: Balances::default(),
+        quotas: Arc::default(),
+        flows: Flows::default(),
+        metrics: Arc::clone(&metrics),
+        usage_log: false,
+    });
+    let services = [service("a", "gone", &[], &["gone"]), service("a", "there", &[], &["there"])];
+    let before = Table::build(8080, &services, &[]);
+    let (_sender, table) = watch::channel(Some(Arc::new(Table::build(8080, &services[1..], &[]))));
+    let bounds = HoldBounds { requests: 1, bytes: 1, time: SECOND };
+    let mut tasks = Tasks::new();
+    follow(&mut tasks, books, Holds::new(bounds, table.clone(), Arc::clone(&metrics)), table);
+    let times = Times { first_byte: None, total: SECOND };
+    for name in ["gone", "there"] {
+        metrics.answered("k", before.get("a", name).unwrap(), (200, By::Replica), None, times);
+    }
+    let is_told = |name: &str| metrics.text().unwrap().contains(&format!(r#"model="{name}""#));
+    assert!(is_told("gone"));
+    tokio::time::sleep(TIDY + 2 * SECOND).await;
+    assert_eq!((is_told("gone"), is_told("there")), (false, true));
 }

@@ -2,7 +2,11 @@ use lathe_contract::new_key;
 use rstest::rstest;
 use serde_json::{Value, json};
 
+use std::time::Duration;
+
 use super::*;
+use crate::account::By;
+use crate::metrics::Times;
 use crate::testing::{service, slice};
 
 /// Two tenants who use the same names, and one name each that the other has not.
@@ -175,6 +179,14 @@ async fn keys_are_read_again_when_the_secret_changes() {
     keys.changed().await.unwrap();
     assert!(!let_in(2));
     assert_eq!((metrics.keys.get(), metrics.keys_broken.get()), (0, 1));
+    // An answer to one of them was still on its way.
+    let models = Table::build(8080, &[service("a", "s", &[], &["s"])], &[]);
+    let times = Times { first_byte: None, total: Duration::from_secs(9) };
+    metrics.answered("k", models.get("a", "s").unwrap(), (200, By::Replica), None, times);
+    let is_told = || metrics.text().unwrap().contains(r#"key="k""#);
+    assert!(is_told());
+    tokio::time::sleep(2 * files::PAUSE).await;
+    assert!(!is_told());
 }
 
 #[test]

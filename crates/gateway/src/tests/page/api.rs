@@ -136,6 +136,20 @@ async fn an_overview_needs_a_known_key_and_a_place_but_none_of_the_keys_minute()
     assert!(rig.places.are_free());
 }
 
+#[tokio::test]
+async fn no_key_looks_as_fast_as_it_can() {
+    let rig = start_with(&[], tenants()).await;
+    let mut answers = Vec::new();
+    for _ in 0..400 {
+        answers.push(told(&rig, 1, OVERVIEW).await);
+    }
+    let (status, error) = answers.iter().find(|(status, _)| *status != 200).unwrap();
+    let message = error["error"]["message"].as_str().unwrap();
+    assert_eq!((*status, &error["error"]["code"]), (429, &json!("rate_limit_exceeded")));
+    assert!(message.contains("this key may use 600 looks a minute"), "{message}");
+    assert_eq!(told(&rig, 2, OVERVIEW).await.0, 200, "another key's looks are its own");
+}
+
 #[rstest]
 #[case("/", "text/html; charset=utf-8")]
 #[case("/lathe/app.js", "text/javascript; charset=utf-8")]
