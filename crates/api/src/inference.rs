@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{NameRef, PlanStatus, PodOverrides, conditions, wording};
 pub use autoscaling::{
-    Autoscaling, CapacityStatus, DecisionStatus, MAX_DECISION_MESSAGE, MAX_DECISIONS, MAX_REPLICAS,
-    ScalingBlock, ScalingMemory, ScalingPeak, ScalingStatus,
+    Autoscaling, CapacityStatus, CountedStatus, DecisionStatus, MAX_COUNTED, MAX_DECISION_MESSAGE,
+    MAX_DECISIONS, MAX_REPLICAS, MAX_SCALING_MESSAGE, ScalingBlock, ScalingMemory, ScalingPeak,
+    ScalingStatus,
 };
 pub use rollout::{
     EndedStatus, MAX_ROLLOUT_MESSAGE, RevisionsStatus, Rollout, RolloutGate, RolloutMetric, RolloutPhase,

@@ -16,6 +16,7 @@ mod model;
 pub mod names;
 mod pod;
 mod scalar;
+mod text;
 mod wording;
 
 pub use accelerator::{
@@ -29,11 +30,11 @@ pub use finetune::{
     Trainable, TrainingSpec,
 };
 pub use inference::{
-    Access, Autoscaling, CapacityStatus, DecisionStatus, EndedStatus, InferenceService, InferenceServiceSpec,
-    InferenceServiceStatus, MAX_DECISION_MESSAGE, MAX_DECISIONS, MAX_REPLICAS, MAX_ROLLOUT_MESSAGE,
-    RevisionsStatus, Rollout, RolloutGate, RolloutMetric, RolloutPhase, RolloutStatus, RolloutStep,
-    RolloutStrategy, ScalingBlock, ScalingMemory, ScalingPeak, ScalingStatus, ServeAccelerator, ServingSpec,
-    ThroughputStatus, WeightPrecision,
+    Access, Autoscaling, CapacityStatus, CountedStatus, DecisionStatus, EndedStatus, InferenceService,
+    InferenceServiceSpec, InferenceServiceStatus, MAX_COUNTED, MAX_DECISION_MESSAGE, MAX_DECISIONS,
+    MAX_REPLICAS, MAX_ROLLOUT_MESSAGE, MAX_SCALING_MESSAGE, RevisionsStatus, Rollout, RolloutGate,
+    RolloutMetric, RolloutPhase, RolloutStatus, RolloutStep, RolloutStrategy, ScalingBlock, ScalingMemory,
+    ScalingPeak, ScalingStatus, ServeAccelerator, ServingSpec, ThroughputStatus, WeightPrecision,
 };
 pub use model::{
     DerivedFrom, LicenseSpec, Model, ModelSpec, ModelStatus, ReclaimPolicy, ScoreStatus, ShapeStatus,
@@ -44,6 +45,8 @@ pub use scalar::{
     DatasetFormat, Decimal, Duration, Gate, Location, Metric, NameRef, PlanLine, PlanStatus, Quantity,
     Schedule,
 };
+
+pub use text::cut;
 
 /// API group of every kind.
 pub const GROUP: &str = "lathe.dev";

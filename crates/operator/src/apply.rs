@@ -224,7 +224,7 @@ impl Writer {
         let event = Event {
             type_: if good { EventType::Normal } else { EventType::Warning },
             reason: reason.to_owned(),
-            note: Some(cut(message, 1000)),
+            note: Some(lathe_api::cut(message, 1000)),
             action: action.to_owned(),
             secondary: None,
         };
@@ -288,13 +288,4 @@ fn timeless(mut status: Value) -> Value {
         }
     }
     status
-}
-
-/// At most `limit` bytes, cut at a character.
-fn cut(text: &str, limit: usize) -> String {
-    if text.len() <= limit {
-        return text.to_owned();
-    }
-    let end = (0..=limit - '…'.len_utf8()).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
-    format!("{}…", &text[..end])
 }

@@ -138,6 +138,7 @@ mod tests {
             let replicas = Replicas { asked, ready: asked, draining: 0, start_up: 0, capacity: None };
             metrics.scaling.decided(("team-a", "support"), &decision, &replicas, &POLICY);
         }
+        metrics.scaling.changed(("team-a", "support"), Reason::RequestHeld);
         [true, false].iter().for_each(|promoted| metrics.rolled_out(*promoted));
         metrics.costs.tell(("team-a", "support"), Some((2.5, "USD")));
         [true, false].iter().for_each(|answered| metrics.scaling.asked(*answered));

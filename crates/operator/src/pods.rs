@@ -237,13 +237,7 @@ fn name(pod: &Pod) -> &str {
 /// Text of the cluster's own components, bounded, on one line, without its full stop.
 pub fn shown(text: &str) -> String {
     let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let mut line = line.trim().trim_end_matches('.').to_owned();
-    if line.len() > MAX_TEXT {
-        let end = (0..=MAX_TEXT).rev().find(|&i| line.is_char_boundary(i)).unwrap_or(0);
-        line.truncate(end);
-        line.push('…');
-    }
-    line
+    lathe_api::cut(line.trim().trim_end_matches('.'), MAX_TEXT)
 }
 
 #[cfg(test)]

@@ -132,11 +132,17 @@ fn choose(
         return (asked, Reason::ReportsLate);
     }
     if asked == 0 {
-        let wanted = load.wanted(policy).unwrap_or(1).clamp(1, RAISE_FACTOR).min(max);
-        return if load.is_awake() { (wanted, Reason::RequestHeld) } else { (0, Reason::ScaledToZero) };
+        if !load.is_awake() {
+            return (0, Reason::ScaledToZero);
+        }
+        // What is held is load, and waking is raising: those that come next are bounded by where it began.
+        let most = memory.raise(asked, now).min(max);
+        return (load.wanted(policy).unwrap_or(1).clamp(1, most), Reason::RequestHeld);
     }
     let Some(wanted) = load.wanted(policy) else {
         return match memory.is_idle(policy, now) {
+            _ if load.missing => (asked, Reason::ReportsMissing),
+            true if draining > 0 => (asked, Reason::ReplicasDraining),
             true => (0, Reason::ScaledToZero),
             false => (asked, Reason::CapacityUnknown),
         };

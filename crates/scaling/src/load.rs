@@ -51,7 +51,7 @@ pub(super) fn at(window: &Window, memory: &Memory, replicas: &Replicas, now: Sec
     let Some(capacity) = replicas.capacity.filter(Capacity::is_usable) else {
         return Load { newest: Some(*newest), arriving, missing: newest.missing > 0, ..Load::default() };
     };
-    let work = memory.work();
+    let work = memory.work(&capacity);
     let waits = newest.waiting + newest.held;
     Load {
         newest: Some(*newest),

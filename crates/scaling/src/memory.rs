@@ -1,7 +1,9 @@
 //! What a decision knows beside the reports: small, and written to the status.
 use serde::{Deserialize, Serialize};
 
-use super::{Capacity, LATE_AFTER, Policy, RAISE_FACTOR, RAISE_SECONDS, Replicas, Seconds, Window, load};
+use super::{
+    Capacity, LATE_AFTER, Policy, RAISE_FACTOR, RAISE_SECONDS, Replicas, Report, Seconds, Window, load,
+};
 
 /// Seconds that can be folded in again from reports: a memory that is written so often loses nothing in a restart.
 pub const REPLAY: Seconds = 60;
@@ -11,8 +13,9 @@ const PARTS: Seconds = 10;
 pub const MAX_PEAKS: usize = PARTS as usize + 2;
 /// Seconds after which a request counts for a third in the mean work of requests.
 const FORGET: u64 = 300;
-/// Sums are kept in millionths, so that they are the same after being written and read.
+/// Sums are kept in whole parts, so that they are the same after being written and read.
 const MILLION: f64 = 1e6;
+const THOUSAND: f64 = 1e3;
 /// Requests that must have ended before their mean is one.
 const ENOUGH: u64 = 8_000_000;
 
@@ -30,8 +33,10 @@ pub struct Memory {
     pub peaks: Vec<Peak>,
     /// When replicas were last raised, and from how many.
     pub raised: Option<Peak>,
-    /// Work that was done lately, in millionths of a second of one replica.
-    pub work_done: u64,
+    /// Prompt tokens that were read lately, in thousandths. Tokens and not what they took: another revision takes another time.
+    pub prompt_done: u64,
+    /// Tokens that were generated lately, in thousandths.
+    pub generation_done: u64,
     /// Requests that ended lately, in millionths.
     pub requests_done: u64,
 }
@@ -72,9 +77,16 @@ impl Memory {
         }
     }
 
-    /// Mean work of a request, in seconds of one replica.
-    pub(super) fn work(&self) -> Option<f64> {
-        (self.requests_done >= ENOUGH).then(|| self.work_done as f64 / self.requests_done as f64)
+    /// Mean work of a request, in seconds of one replica that can do so much.
+    pub(super) fn work(&self, capacity: &Capacity) -> Option<f64> {
+        let tokens = |sum: u64| sum as f64 / THOUSAND;
+        let done = Report {
+            prompt: tokens(self.prompt_done),
+            generation: tokens(self.generation_done),
+            ..Report::default()
+        };
+        let requests = self.requests_done as f64 / MILLION;
+        (self.requests_done >= ENOUGH).then(|| capacity.busy(&done) / requests)
     }
 
     /// The most replicas that were wanted in the quiet window.
@@ -90,7 +102,7 @@ impl Memory {
                 .is_some_and(|after| self.reported_for(after, now) && now.saturating_sub(self.busy) >= after)
     }
 
-    /// How many may be asked for at once where `asked` are.
+    /// How many may be asked for at once where `asked` are; none counts as one.
     pub(super) fn raise(&mut self, asked: u32, now: Seconds) -> u32 {
         let recent = |peak: &Peak| now.saturating_sub(peak.at) < RAISE_SECONDS;
         let raised = self.raised.filter(recent).unwrap_or(Peak { at: now, replicas: asked });
@@ -109,14 +121,14 @@ impl Memory {
         if report.arrived + report.running + report.waiting + report.held > 0.0 {
             self.busy = self.busy.max(at);
         }
-        if let Some(capacity) = replicas.capacity.filter(Capacity::is_usable) {
-            let millionths = |number: f64| (number * MILLION).round() as u64;
-            let decayed = |sum: u64| sum - sum.div_ceil(FORGET).min(sum);
-            // An idle second forgets nothing: a service that wakes should know its requests.
-            if report.finished > 0.0 || report.running > 0.0 {
-                self.work_done = decayed(self.work_done).saturating_add(millionths(capacity.busy(report)));
-                self.requests_done = decayed(self.requests_done).saturating_add(millionths(report.finished));
-            }
+        // An idle second forgets nothing: a service that wakes should know its requests.
+        if report.finished > 0.0 || report.running > 0.0 {
+            let add = |sum: &mut u64, number: f64| {
+                *sum = (*sum - sum.div_ceil(FORGET).min(*sum)).saturating_add(number.round() as u64);
+            };
+            add(&mut self.prompt_done, report.prompt * THOUSAND);
+            add(&mut self.generation_done, report.generation * THOUSAND);
+            add(&mut self.requests_done, report.finished * MILLION);
         }
         let kept = load::at(window, self, replicas, at).kept(policy).unwrap_or(replicas.asked);
         let quiet = policy.quiet_window(replicas);

@@ -201,6 +201,35 @@ fn to_zero_when_idle_and_back_by_one_held_request() {
 }
 
 #[test]
+fn many_held_requests_wake_no_more_than_any_raise_may_ask_for() {
+    let mut service = Service::new(1);
+    service.seconds(120, 0.2);
+    service.seconds(1000, 0.0);
+    assert_eq!(service.replicas.asked, 0);
+    // Hundreds at once: work for dozens of replicas.
+    let held = |at| Report { held: 800.0, arrived: 100.0, ..report(at, 0.0) };
+    let asked: Vec<u32> = (0..12).map(|_| service.second(held).replicas).collect();
+    assert!(asked[1..10].iter().all(|replicas| *replicas == 10) && asked[10] > 10, "{asked:?}");
+    // One is enough for one.
+    let mut service = Service::new(0);
+    let asked: Vec<u32> =
+        (0..12).map(|_| service.second(|at| Report { held: 1.0, ..report(at, 0.0) }).replicas).collect();
+    assert_eq!(asked, [1; 12]);
+}
+
+#[test]
+fn a_requests_work_is_that_of_the_replicas_that_there_are() {
+    let mut service = Service::new(1);
+    service.seconds(300, 0.6);
+    // Another revision takes four times as long; it has not answered anything yet.
+    service.replicas.capacity = Some(Capacity { prompt: 2000.0, generation: 250.0, ..CAPACITY });
+    let step = |at| Report { arrived: 0.6 * REQUESTS, running: 10.0, ..Report { at, ..Report::default() } };
+    let decision = service.second(step);
+    assert!((decision.load - 2.4).abs() < 0.1, "{}", decision.message);
+    assert_eq!(decision.replicas, 4, "{}", decision.message);
+}
+
+#[test]
 fn a_new_service_is_not_idle_since_for_ever() {
     let mut service = Service::new(1);
     // The gateways know of no request to it, long before it was there.
@@ -246,6 +275,28 @@ fn without_a_capacity_replicas_stay_and_still_wake() {
     service.replicas.asked = 0;
     let decision = service.second(|at| Report { held: 3.0, ..report(at, 0.0) });
     assert_eq!((decision.replicas, decision.reason), (1, Reason::RequestHeld));
+}
+
+#[test]
+fn without_a_capacity_nothing_is_given_back_while_reports_are_missing_or_replicas_drain() {
+    let idle = |missing: u32, draining: u32| {
+        let mut service = Service::new(2);
+        (service.replicas.capacity, service.replicas.draining) = (None, draining);
+        service.seconds(890, 0.0);
+        (0..3000).for_each(|_| drop(service.second(|at| Report { missing, ..report(at, 0.0) })));
+        let decision = service.second(|at| Report { missing, ..report(at, 0.0) });
+        (decision.replicas, decision.reason)
+    };
+    assert_eq!(idle(1, 0), (2, Reason::ReportsMissing));
+    assert_eq!(idle(0, 1), (2, Reason::ReplicasDraining));
+    assert_eq!(idle(0, 0), (0, Reason::ScaledToZero));
+    // It was idle for long enough, and in the last second a gateway tells nothing.
+    let mut service = Service::new(2);
+    service.replicas.capacity = None;
+    service.seconds(898, 0.0);
+    let lacking: Vec<Reason> =
+        (0..9).map(|_| service.second(|at| Report { missing: 1, ..report(at, 0.0) }).reason).collect();
+    assert_eq!(lacking, [Reason::ReportsMissing; 9]);
 }
 
 #[test]
@@ -353,7 +404,8 @@ fn whatever_is_told_the_bounds_hold() {
             busy: random.choose(&times),
             peaks: vec![peak; random.below(3) as usize],
             raised: random.choose(&[None, Some(peak)]),
-            work_done: random.bits(),
+            prompt_done: random.bits(),
+            generation_done: random.bits(),
             requests_done: random.bits(),
         };
         let now = random.choose(&[base, base.saturating_add(60), i64::MIN, i64::MAX]);

@@ -5,7 +5,7 @@ use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::{Duration, scalar::in_time};
+use crate::{Duration, cut, scalar::in_time};
 
 /// As many replicas as a service can ask for, and as many as its status has room for.
 pub const MAX_REPLICAS: i32 = 10_000;
@@ -13,6 +13,10 @@ pub const MAX_REPLICAS: i32 = 10_000;
 pub const MAX_DECISIONS: usize = 10;
 /// Longest sentence of a decision, in bytes.
 pub const MAX_DECISION_MESSAGE: usize = 200;
+/// Most moments of which a status keeps what replicas had counted.
+pub const MAX_COUNTED: usize = 6;
+/// Longest text of what stands in the way of scaling, in bytes.
+pub const MAX_SCALING_MESSAGE: usize = 1000;
 /// Seconds before an idle service sleeps, where `scaleToZeroAfter` does not say.
 const SLEEPS_AFTER: i64 = 15 * 60;
 
@@ -99,16 +103,15 @@ pub struct DecisionStatus {
 }
 
 impl DecisionStatus {
-    /// A decision at a Unix time in seconds; the sentence is cut to [`MAX_DECISION_MESSAGE`] bytes.
+    /// A decision at a Unix time in seconds; a sentence of more than [`MAX_DECISION_MESSAGE`] bytes is cut, which an ellipsis shows.
     #[must_use]
     pub fn new(seconds: i64, (from, to): (i32, i32), reason: &str, message: &str) -> Self {
-        let end = (0..=message.len().min(MAX_DECISION_MESSAGE)).rev().find(|&i| message.is_char_boundary(i));
         Self {
             time: Time(Timestamp::from_second(seconds).unwrap_or_default()),
             from,
             to,
             reason: reason.to_owned(),
-            message: message[..end.unwrap_or(0)].to_owned(),
+            message: cut(message, MAX_DECISION_MESSAGE),
         }
     }
 }
@@ -128,6 +131,10 @@ pub struct ScalingStatus {
     /// Why nothing is given back or asked for by the load; absent: nothing stands in the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked: Option<ScalingBlock>,
+    /// What the API server says to the write that it refuses, and what to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_SCALING_MESSAGE))]
+    pub message: Option<String>,
     /// Seconds that a pod took from being made to being ready, the last one that was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
@@ -135,6 +142,35 @@ pub struct ScalingStatus {
     /// What is remembered from one decision to the next.
     #[serde(default)]
     pub memory: ScalingMemory,
+    /// What the service's own replicas had counted at some moments of the last minute, oldest first, where they are asked because
+    /// everybody asks them directly.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_COUNTED), extend("x-kubernetes-list-type" = "atomic"))]
+    pub counted: Vec<CountedStatus>,
+}
+
+/// What the replicas of a service had counted since their start, summed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CountedStatus {
+    /// Hash of which replicas these were.
+    #[schemars(length(max = 32))]
+    pub replicas: String,
+    /// Unix time in seconds.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    pub at: i64,
+    /// Requests that came.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    pub arrived: i64,
+    /// Requests that ended.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    pub finished: i64,
+    /// Prompt tokens that were read.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    pub prompt: i64,
+    /// Tokens that were generated.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    pub generation: i64,
 }
 
 /// Why a load decides nothing.
@@ -146,6 +182,8 @@ pub enum ScalingBlock {
     ReportsMissing,
     /// No replica has measured its throughput yet.
     CapacityUnknown,
+    /// The API server refuses the number of replicas that was decided.
+    WriteRefused,
 }
 
 /// What is remembered from one decision to the next; times are Unix seconds.
@@ -169,9 +207,12 @@ pub struct ScalingMemory {
     /// When replicas were last raised, and from how many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub raised: Option<ScalingPeak>,
-    /// Work that was done lately, in millionths of a second of one replica.
+    /// Prompt tokens that were read lately, in thousandths.
     #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
-    pub work_done: i64,
+    pub prompt_done: i64,
+    /// Tokens that were generated lately, in thousandths.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
+    pub generation_done: i64,
     /// Requests that ended lately, in millionths.
     #[schemars(range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub requests_done: i64,
@@ -225,8 +266,11 @@ mod tests {
 
     #[test]
     fn a_long_sentence_is_cut_at_a_character() {
-        let decision =
-            DecisionStatus::new(1_700_000_000, (1, 2), "OnTarget", &format!("a{}", "é".repeat(150)));
-        assert_eq!(decision.message.len(), MAX_DECISION_MESSAGE - 1);
+        let message = |text: &str| DecisionStatus::new(1_700_000_000, (1, 2), "OnTarget", text).message;
+        let whole = "a".repeat(MAX_DECISION_MESSAGE);
+        assert_eq!(message(&whole), whole);
+        assert_eq!(message(&format!("{whole}a")), format!("{}…", "a".repeat(MAX_DECISION_MESSAGE - 3)));
+        // 197 bytes are room for 98 characters of two, and one byte stays empty.
+        assert_eq!(message(&"é".repeat(150)), format!("{}…", "é".repeat(98)));
     }
 }

@@ -73,6 +73,17 @@ pub fn draining(pods: &[&Pod], now: Seconds) -> u32 {
     pods.iter().filter(goes).count() as u32
 }
 
+/// Tells these pods, and the runs of their containers, from all others.
+pub fn which(pods: &[Pod]) -> String {
+    let restarts = |pod: &Pod| -> i32 {
+        let status = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+        status.into_iter().flatten().map(|container| container.restart_count).sum()
+    };
+    let mut all: Vec<(Option<String>, i32)> = pods.iter().map(|pod| (pod.uid(), restarts(pod))).collect();
+    all.sort();
+    names::revision(&lathe_resolve::pod::checksum(&all).unwrap_or_default())
+}
+
 /// Whether a pod should have ended a while ago: what it is deleted at includes the time that it has for it.
 pub fn is_lost(pod: &Pod, now: Seconds) -> bool {
     pod.metadata.deletion_timestamp.as_ref().is_some_and(|end| end.0.as_second() + LOST < now)

@@ -111,6 +111,11 @@ impl Gateway {
         self.held.clear();
     }
 
+    /// Whether it has told anything yet.
+    pub fn has_told(&self) -> bool {
+        self.since.is_some()
+    }
+
     /// Whether it told what flowed in this second.
     pub fn told(&self, at: Seconds) -> bool {
         self.told.has(at)

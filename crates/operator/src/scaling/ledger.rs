@@ -122,6 +122,12 @@ impl Ledger {
         mean(&all)
     }
 
+    /// Whether each gateway that takes requests has told what flowed before this leader came.
+    pub fn is_heard(&self) -> bool {
+        let mut counting = self.gateways.values().filter(|heard| heard.counts).peekable();
+        counting.peek().is_some() && counting.all(|heard| heard.gateway.has_told())
+    }
+
     /// Nothing that was told of what a replica of a service can do holds any more.
     pub fn forget_capacity(&mut self, uid: &str) {
         self.gateways.values_mut().for_each(|heard| _ = heard.capacities.remove(uid));

@@ -99,14 +99,17 @@ impl ScalingMetrics {
         self.ready.get_or_create(&service).set(replicas.ready.into());
         self.most.get_or_create(&service).set(policy.max_replicas.max(policy.min_replicas).into());
         self.unmeasured.get_or_create(&service).set(replicas.capacity.is_none().into());
-        let Service { namespace, name } = service;
-        let decided = Decided { namespace, name, reason: decision.reason.as_str() };
-        if decision.replicas != replicas.asked {
-            self.decisions.get_or_create(&decided).inc();
-        }
         if matches!(decision.reason, Reason::ReportsLate | Reason::ReportsMissing) {
+            let Service { namespace, name } = service;
+            let decided = Decided { namespace, name, reason: decision.reason.as_str() };
             self.unreported.get_or_create(&decided).inc();
         }
+    }
+
+    /// The replicas of a service were changed.
+    pub fn changed(&self, (namespace, name): (&str, &str), reason: Reason) {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        self.decisions.get_or_create(&Decided { namespace, name, reason: reason.as_str() }).inc();
     }
 
     /// The service is not scaled any more.
@@ -149,6 +152,7 @@ pub(crate) mod tests {
             let (message, memory) = (String::new(), Memory::default());
             let decision = Decision { replicas: 1, reason, message, load: 0.5, memory };
             metrics.decided(("team-a", "gone"), &decision, &replicas, &POLICY);
+            metrics.changed(("team-a", "gone"), reason);
         }
         let text = || {
             let mut text = String::new();

@@ -15,6 +15,7 @@ pub mod gateways;
 mod ledger;
 mod metrics;
 mod notes;
+mod refused;
 mod round;
 mod share;
 #[cfg(test)]
@@ -30,9 +31,9 @@ use std::{
 use futures::future::BoxFuture;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{ResourceExt as _, runtime::reflector::Store};
-use lathe_api::InferenceService;
+use lathe_api::{Access, InferenceService};
 use serde_json::json;
-use tokio::time::MissedTickBehavior;
+use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tracing::Instrument as _;
 
 use crate::{
@@ -83,10 +84,7 @@ async fn write(
     replicas: i32,
     asked: i32,
 ) -> Result<Deployment, Error> {
-    let is = deployment.spec.as_ref().and_then(|spec| spec.replicas);
-    if is == Some(replicas)
-        && deployment.annotations().get(SCALED).is_some_and(|set| *set == asked.to_string())
-    {
+    if has(&deployment, replicas, asked) {
         return Ok(deployment);
     }
     let fields = json!({
@@ -94,6 +92,17 @@ async fn write(
         "spec": {"replicas": replicas},
     });
     writer.apply_fields(SCALER, &deployment, fields).await
+}
+
+fn has(deployment: &Deployment, replicas: i32, asked: i32) -> bool {
+    deployment.spec.as_ref().and_then(|spec| spec.replicas) == Some(replicas)
+        && deployment.annotations().get(SCALED).is_some_and(|set| *set == asked.to_string())
+}
+
+/// Whether [`set`] would write nothing.
+fn is_set(deployment: &Deployment, candidate: Option<&Deployment>, shares: Shares) -> bool {
+    has(deployment, shares.stable, shares.all)
+        && candidate.is_none_or(|candidate| has(candidate, shares.candidate, shares.candidate))
 }
 
 /// Replicas that a Deployment is made with: as many as were asked for last, else as `spec.replicas` says.
@@ -126,14 +135,25 @@ struct Known {
     state: Arc<tokio::sync::Mutex<Option<State>>>,
 }
 
+/// Rounds that were begun.
+#[derive(Default)]
+struct Rounds {
+    /// Each gives back its service's UID.
+    under_way: JoinSet<String>,
+    /// Services for which a request began to be held during a round.
+    woken: HashSet<String>,
+}
+
 impl Scaler {
     /// A scaler that knows nothing yet.
     pub fn new(context: Arc<Context>, stores: Stores) -> Self {
         Self { context, stores, states: Mutex::default() }
     }
 
-    /// Scales, once the stores are `filled`, until `stop`.
+    /// Scales, once the stores are `filled`, until `stop`; then finishes the rounds that are under way.
     pub async fn run(self, filled: BoxFuture<'static, ()>, stop: Stop) {
+        // They end with this: whoever drops it is the leader no more.
+        let mut rounds = Rounds::default();
         let scaling = async {
             filled.await;
             let mut holds = self.context.traffic.holds();
@@ -144,9 +164,18 @@ impl Scaler {
                     _ = seconds.tick() => {
                         let now = self.context.traffic.now();
                         self.context.traffic.ledger().sweep(now);
-                        self.begin_rounds(None);
+                        self.begin_rounds(None, &mut rounds);
                     }
-                    Ok(()) = holds.changed() => self.begin_rounds(Some(&self.context.traffic.held())),
+                    Ok(()) = holds.changed() => {
+                        self.begin_rounds(Some(&self.context.traffic.held()), &mut rounds);
+                    }
+                    Some(ended) = rounds.under_way.join_next() => {
+                        // One that ended in a bug has its next round with the next second.
+                        let Ok(uid) = ended else { continue };
+                        if rounds.woken.remove(&uid) {
+                            self.begin_rounds(Some(&HashSet::from([uid])), &mut rounds);
+                        }
+                    }
                 }
             }
         };
@@ -154,10 +183,12 @@ impl Scaler {
             () = scaling => {}
             () = stopped(stop) => {}
         }
+        while rounds.under_way.join_next().await.is_some() {}
     }
 
-    /// Begins a round of every service, or of those that are named by their UIDs, unless its last one is still under way.
-    fn begin_rounds(&self, only: Option<&HashSet<String>>) {
+    /// Begins a round of every service, or of those that are named by their UIDs, for which a request is held. Where the last one is
+    /// still under way, those are begun after it.
+    fn begin_rounds(&self, only: Option<&HashSet<String>>, rounds: &mut Rounds) {
         let services = self.stores.services.state();
         let services: Vec<&InferenceService> =
             services.iter().filter_map(|guard| guard.0.as_ref().ok()).filter(|s| is_scaled(s)).collect();
@@ -165,14 +196,22 @@ impl Scaler {
             self.forget_others(&services);
         }
         let mut pods = by_service(&self.stores.pods);
+        let is_settled = self.context.traffic.is_settled();
         for service in services {
             let uid = service.uid().unwrap_or_default();
-            if only.is_some_and(|only| !only.contains(&uid)) {
+            let waits = !is_settled && service.spec.access == Access::GatewayOnly;
+            if only.map_or(waits, |only| !only.contains(&uid)) {
                 continue;
             }
-            let state = self.state(uid, service);
-            // The last round is still under way.
-            let Ok(mut state) = state.try_lock_owned() else { continue };
+            let state = self.state(uid.clone(), service);
+            // The last round is still under way, and may have looked before the request was held.
+            let Ok(mut state) = state.try_lock_owned() else {
+                if only.is_some() {
+                    rounds.woken.insert(uid);
+                }
+                continue;
+            };
+            rounds.woken.remove(&uid);
             let (context, stores, service) = (self.context.clone(), self.stores.clone(), service.clone());
             let pods = pods.remove(&place(&service)).unwrap_or_default();
             let span =
@@ -182,8 +221,10 @@ impl Scaler {
                     context.health.metrics.failed("InferenceService", error.category());
                     tracing::warn!(%error, "a service could not be scaled; it is tried again");
                 }
+                drop(state);
+                uid
             };
-            tokio::spawn(round.instrument(span));
+            rounds.under_way.spawn(round.instrument(span));
         }
     }
 

@@ -4,8 +4,8 @@
 //! wrote them: they are written with each change, and, while there is something to give back or to do, before what happened
 //! since is older than what can be counted again ([`REPLAY`]). A service that sleeps or idles is not written.
 use lathe_api::{
-    DecisionStatus, InferenceServiceStatus, MAX_DECISIONS, ScalingBlock, ScalingMemory, ScalingPeak,
-    ScalingStatus,
+    CountedStatus, DecisionStatus, InferenceServiceStatus, MAX_DECISIONS, MAX_SCALING_MESSAGE, ScalingBlock,
+    ScalingMemory, ScalingPeak, ScalingStatus, cut,
 };
 use lathe_scaling::{
     self as scaling, Decision, Memory, Peak, Policy, REPLAY, Reason, Replicas, Seconds, Window,
@@ -48,6 +48,10 @@ pub struct Notes {
     /// What stands in the way, and since when.
     stands: Option<(ScalingBlock, Seconds)>,
     blocked: Option<ScalingBlock>,
+    /// What the API server says to the number that was decided, which it refuses.
+    refused: Option<String>,
+    /// What the service's own workers had counted, oldest first.
+    pub counted: Vec<CountedStatus>,
     written: Scaled,
 }
 
@@ -60,7 +64,9 @@ impl Notes {
             memory: memory(&scaling.memory),
             decisions: written.decisions.clone(),
             stands: None,
-            blocked: scaling.blocked,
+            blocked: scaling.blocked.filter(|block| *block != ScalingBlock::WriteRefused),
+            refused: scaling.message,
+            counted: scaling.counted,
             written,
         }
     }
@@ -87,6 +93,14 @@ impl Notes {
         decision
     }
 
+    /// The API server refuses what was decided, or does no more; tells whether that is news.
+    pub fn refused(&mut self, message: Option<&str>) -> bool {
+        let message = message.map(|message| cut(message, MAX_SCALING_MESSAGE));
+        let is_news = self.refused != message;
+        self.refused = message;
+        is_news
+    }
+
     /// The decision was carried out, where `from` were asked for.
     pub fn carried_out(&mut self, from: u32, decision: &Decision, now: Seconds) {
         let counts = (count(from), count(decision.replicas));
@@ -99,14 +113,17 @@ impl Notes {
     pub fn due(&self, policy: &Policy, asked: u32, now: Seconds) -> Option<Scaled> {
         let fresh = ScalingStatus {
             replicas: count(asked),
-            blocked: self.blocked,
+            blocked: self.refused.as_ref().map(|_| ScalingBlock::WriteRefused).or(self.blocked),
+            message: self.refused.clone(),
             start_up_seconds: self.start_up.seconds,
             memory: written(&self.memory),
+            counted: self.counted.clone(),
         };
         let due = match &self.written.scaling {
             None => true,
             Some(old) => {
-                let but_for_memory = ScalingStatus { memory: old.memory.clone(), ..fresh.clone() };
+                let (memory, counted) = (old.memory.clone(), old.counted.clone());
+                let but_for_memory = ScalingStatus { memory, counted, ..fresh.clone() };
                 *old != but_for_memory
                     || self.written.decisions != self.decisions
                     || (self.matters(policy, asked, now) && age(&old.memory, &fresh.memory) >= WRITE_AFTER)
@@ -162,7 +179,8 @@ fn written(memory: &Memory) -> ScalingMemory {
         busy: time(memory.busy),
         peaks: memory.peaks.iter().map(peak).collect(),
         raised: memory.raised.as_ref().map(peak),
-        work_done: sum(memory.work_done),
+        prompt_done: sum(memory.prompt_done),
+        generation_done: sum(memory.generation_done),
         requests_done: sum(memory.requests_done),
     }
 }
@@ -178,7 +196,8 @@ fn memory(written: &ScalingMemory) -> Memory {
         busy: written.busy,
         peaks: written.peaks.iter().map(peak).collect(),
         raised: written.raised.as_ref().map(peak),
-        work_done: u64::try_from(written.work_done).unwrap_or(0),
+        prompt_done: u64::try_from(written.prompt_done).unwrap_or(0),
+        generation_done: u64::try_from(written.generation_done).unwrap_or(0),
         requests_done: u64::try_from(written.requests_done).unwrap_or(0),
     }
 }

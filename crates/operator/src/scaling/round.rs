@@ -3,20 +3,22 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
-use lathe_api::{Access, InferenceService, names};
+use lathe_api::{Access, CountedStatus, InferenceService, names};
 use lathe_contract::Load;
-use lathe_scaling::{Capacity, Replicas, Seconds, Window};
+use lathe_scaling::{Capacity, Policy, Replicas, Seconds, Window};
 
 use super::{
     SCALER, Stores,
     direct::Workers,
     facts::{self, StartUp},
+    is_set,
     notes::{Notes, Scaled},
+    refused::Refused,
     set,
     share::{Shares, ready_candidates},
 };
 use crate::{
-    apply::Happened,
+    apply::{Happened, Writer},
     context::Context,
     error::Error,
     inference::{self, has_candidate, reports},
@@ -30,16 +32,21 @@ const LOOK: Seconds = 2;
 pub struct State {
     notes: Notes,
     workers: Workers,
-    /// The Deployment's UID and generation after the last write.
-    written: (Option<String>, Option<i64>),
+    /// The Deployment after the last write, until the watch has brought it.
+    written: Option<Deployment>,
     /// Of the Deployment's pods.
     revision: Option<String>,
+    /// The number of replicas that the API server did not take.
+    refused: Option<Refused>,
+    /// The notes that it did not take.
+    unwritten: Option<Refused>,
 }
 
 /// Decides how many replicas `service` is to have, whose `pods` these are, and writes what that changes.
 ///
 /// # Errors
-/// A write was not taken: the next round decides anew.
+/// A write was not taken: the next round decides anew. One that is refused (a quota, a policy, a missing right) is told in the
+/// status, and tried again after pauses that grow.
 pub async fn round(
     context: &Context,
     stores: &Stores,
@@ -57,15 +64,18 @@ pub async fn round(
     let Some(deployment) = deployment else { return Ok(()) };
     let pods: Vec<&Pod> = pods.iter().map(|pod| &**pod).collect();
     let state = state.get_or_insert_with(|| State {
+        workers: Workers::remembered(counted(service)),
         notes: read(service, &pods),
-        workers: Workers::default(),
-        written: (None, None),
+        written: None,
         revision: None,
+        refused: None,
+        unwritten: None,
     });
-    if state.is_ahead_of(&deployment) {
+    let deployment = state.newest(deployment);
+    let (window, now) = state.window(context, service, &pods).await;
+    if service.spec.access == Access::Direct && state.workers.wait(now) {
         return Ok(());
     }
-    let (window, now) = state.window(context, service, &pods).await;
     state.notes.start_up.look(&pods);
     let asked = facts::asked(&deployment);
     let replicas = Replicas {
@@ -84,11 +94,15 @@ pub async fn round(
     let shares = Shares::now(service, rollout, all, ready_candidates(&pods));
     let candidate = owned(stores, service, &names::candidate(&service.name_any()));
     let candidate = candidate.filter(|_| has_candidate(rollout));
-    let deployment = set(writer, deployment, candidate.as_ref(), shares).await?;
-    context.health.metrics.scaling.decided((&namespace, &name), &decision, &replicas, &policy);
-    state.written = (deployment.metadata.uid, deployment.metadata.generation);
-    if changed {
+    let metrics = &context.health.metrics.scaling;
+    metrics.decided((&namespace, &name), &decision, &replicas, &policy);
+    let carried_out = state.carry_out(writer, service, deployment, candidate, shares, now).await;
+    if carried_out.as_ref().is_err_and(|error| error.refusal().is_none()) {
+        return carried_out.map(drop);
+    }
+    if changed && matches!(carried_out, Ok(true)) {
         state.notes.carried_out(asked, &decision, now);
+        metrics.changed((&namespace, &name), decision.reason);
         tracing::info!(
             from = asked,
             to = decision.replicas,
@@ -99,12 +113,10 @@ pub async fn round(
         let (reason, message) = (decision.reason.as_str(), decision.message.as_str());
         writer.event(service, &Happened { good: true, reason, action: "Scale", message }).await;
     }
-    if let Some(scaled) = state.notes.due(&policy, decision.replicas, now) {
-        let old = Scaled::of(service.status.as_ref());
-        writer.status_as(SCALER, service, Some(&old), &scaled).await?;
-        state.notes.were_written(scaled);
-    }
-    Ok(())
+    state.notes.counted = state.workers.sums().to_vec();
+    let stand = if matches!(carried_out, Ok(true)) { decision.replicas } else { asked };
+    let written = state.write_notes(writer, service, &policy, stand, now).await;
+    carried_out.and(written)
 }
 
 /// The Deployment of this name that the service's reconcile made.
@@ -115,6 +127,12 @@ fn owned(stores: &Stores, service: &InferenceService, name: &str) -> Option<Depl
         .iter()
         .any(|o| o.controller == Some(true) && Some(&o.uid) == service.uid().as_ref());
     (owned && found.metadata.deletion_timestamp.is_none()).then(|| (*found).clone())
+}
+
+/// What the service's own workers had counted, as it was written down last.
+fn counted(service: &InferenceService) -> Vec<CountedStatus> {
+    let scaling = service.status.as_ref().and_then(|status| status.scaling.as_ref());
+    scaling.map(|scaling| scaling.counted.clone()).unwrap_or_default()
 }
 
 fn read(service: &InferenceService, pods: &[&Pod]) -> Notes {
@@ -145,10 +163,75 @@ pub fn capacity(
 }
 
 impl State {
-    /// Whether the watch has not brought the last write yet: how many are asked for is known in a moment.
-    fn is_ahead_of(&self, deployment: &Deployment) -> bool {
-        let (uid, generation) = &self.written;
-        *uid == deployment.metadata.uid && deployment.metadata.generation < *generation
+    /// Sets the replicas; false where that is not tried now, since the API server refused it a moment ago.
+    async fn carry_out(
+        &mut self,
+        writer: &Writer,
+        service: &InferenceService,
+        deployment: Deployment,
+        candidate: Option<Deployment>,
+        shares: Shares,
+        now: Seconds,
+    ) -> Result<bool, Error> {
+        let waits = |all, refused: Refused| refused.waits(all, now);
+        if is_set(&deployment, candidate.as_ref(), shares) {
+            // Who asks for nothing new for a moment is refused as before when he asks again.
+            self.refused = self.refused.filter(|refused| waits(i32::MAX, *refused));
+        } else if self.refused.is_some_and(|refused| waits(shares.all, refused)) {
+            return Ok(false);
+        } else {
+            match set(writer, deployment, candidate.as_ref(), shares).await {
+                Ok(deployment) => (self.written, self.refused) = (Some(deployment), None),
+                Err(error) => {
+                    let Some(trouble) = error.refusal() else { return Err(error) };
+                    self.refused = Some(Refused::again(self.refused, shares.all, now));
+                    if self.notes.refused(Some(&trouble.message)) {
+                        let (reason, message) = (trouble.reason.as_str(), trouble.message.as_str());
+                        let happened = Happened { good: false, reason, action: "Scale", message };
+                        writer.event(service, &happened).await;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        if self.refused.is_none() {
+            self.notes.refused(None);
+        }
+        Ok(true)
+    }
+
+    /// Writes the notes where they are due.
+    async fn write_notes(
+        &mut self,
+        writer: &Writer,
+        service: &InferenceService,
+        policy: &Policy,
+        replicas: u32,
+        now: Seconds,
+    ) -> Result<(), Error> {
+        let Some(scaled) = self.notes.due(policy, replicas, now) else { return Ok(()) };
+        if self.unwritten.is_some_and(|refused| refused.waits(i32::MAX, now)) {
+            return Ok(());
+        }
+        let old = Scaled::of(service.status.as_ref());
+        let written = writer.status_as(SCALER, service, Some(&old), &scaled).await;
+        self.unwritten = match &written {
+            Err(error) if error.refusal().is_some() => Some(Refused::again(self.unwritten, 0, now)),
+            _ => None,
+        };
+        written?;
+        self.notes.were_written(scaled);
+        Ok(())
+    }
+
+    /// The Deployment as the watch has brought it, or as it was written last where that is newer.
+    fn newest(&mut self, seen: Deployment) -> Deployment {
+        let is_newer = |written: &Deployment| {
+            written.metadata.uid == seen.metadata.uid
+                && written.metadata.generation > seen.metadata.generation
+        };
+        self.written = self.written.take().filter(is_newer);
+        self.written.clone().unwrap_or(seen)
     }
 
     /// What flows, and the second in which that is known.
@@ -173,7 +256,7 @@ impl State {
                 said.insert(pod.uid().unwrap_or_default(), answer.and_then(|report| report.load.clone()));
             }
             let now = context.traffic.now();
-            self.workers.hear(&said, now);
+            self.workers.hear(&said, &facts::which(&ready), now);
         }
         (self.workers.window().clone(), context.traffic.now())
     }

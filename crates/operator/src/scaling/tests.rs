@@ -120,14 +120,64 @@ async fn what_somebody_makes_of_the_replicas_is_set_right() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_number_that_is_refused_is_told_once_and_tried_again_after_pauses_that_grow() {
+    let status = json!({"observedGeneration": 1, "scaling": {"replicas": 1}});
+    let service = service(json!({"minReplicas": 2, "maxReplicas": 3}), status);
+    let world =
+        World::new(&service, deployment("1", 1), &[(DEPLOYMENT, 403, failure(403, "exceeded quota"))]);
+    let mut state = None;
+    let mut tried = Vec::new();
+    for second in 0..20 {
+        let done = world.round(&service, &mut state).await;
+        tried.extend(done.err().map(|error| (second, error.category())));
+        tokio::time::advance(ROUND).await;
+    }
+    let refused = "WriteRefused";
+    assert_eq!(tried, [(0, refused), (2, refused), (6, refused), (14, refused)]);
+    let calls = world.calls().await;
+    assert_eq!(paths(&calls), [DEPLOYMENT, STATUS, DEPLOYMENT, DEPLOYMENT, DEPLOYMENT]);
+    assert_eq!(crate::testing::told(&calls), [refused]);
+    let status = &sent::<Value>(&calls, STATUS)["status"];
+    let scaling = &status["scaling"];
+    assert_eq!((&scaling["blocked"], &scaling["replicas"]), (&json!(refused), &json!(1)));
+    let message = scaling["message"].as_str().unwrap();
+    assert!(message.contains("exceeded quota. Next: have that allowed"), "{message}");
+    // What was not carried out is no decision.
+    assert_eq!(status["decisions"], Value::Null);
+
+    // It is allowed by now; whoever leads by then knows that it was not.
+    let mut told = service.clone();
+    told.status = Some(object(json!({"observedGeneration": 1, "scaling": scaling})));
+    let world = World::new(&told, deployment("1", 1), &[]);
+    world.round(&told, &mut None).await.unwrap();
+    let calls = world.calls().await;
+    assert_eq!(paths(&calls), [DEPLOYMENT, STATUS]);
+    let status = &sent::<Value>(&calls, STATUS)["status"];
+    assert_eq!((&status["scaling"]["blocked"], &status["scaling"]["message"]), (&Value::Null, &Value::Null));
+    assert_eq!(status["decisions"][0]["to"], 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn notes_that_are_refused_are_tried_again_after_pauses_that_grow() {
+    let service = service(sleepy(), json!({"observedGeneration": 1}));
+    let world = World::new(&service, deployment("0", 0), &[(STATUS, 403, failure(403, "Forbidden"))]);
+    let mut state = None;
+    for _ in 0..20 {
+        let _refused = world.round(&service, &mut state).await;
+        tokio::time::advance(ROUND).await;
+    }
+    assert_eq!(paths(&world.calls().await), [STATUS; 4]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_not_taken_is_decided_anew_and_no_decision_until_then() {
     let status = json!({"observedGeneration": 1, "scaling": {"replicas": 1}});
     let service = service(json!({"minReplicas": 2, "maxReplicas": 3}), status);
-    let refused = [(DEPLOYMENT, 403, failure(403, "Forbidden"))];
+    let refused = [(DEPLOYMENT, 500, failure(500, "InternalError"))];
     let world = World::new(&service, deployment("1", 1), &refused);
     let mut state = None;
     for _ in 0..2 {
-        assert_eq!(world.round(&service, &mut state).await.unwrap_err().category(), "WriteRefused");
+        assert_eq!(world.round(&service, &mut state).await.unwrap_err().category(), "WriteFailed");
     }
     assert_eq!(paths(&world.calls().await), [DEPLOYMENT, DEPLOYMENT]);
 }
@@ -174,6 +224,123 @@ async fn a_request_that_is_held_begins_a_round_at_once() {
     stop.send(true).unwrap();
     running.await.unwrap();
     assert_eq!(paths(&world.calls().await), [DEPLOYMENT, STATUS]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_decides_once_the_gateways_have_told_what_flowed_before_it() {
+    let service = service(json!({"minReplicas": 1, "maxReplicas": 3}), json!({"observedGeneration": 1}));
+    let world = World::new(&service, deployment("1", 1), &[]);
+    let scaler = Scaler::new(world.context.clone(), world.stores.clone());
+    let begun = |only: Option<&str>| {
+        let mut rounds = Rounds::default();
+        let only = only.map(|uid| HashSet::from([uid.to_owned()]));
+        scaler.begin_rounds(only.as_ref(), &mut rounds);
+        rounds.under_way.len()
+    };
+    world.hear(100, 0);
+    // Where its seconds lie is known with its second answer.
+    assert_eq!((begun(None), begun(Some("uid-svc"))), (0, 1));
+    tokio::task::yield_now().await;
+    world.hear(101, 0);
+    assert_eq!(begun(None), 1);
+    tokio::task::yield_now().await;
+    // One that says nothing is not waited for for ever.
+    let new = ledger::Awaited { uid: "h".to_owned(), ip: String::new(), ready: true, restarted: false };
+    world.context.traffic.ledger().expect([&new]);
+    assert_eq!(begun(None), 0);
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert_eq!(begun(None), 1);
+}
+
+/// A scaler that runs, and its API server, which answers when the test does.
+struct Slow {
+    world: (Arc<Context>, Stores),
+    running: tokio::task::JoinHandle<()>,
+    stop: tokio::sync::watch::Sender<bool>,
+    server: tower_test::mock::Handle<http::Request<kube::client::Body>, http::Response<kube::client::Body>>,
+}
+
+impl Slow {
+    /// A service that sleeps.
+    async fn start() -> Self {
+        let service = service(sleepy(), json!({"observedGeneration": 1, "scaling": {"replicas": 0}}));
+        let World { stores, .. } = World::new(&service, deployment("0", 0), &[]);
+        let (client, server) = tower_test::mock::pair();
+        let context = context(kube::Client::new(client, "default"));
+        let pod = ledger::Awaited { uid: "g".to_owned(), ip: String::new(), ready: true, restarted: false };
+        context.traffic.ledger().expect([&pod]);
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let scaler = Scaler::new(context.clone(), stores.clone());
+        let running = tokio::spawn(scaler.run(Box::pin(async {}), stopped));
+        let mut slow = Self { world: (context, stores), running, stop, server };
+        // The first round of the interval only notes that it sleeps.
+        slow.hear(100, 0);
+        slow
+    }
+
+    fn hear(&mut self, second: u64, held: u64) {
+        let service = ServiceTraffic { uid: "uid-svc".to_owned(), held, ..ServiceTraffic::default() };
+        let answer = Answer { instance: "i".to_owned(), second, services: vec![service] };
+        self.world.0.traffic.hear("g", answer);
+    }
+
+    /// Waits for the next call that is no event, which is answered as an echo once `meanwhile` is over.
+    async fn answer(&mut self, meanwhile: impl AsyncFnOnce(&mut Self)) -> String {
+        let mut meanwhile = Some(meanwhile);
+        loop {
+            let (request, reply) = self.server.next_request().await.unwrap();
+            let (parts, body) = request.into_parts();
+            let call = format!("{} {}", parts.method, parts.uri.path());
+            let is_event = call.ends_with("/events");
+            if !is_event && let Some(meanwhile) = meanwhile.take() {
+                meanwhile(self).await;
+            }
+            let body = body.collect_bytes().await.unwrap();
+            reply.send_response(http::Response::new(kube::client::Body::from(body)));
+            if !is_event {
+                return call;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_round_that_is_under_way_is_finished_before_the_scaler_ends() {
+    let mut slow = Slow::start().await;
+    slow.hear(101, 1);
+    let call = slow
+        .answer(async |slow| {
+            slow.stop.send(true).unwrap();
+            // Whoever ends now gives the lease away, and the write comes after it.
+            let ended = tokio::time::timeout(Duration::from_secs(60), &mut slow.running).await;
+            assert!(ended.is_err(), "it ended while a write was under way");
+        })
+        .await;
+    assert!(DEPLOYMENT.starts_with(&call), "{call}");
+    let call = slow.answer(async |_| {}).await;
+    assert!(STATUS.starts_with(&call), "{call}");
+    slow.running.await.unwrap();
+    drop(slow.world);
+    assert!(slow.server.next_request().await.is_none(), "a write after the end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_held_during_a_round_begins_the_next_one_at_once() {
+    let mut slow = Slow::start().await;
+    slow.hear(101, 1);
+    let began = tokio::time::Instant::now();
+    slow.answer(async |slow| {
+        // The one that was held is answered or gone, and another one comes.
+        slow.hear(102, 0);
+        slow.hear(103, 1);
+        tokio::task::yield_now().await;
+    })
+    .await;
+    slow.answer(async |_| {}).await;
+    // The watch has not brought the first write: the second round does the same again.
+    let call = slow.answer(async |_| {}).await;
+    assert!(DEPLOYMENT.starts_with(&call), "{call}");
+    assert_eq!(began.elapsed(), Duration::ZERO, "it waited for the next second");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 use std::{
     collections::HashSet,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -10,6 +11,9 @@ use lathe_scaling::Seconds;
 use tokio::{sync::watch, time::Instant};
 
 use super::{gateway::Millis, ledger::Ledger};
+
+/// A leader waits for its gateways' first words for no longer.
+const SETTLES: Duration = Duration::from_secs(5);
 
 /// What flows through the gateways.
 pub struct Traffic {
@@ -39,6 +43,12 @@ impl Traffic {
         if self.ledger().hear(pod, answer, self.millis()) {
             self.held.send_modify(|times| *times = times.wrapping_add(1));
         }
+    }
+
+    /// Whether it is known what flowed before this leader came, or who does not tell it is not waited for any longer: a decision before
+    /// that would take what is not told yet for what nobody knows.
+    pub fn is_settled(&self) -> bool {
+        self.clock.since.elapsed() >= SETTLES || self.ledger().is_heard()
     }
 
     /// Turns when a request begins to be held for a service that had none.

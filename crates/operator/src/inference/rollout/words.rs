@@ -114,8 +114,6 @@ fn capital(text: &str) -> String {
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
-fn cut(mut text: String) -> String {
-    let end = (0..=text.len().min(MAX_ROLLOUT_MESSAGE)).rev().find(|&i| text.is_char_boundary(i));
-    text.truncate(end.unwrap_or(0));
-    text
+fn cut(text: String) -> String {
+    lathe_api::cut(&text, MAX_ROLLOUT_MESSAGE)
 }

@@ -53,6 +53,10 @@ pub fn active(service: &InferenceService) -> Said {
             "CapacityUnknown",
             "no replica has measured its throughput yet, so the replicas stay as they are.",
         ),
+        Some(ScalingBlock::WriteRefused) => (
+            "WriteRefused",
+            scaling.message.as_deref().unwrap_or("the API server refuses the number that was decided."),
+        ),
     };
     Said::new(false, reason, format!("{bounds}. Now {message}"))
 }

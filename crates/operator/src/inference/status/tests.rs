@@ -373,6 +373,8 @@ fn a_service_that_sleeps_is_ready(
     json!({"autoscaling": {"maxReplicas": 3}}), json!({"blocked": "ReportsMissing"}), "False", "ReportsMissing", "no replica is given back")]
 #[case::in_the_dark(
     json!({"autoscaling": {"maxReplicas": 3}}), json!({"blocked": "CapacityUnknown"}), "False", "CapacityUnknown", "measured")]
+#[case::not_allowed(
+    json!({"autoscaling": {"maxReplicas": 3}}), json!({"blocked": "WriteRefused", "message": "no. Next: ask."}), "False", "WriteRefused", "Next: ask.")]
 fn who_decides_the_replicas_is_told(
     #[case] spec: Value,
     #[case] scaling: Value,

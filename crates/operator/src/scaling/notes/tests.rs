@@ -1,9 +1,10 @@
 //! Leaders come and go; what they decide, and how much they write, does not show it.
-use lathe_contract::{Flow, ServiceTraffic, Traffic};
+use lathe_contract::{Flow, Load, ServiceTraffic, Totals, Traffic};
 use lathe_scaling::{Capacity, MAX_PEAKS};
 
 use super::*;
 use crate::scaling::{
+    direct::Workers,
     gateway::Millis,
     ledger::{Awaited, Ledger},
 };
@@ -157,6 +158,58 @@ fn a_leader_that_is_replaced_at_any_second_changes_no_decision() {
     }
 }
 
+/// When a service with `access: Direct` has one replica again: its workers are asked each two seconds, and its load goes down to a
+/// seventh. A leader is lost at `lost`, and the next one begins six seconds later.
+fn given_back(lost: Option<Seconds>) -> Seconds {
+    const QUIET: Seconds = 400;
+    let policy = Policy { min_replicas: 1, scale_to_zero_after: None, ..POLICY };
+    let totals = |at: Seconds| {
+        let arrived = 7 * at.min(QUIET) + (at - QUIET).max(0);
+        Totals { arrived, finished: arrived, prompt: arrived * 800, generation: arrived * 200 }
+    };
+    let (mut notes, mut workers, mut asked) = (Notes::default(), Workers::default(), 3);
+    let mut stored = Scaled::default();
+    for at in 1..QUIET + 360 {
+        if lost.is_some_and(|lost| (lost..lost + 6).contains(&at)) {
+            let status = serde_json::to_value(&stored).unwrap();
+            let status: InferenceServiceStatus = serde_json::from_value(status).unwrap();
+            workers = Workers::remembered(status.scaling.as_ref().unwrap().counted.clone());
+            notes = Notes::read(Scaled::of(Some(&status)), StartUp::default());
+            continue;
+        }
+        if workers.are_due(2, ZERO + at) {
+            let load = Load { running: 3, totals: totals(at), ..Load::default() };
+            workers.hear(&[("p".to_owned(), Some(load))].into(), "p", ZERO + at);
+        }
+        let capacity = Some(Capacity { prompt: 8000.0, generation: 1000.0, sequences: 32 });
+        let replicas = Replicas { asked, ready: asked, draining: 0, start_up: 5, capacity };
+        let decision = notes.decide(&policy, workers.window(), &replicas, ZERO + at);
+        if decision.replicas != asked {
+            notes.carried_out(asked, &decision, ZERO + at);
+            asked = decision.replicas;
+        }
+        if asked == 1 {
+            return at;
+        }
+        notes.counted = workers.sums().to_vec();
+        if let Some(scaled) = notes.due(&policy, asked, ZERO + at) {
+            stored = scaled.clone();
+            notes.were_written(scaled);
+        }
+    }
+    panic!("nothing was given back");
+}
+
+#[test]
+fn a_new_leader_goes_on_with_what_the_workers_of_a_direct_service_have_done() {
+    let steady = given_back(None);
+    for lost in (100..540).step_by(7) {
+        let at = given_back(Some(lost));
+        // The moment in which the load fell is known by parts: that is far nearer than a window that begins anew.
+        assert!((steady - 30..=steady + 30).contains(&at), "{lost}: {at} and not {steady}");
+    }
+}
+
 #[test]
 fn a_service_that_sleeps_or_idles_is_not_written() {
     let mut sources = sources();
@@ -194,6 +247,8 @@ fn what_stands_in_the_way_is_told_once_it_stays() {
 #[test]
 fn decisions_and_memory_have_bounded_room() {
     let peak = Peak { at: ZERO, replicas: u32::MAX };
+    let (replicas, at) = ("0123456789".to_owned(), MOST);
+    let most = CountedStatus { replicas, at, arrived: MOST, finished: MOST, prompt: MOST, generation: MOST };
     let mut notes = Notes {
         memory: Memory {
             seen: Some(i64::MAX),
@@ -201,11 +256,13 @@ fn decisions_and_memory_have_bounded_room() {
             busy: i64::MAX,
             peaks: vec![peak; MAX_PEAKS],
             raised: Some(peak),
-            work_done: u64::MAX,
+            prompt_done: u64::MAX,
+            generation_done: u64::MAX,
             requests_done: u64::MAX,
         },
         blocked: Some(ScalingBlock::ReportsMissing),
         start_up: StartUp::default(),
+        counted: vec![most; lathe_api::MAX_COUNTED],
         ..Notes::default()
     };
     let reason = Reason::ThroughputAboveTarget;
@@ -218,7 +275,7 @@ fn decisions_and_memory_have_bounded_room() {
     assert_eq!(scaled.decisions.len(), MAX_DECISIONS);
     assert_eq!(scaled.decisions[9].time.0.as_second(), ZERO + 24);
     let bytes = serde_json::to_vec(&scaled).unwrap().len();
-    assert!(bytes < 4096, "{bytes} bytes");
+    assert!(bytes < 6144, "{bytes} bytes");
     let memory = serde_json::to_vec(&scaled.scaling.unwrap().memory).unwrap().len();
     assert!(memory < 1024, "{memory} bytes");
 }
