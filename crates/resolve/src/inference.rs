@@ -20,7 +20,7 @@ use crate::{
 };
 use choose::Chosen;
 pub use choose::Images;
-pub use cost::{cost_per_hour, cost_per_million_tokens};
+pub use cost::{cost_per_hour, cost_per_million_tokens, devices_per_hour};
 
 /// Seconds for answers in flight after SIGTERM.
 pub const DRAIN_SECONDS: i64 = 60;

@@ -209,6 +209,7 @@ impl Reconcile for Services {
             plan: plan.as_ref(),
             gateway_url: gateway_url.as_deref(),
             deployment: deployment.as_ref(),
+            profiles: &seen.profiles,
             pods: &seen.pods,
             reports: &seen.reports,
             adapters: &adapters,

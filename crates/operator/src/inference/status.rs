@@ -12,14 +12,15 @@ use k8s_openapi::{
 };
 use kube::ResourceExt as _;
 use lathe_api::{
-    Access, InferenceService, InferenceServiceStatus, MAX_REPLICAS, RolloutStatus, ThroughputStatus,
+    AcceleratorProfile, Access, InferenceService, InferenceServiceStatus, MAX_REPLICAS, Quantity,
+    RolloutStatus, ThroughputStatus,
     conditions::{READY, RECONCILING, STALLED, State, set},
 };
 use lathe_contract::{AdapterState, AdapterStatus, Report, SERVE_PORT, Task};
 use lathe_resolve::inference::{self, Serving, cost_per_million_tokens};
 
 use super::{
-    CHANGE_CAUSE,
+    CHANGE_CAUSE, PROFILE,
     build::{revision, selector},
     plan::{Blocked, GATEWAY_DISABLED},
 };
@@ -48,6 +49,8 @@ pub struct Facts<'a> {
     pub gateway_url: Option<&'a str>,
     /// As it is after this round's writes.
     pub deployment: Option<&'a Deployment>,
+    /// Every profile.
+    pub profiles: &'a [AcceleratorProfile],
     /// Pods that are not going away.
     pub pods: &'a [Pod],
     /// What ready pods said, by their names.
@@ -155,10 +158,20 @@ fn cost(facts: &Facts<'_>, flows: &ThroughputStatus) -> Option<String> {
 /// What ready replicas cost in an hour. Those of an earlier revision may be on devices of another price: while they answer, nobody knows.
 #[must_use]
 pub fn cost_per_hour<'a>(facts: &Facts<'a>) -> Option<(f64, &'a str)> {
-    let serving = facts.plan.ok()?;
-    let Counts { ready, current, .. } = counts(facts);
-    let pod = facts.service.spec.pod.as_ref();
-    (ready == current).then(|| inference::cost_per_hour(&serving.profile, serving.count, pod, ready))?
+    let Counts { ready, .. } = Some(counts(facts)).filter(|counts| counts.ready == counts.current)?;
+    let Ok(serving) = facts.plan else { return running_cost(facts, ready) };
+    inference::cost_per_hour(&serving.profile, serving.count, facts.service.spec.pod.as_ref(), ready)
+}
+
+/// Of a service that cannot be planned: what runs goes on, and costs what its Deployment says.
+fn running_cost<'a>(facts: &Facts<'a>, replicas: i32) -> Option<(f64, &'a str)> {
+    let deployment = facts.deployment?;
+    let name = deployment.annotations().get(PROFILE)?;
+    let profile = facts.profiles.iter().find(|profile| profile.metadata.name.as_ref() == Some(name))?;
+    let pod = deployment.spec.as_ref()?.template.spec.as_ref()?;
+    let limits = pod.containers.first()?.resources.as_ref()?.limits.as_ref()?;
+    let devices = Quantity::from(limits.get(&profile.spec.resource)?.0.as_str()).amount()?;
+    inference::devices_per_hour(profile, devices * f64::from(replicas))
 }
 
 /// The fields that a round of the service writes.

@@ -12,10 +12,16 @@ pub fn cost_per_hour<'a>(
     pod: Option<&PodOverrides>,
     replicas: i32,
 ) -> Option<(f64, &'a str)> {
-    let currency = &profile.spec.price.as_ref()?.currency;
     let own = pod.and_then(|pod| pod.cpu.as_ref()).filter(|_| profile.spec.resource == "cpu");
     let devices = own.and_then(|cores| cores.amount()).unwrap_or(f64::from(count));
-    Some((price(profile)? * devices * f64::from(replicas), currency))
+    devices_per_hour(profile, devices * f64::from(replicas))
+}
+
+/// What so many devices of a profile cost in an hour, and in which currency; `None`: it has no price.
+#[must_use]
+pub fn devices_per_hour(profile: &AcceleratorProfile, devices: f64) -> Option<(f64, &str)> {
+    let currency = &profile.spec.price.as_ref()?.currency;
+    Some((price(profile)? * devices, currency))
 }
 
 /// What a million tokens cost at this rate, in three digits, with the currency: `cost_per_hour` by the tokens that are read and written

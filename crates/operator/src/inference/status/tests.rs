@@ -104,6 +104,7 @@ impl World {
             plan: plan.as_ref(),
             gateway_url: config.gateway_url().as_deref(),
             deployment: deployment.as_ref(),
+            profiles: &self.seen.profiles,
             pods: &self.pods,
             reports: &self.reports,
             adapters: &self.adapters,
@@ -504,6 +505,34 @@ fn tokens_cost_what_the_profile_says_of_ready_replicas(
     world.pods.clear();
     let nothing = hourly.map(|(_, currency)| (0.0, currency));
     assert_eq!((world.status().cost_per_million_tokens, world.cost_per_hour()), (None, nothing));
+}
+
+#[test]
+fn what_cannot_be_planned_and_goes_on_costs_what_its_deployment_says() {
+    let mut world = World::new(json!({})).pods(&[ready(), ready()]);
+    let checksum = world.checksum();
+    for profile in &mut world.seen.profiles {
+        profile.spec.price = read(json!({"perHour": "0.36", "currency": "EUR"}));
+    }
+    // Its Model is gone.
+    world.seen.base = None;
+    world.checksum = Some(Box::leak(checksum.into_boxed_str()));
+    let of = |annotations: Value, limits: Value| {
+        let mut made = deployment(world.checksum.unwrap(), annotations);
+        made.spec.as_mut().unwrap().template.spec.as_mut().unwrap().containers[0].resources =
+            read(json!({"limits": limits}));
+        world.with_facts(|facts| {
+            assert!(facts.plan.is_err());
+            let facts = Facts { deployment: Some(&made), ..*facts };
+            cost_per_hour(&facts).map(|(amount, currency)| format!("{amount:.2} {currency}"))
+        })
+    };
+    let on = |profile: &str| json!({"lathe.dev/profile": profile});
+    assert_eq!(of(on("cpu"), json!({"cpu": "1500m", "memory": "2Gi"})).as_deref(), Some("1.08 EUR"));
+    assert_eq!(of(on("gpu"), json!({"nvidia.com/gpu": "2", "cpu": "4"})).as_deref(), Some("1.44 EUR"));
+    // Whose price nobody knows any more.
+    assert_eq!(of(on("gone"), json!({"cpu": "1500m"})), None);
+    assert_eq!(of(json!({}), json!({"cpu": "1500m"})), None);
 }
 
 /// A worker's measurement of itself.
