@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use lathe_engine::device::cpu::{Cpu, Level};
-use lathe_engine::device::{Buf, Device, Element, Op, Start};
+use lathe_engine::device::{Buf, Data, Device, Element, Op, Start};
 use lathe_engine::plan::{PRODUCT_PANEL, PRODUCT_SCRATCH};
 
 /// Outputs and inputs of the linear layers of a 0.5 B model, and its head.
@@ -40,14 +40,20 @@ fn main() {
             let (int8, int4) = (few_bits(Element::Int8), few_bits(Element::Int4));
             let forward = |w: Buf| Op::Linear { x, w, y, rows, outputs, inputs, start: Start::Zero };
             let back = |w: Buf| Op::LinearInputGrad { dy: y, w, dx: x, rows, outputs, inputs, keep: false };
-            let weight = Op::LinearWeightGrad { x, dy: y, dw: wide, rows, outputs, inputs };
+            let positions = cpu.alloc("positions", Element::U32, rows).unwrap();
+            cpu.write(positions, Data::U32(&(0..rows as u32).collect::<Vec<_>>()));
+            let weight = |positions| {
+                let (dy, dw) = (y, wide);
+                Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs, positions }
+            };
             for (name, op, w) in [
                 ("y = x w^T, f32", forward(wide), wide),
                 ("y = x w^T, bf16", forward(narrow), narrow),
                 ("y = x w^T, int8", forward(int8), int8),
                 ("y = x w^T, int4", forward(int4), int4),
                 ("dx = dy w, bf16", back(narrow), narrow),
-                ("dw = dy^T x", weight, wide),
+                ("dw = dy^T x, f32", weight(None), wide),
+                ("dw = dy^T x, bf16", weight(Some(positions)), wide),
             ] {
                 let seconds = fastest(&mut cpu, &op);
                 let bytes = (w.len() * w.element().bytes()) as f64;

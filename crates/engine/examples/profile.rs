@@ -1,5 +1,5 @@
 //! Where the time of a 0.5 B model (the shape of Qwen2.5-0.5B, random weights) goes:
-//! `cargo run --release -p lathe-engine --example profile -- train|prefill|decode [tokens or batch] [threads] [f32|bf16|int8|int4]
+//! `cargo run --release -p lathe-engine --example profile -- train|full|prefill|decode [tokens or batch] [threads] [f32|bf16|int8|int4]
 //! [--limits read,f32,bf16,int8] [--trace FILE]`.
 //!
 //! Prints time, GFLOP/s and GB/s by operation, with limits (in 1e9 a second) the share of the limit that binds it, and writes
@@ -96,16 +96,28 @@ fn main() {
         started.elapsed().as_secs_f64()
     );
     match what {
-        "train" => train(model, threads, number(1, 256), &spans, &wanted),
+        "train" => {
+            let targets = Target::ALL.into_iter().collect();
+            let lora = LoraSpec { rank: 16, alpha: 32.0, dropout: 0.0, targets };
+            train(model, TrainMethod::Lora(lora), threads, number(1, 256), &spans, &wanted);
+        }
+        "full" => train(model, TrainMethod::Full, threads, number(1, 256), &spans, &wanted),
         "prefill" => serve(model, threads, number(1, 512), 1, 1, &spans, &wanted),
         _ => serve(model, threads, 128, number(1, 1) as u64, 33, &spans, &wanted),
     }
 }
 
-fn train(model: Model, threads: usize, row: usize, spans: &Mutex<Vec<Span>>, wanted: &Wanted) {
-    let targets = Target::ALL.into_iter().collect();
+fn train(
+    model: Model,
+    method: TrainMethod,
+    threads: usize,
+    row: usize,
+    spans: &Mutex<Vec<Span>>,
+    wanted: &Wanted,
+) {
+    let what = if method == TrainMethod::Full { "full training" } else { "LoRA training" };
     let request = TrainRequest {
-        method: TrainMethod::Lora(LoraSpec { rank: 16, alpha: 32.0, dropout: 0.0, targets }),
+        method,
         weights: model.precision(),
         max_row_tokens: row,
         batch_tokens: 4 * row,
@@ -135,7 +147,7 @@ fn train(model: Model, threads: usize, row: usize, spans: &Mutex<Vec<Span>>, wan
     spans.lock().unwrap().clear();
     let started = Instant::now();
     trainer.step(&rows).unwrap();
-    report("LoRA training", 4 * row, started.elapsed(), spans, wanted);
+    report(what, 4 * row, started.elapsed(), spans, wanted);
 }
 
 fn serve(

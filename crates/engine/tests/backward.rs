@@ -96,7 +96,7 @@ fn of_a_linear_layer(
 
     let start = random(6, w.len());
     let dw = put(&mut cpu, &start);
-    cpu.enqueue(Op::LinearWeightGrad { x: x_buf, dy, dw, rows, outputs, inputs });
+    cpu.enqueue(Op::LinearWeightGrad { x: x_buf, dy, dw, rows, outputs, inputs, positions: None });
     let expected = plus(&start, differences(&w, &dout, |w| product(&x64, w, &bias64)));
     same("dw", &get(&mut cpu, dw), &expected);
 

@@ -84,7 +84,7 @@ fn products_are_their_formulas(
     assert!(results[0] == results[1] || (level.rounds_to_bf16() && inputs % 2 == 0));
 
     let dw = put(&mut cpu, &vec![0.0; weights.len()]);
-    cpu.enqueue(Op::LinearWeightGrad { x: x_buf, dy: dy_buf, dw, rows, outputs, inputs });
+    cpu.enqueue(Op::LinearWeightGrad { x: x_buf, dy: dy_buf, dw, rows, outputs, inputs, positions: None });
     let gradient: Vec<f64> = (0..outputs * inputs)
         .map(|i| sum(rows, &|r| at(&dy, r, i / inputs, outputs) * at(&x, r, i % inputs, inputs)))
         .collect();
@@ -95,9 +95,52 @@ fn products_are_their_formulas(
     for (first, rows) in [(0, rows / 2), (rows / 2, rows - rows / 2)] {
         let (x, dy) =
             (x_buf.part(first * inputs, rows * inputs), dy_buf.part(first * outputs, rows * outputs));
-        cpu.enqueue(Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs });
+        cpu.enqueue(Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs, positions: None });
     }
     assert_eq!(get(&mut cpu, dw), whole);
+}
+
+/// With positions, on tiles: of rounded numbers, and with the same bits however whole steps of sequences fall into batches.
+#[rstest]
+fn a_weights_gradient_adds_up_by_sequences(
+    #[values((5, 7), (40, 50), (48, 32), (530, 17), (17, 300))] extent: (usize, usize),
+    #[values(Level::AmxEmulated, Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx)]
+    level: Level,
+    #[values(1, 3)] threads: usize,
+) {
+    let Some(mut cpu) = here(threads, level) else { return };
+    // More steps than are packed together.
+    let lengths: Vec<u32> = [100, 1, 33, 64].into_iter().chain((0..30).map(|i| i * 11 % 40 + 1)).collect();
+    let positions: Vec<u32> = lengths.iter().flat_map(|&length| 0..length).collect();
+    let (rows, (outputs, inputs)) = (positions.len(), extent);
+    let (x, dy, start) = (random(1, rows * inputs), random(2, rows * outputs), random(3, outputs * inputs));
+    let (x_buf, dy_buf) = (put(&mut cpu, &x), put(&mut cpu, &dy));
+    let mut add_up = |parts: &[std::ops::Range<usize>]| {
+        let dw = put(&mut cpu, &start);
+        for part in parts {
+            let (rows, first) = (part.len(), part.start);
+            let (x, dy) =
+                (x_buf.part(first * inputs, rows * inputs), dy_buf.part(first * outputs, rows * outputs));
+            let positions = Some(numbers(&mut cpu, &positions[part.clone()]));
+            cpu.enqueue(Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs, positions });
+        }
+        get(&mut cpu, dw)
+    };
+    let whole = add_up(&[0..rows]);
+    let on_tiles = matches!(level, Level::Amx | Level::AmxEmulated);
+    let (x, dy) = if on_tiles { (rounded(&x), rounded(&dy)) } else { (x, dy) };
+    let expected: Vec<f64> = (0..outputs * inputs)
+        .map(|i| {
+            let of = |row: usize| {
+                f64::from(dy[row * outputs + i / inputs]) * f64::from(x[row * inputs + i % inputs])
+            };
+            f64::from(start[i]) + (0..rows).map(of).sum::<f64>()
+        })
+        .collect();
+    near(&whole, &expected, 4 * rows);
+    // Between sequences, and within one after 32 rows and after 96.
+    assert!(add_up(&[0..101, 101..134, 134..rows]) == whole);
+    assert!(add_up(&[0..32, 32..96, 96..198, 198..rows]) == whole);
 }
 
 /// Two shards of the vocabulary, merged as an all-reduce would, give the loss and gradient of the whole.

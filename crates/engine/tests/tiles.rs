@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::device::{get, here, put, random};
+use common::device::{get, here, numbers, put, random};
 use lathe_engine::device::cpu::{Cpu, Level};
 use lathe_engine::device::{Activation, Data, Device, Element, Op, Start};
 use rstest::rstest;
@@ -18,8 +18,8 @@ fn whole_products_have_the_bits_of_the_emulation(
     assert_eq!(products(amx, element, extent), products(emulated, element, extent));
 }
 
-/// The bits of `y` and of `dx`.
-fn products(mut cpu: Cpu, element: Element, (rows, outputs, inputs): (usize, usize, usize)) -> [Vec<u32>; 2] {
+/// The bits of `y`, `dx` and `dw`.
+fn products(mut cpu: Cpu, element: Element, (rows, outputs, inputs): (usize, usize, usize)) -> [Vec<u32>; 3] {
     let weights = random(3, outputs * inputs);
     let w = if element == Element::BF16 {
         let w = cpu.alloc("test", element, weights.len()).unwrap();
@@ -34,11 +34,15 @@ fn products(mut cpu: Cpu, element: Element, (rows, outputs, inputs): (usize, usi
     let [x, dy] = [(1, inputs), (2, outputs)].map(|(key, width)| put(&mut cpu, &random(key, rows * width)));
     let [y, dx] = [outputs, inputs].map(|width| put(&mut cpu, &vec![0.0; rows * width]));
     cpu.enqueue(Op::Linear { x, w, y, rows, outputs, inputs, start: Start::Zero });
-    let mut results = [get(&mut cpu, y), Vec::new()];
+    let mut results = [get(&mut cpu, y), Vec::new(), Vec::new()];
     // Weights of few bits are widened for their gradient, as at other levels.
     if element == Element::BF16 {
         cpu.enqueue(Op::LinearInputGrad { dy, w, dx, rows, outputs, inputs, keep: false });
         results[1] = get(&mut cpu, dx);
+        let dw = put(&mut cpu, &weights);
+        let positions = Some(numbers(&mut cpu, &(0..rows as u32).collect::<Vec<_>>()));
+        cpu.enqueue(Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs, positions });
+        results[2] = get(&mut cpu, dw);
     }
     results.map(|result| result.iter().map(|x| x.to_bits()).collect())
 }

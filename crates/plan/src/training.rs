@@ -196,6 +196,7 @@ fn arrange(
     list.add("batch.tables", Workspace, U32, &[tokens + tokens.div_ceil(BLOCK)])?;
     list.add("batch.seeds", Workspace, U64, &[tokens])?;
     list.add("batch.rows", Workspace, U32, &[tokens])?;
+    list.add("batch.places", Workspace, U32, &[tokens])?;
     list.add("batch.targets", Workspace, U32, &[tokens])?;
     list.add("batch.coefficients", Workspace, F32, &[tokens])?;
     list.add("batch.log_probs", Workspace, F32, &[tokens])?;
@@ -360,7 +361,7 @@ pub fn thread_scratch(group: usize, head_dim: usize) -> usize {
     PRODUCT_SCRATCH.max(vectors).max(tiles).next_multiple_of(16)
 }
 
-/// Rows of logits held at a time: the full matrix of a long batch over a large vocabulary never exists.
+/// Rows of logits held at a time: the full matrix of a long batch over a large vocabulary never exists. As tiles sum rows, 32 of them.
 pub fn loss_chunk(shape: &ModelShape, tokens: usize) -> usize {
-    ((1 << 25) / shape.vocab).clamp(16, 512).min(tokens)
+    ((1usize << 25) / shape.vocab).next_multiple_of(32).clamp(32, 512).min(tokens)
 }

@@ -5,7 +5,7 @@ use lathe_plan::{ModelShape, Target};
 
 use super::{Batch, Block, Kept, Planned};
 use crate::Result;
-use crate::device::{Activation, Buf, Device, Op, Start};
+use crate::device::{Activation, Buf, Device, Element, Op, Start};
 
 /// Where a linear layer's gradients go; `None` for what is frozen.
 #[derive(Debug, Clone, Copy, Default)]
@@ -165,7 +165,8 @@ impl Block<'_> {
         let (rows, outputs, inputs) = (self.batch.rows, linear.outputs, linear.inputs);
         let to = &to.linears[target as usize];
         if let Some(dw) = to.w {
-            dev.enqueue(Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs });
+            let positions = (linear.w.element() != Element::F32).then_some(self.batch.positions);
+            dev.enqueue(Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs, positions });
         }
         if let Some(sum) = to.bias {
             dev.enqueue(Op::ColumnSum { x: dy, sum, rows, width: outputs });
@@ -181,7 +182,8 @@ impl Block<'_> {
         let rank = slot.rank;
         let (mid, dmid) = (mid.first(rows * rank), dmid.first(rows * rank));
         if let Some(dw) = to.b {
-            dev.enqueue(Op::LinearWeightGrad { x: dy, dy: mid, dw, rows, outputs: rank, inputs: outputs });
+            let (outputs, inputs, positions) = (rank, outputs, None);
+            dev.enqueue(Op::LinearWeightGrad { x: dy, dy: mid, dw, rows, outputs, inputs, positions });
         }
         // The slot holds B^T [rank, outputs].
         let (w, start) = (slot.b, Start::Zero);
@@ -189,7 +191,8 @@ impl Block<'_> {
         dev.enqueue(Op::Scale { x: dmid, by: slot.scale });
         if let Some(dw) = to.a {
             let x = self.dropped(dev, target, x);
-            dev.enqueue(Op::LinearWeightGrad { x, dy: dmid, dw, rows, outputs: rank, inputs });
+            let (dy, outputs, positions) = (dmid, rank, None);
+            dev.enqueue(Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs, positions });
         }
         let through =
             |dx, keep| Op::LinearInputGrad { dy: dmid, w: slot.a, dx, rows, outputs: rank, inputs, keep };

@@ -2,11 +2,13 @@
 //!
 //! Only rows that count get logits, and those a chunk at a time, so the full `[T, vocab]` matrix never exists.
 
+use std::ops::Range;
+
 use lathe_plan::ModelShape;
 
 use super::{Gradients, Planned, Weights};
 use crate::Result;
-use crate::device::{Buf, Device, Op, Start};
+use crate::device::{Buf, Device, Element, Op, Start, summed_together};
 
 /// The buffers of the loss.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +25,8 @@ pub(crate) struct LossHead {
     stats: Buf,
     /// `[T]`: which rows count.
     pub chosen: Buf,
+    /// `[T]`: each chosen row's place among those of its sequence.
+    pub places: Buf,
     /// `[T]`: the token that each chosen row should predict.
     pub targets: Buf,
     /// `[T]`: each chosen row's weight over the sum of weights.
@@ -45,6 +49,7 @@ impl LossHead {
             logits: planned.get("head.logits")?,
             stats: planned.get("head.stats")?,
             chosen: planned.get("batch.rows")?,
+            places: planned.get("batch.places")?,
             targets: planned.get("batch.targets")?,
             coefficients: planned.get("batch.coefficients")?,
             log_probs: planned.get("batch.log_probs")?,
@@ -69,7 +74,7 @@ impl LossHead {
     }
 
     /// Log-probabilities, the weighted loss (added to `loss`) and its gradient: `d.x` becomes that of `x`, and
-    /// `dhead`, `dnorm` are added to.
+    /// `dhead`, `dnorm` are added to. `places` are what [`LossHead::places`] holds.
     #[allow(clippy::too_many_arguments)] // All of the formula's names.
     pub(crate) fn backward(
         &self,
@@ -77,7 +82,7 @@ impl LossHead {
         shape: &ModelShape,
         weights: &Weights,
         (x, n, rows): (Buf, Buf, usize),
-        count: usize,
+        places: &[u32],
         d: &Gradients,
         dhead: Option<Buf>,
         dnorm: Option<Buf>,
@@ -86,8 +91,8 @@ impl LossHead {
         let d = d.first(rows, shape);
         self.norm(dev, shape, weights, x, n, rows);
         dev.enqueue(Op::Zero { x: d.n });
-        for start in (0..count).step_by(self.chunk) {
-            let chunk = self.chunk.min(count - start);
+        for some in chunks(places, self.chunk) {
+            let (start, chunk) = (some.start, some.len());
             self.chunk_log_probs(dev, shape, weights, n, start, chunk);
             let (log_probs, coefficients) =
                 (self.log_probs.part(start, chunk), self.coefficients.part(start, chunk));
@@ -109,7 +114,9 @@ impl LossHead {
             dev.enqueue(Op::AllReduce { x: dx });
             if let Some(dw) = dhead {
                 let x = self.rows.first(chunk * width);
-                dev.enqueue(Op::LinearWeightGrad { x, dy, dw, rows: chunk, outputs: vocab, inputs: width });
+                let positions = (w.element() != Element::F32).then_some(self.places.part(start, chunk));
+                let (rows, outputs, inputs) = (chunk, vocab, width);
+                dev.enqueue(Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs, positions });
             }
             let rows = self.chosen.part(start, chunk);
             dev.enqueue(Op::Scatter { from: dx, rows, x: d.n, count: chunk, width });
@@ -149,6 +156,18 @@ impl LossHead {
     }
 }
 
+/// Chosen rows a chunk of at most so many at a time, cut where the sums of a weight's gradient are.
+fn chunks(places: &[u32], most: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut steps = summed_together(places).peekable();
+    std::iter::from_fn(move || {
+        let Range { start, mut end } = steps.next()?;
+        while let Some(next) = steps.next_if(|next| next.end - start <= most) {
+            end = next.end;
+        }
+        Some(start..end)
+    })
+}
+
 /// `n [count, H]`, the hidden states behind the final norm, of the rows `chosen [count]` of `x [T, H]`, through
 /// `gathered [count, H]`.
 #[allow(clippy::too_many_arguments)] // All of the formula's names.
@@ -182,4 +201,17 @@ pub(crate) fn last_logits(
     let (x, y) = (n.first(count * width), logits.first(count * vocab));
     let start = Start::Zero;
     dev.enqueue(Op::Linear { x, w: weights.head, y, rows: count, outputs: vocab, inputs: width, start });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::chunks;
+
+    #[test]
+    fn chunks_are_cut_between_sums() {
+        let places: Vec<u32> = (0..70).chain(0..33).chain(0..2).collect();
+        assert_eq!(chunks(&places, 40).collect::<Vec<_>>(), [0..32, 32..70, 70..105]);
+        assert_eq!(chunks(&places, 512).collect::<Vec<_>>(), [0..105]);
+        assert_eq!(chunks(&[], 40).count(), 0);
+    }
 }

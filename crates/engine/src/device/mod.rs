@@ -11,6 +11,7 @@ mod profile;
 mod record;
 
 pub use lathe_plan::Element;
+pub(crate) use op::summed_together;
 pub use op::{
     Activation, Attention, LoraSlot, MOMENT_BLOCK, Moments, NO_ADAPTER, NORM_CHUNK, Op, SAMPLE_CHUNK, Start,
 };

@@ -66,8 +66,17 @@ pub enum Op {
     Linear { x: Buf, w: Buf, y: Buf, rows: usize, outputs: usize, inputs: usize, start: Start },
     /// `dx[rows, inputs] = (dx or 0) + dy[rows, outputs] w`.
     LinearInputGrad { dy: Buf, w: Buf, dx: Buf, rows: usize, outputs: usize, inputs: usize, keep: bool },
-    /// `dw[outputs, inputs] += dy[rows, outputs]^T x[rows, inputs]`, f32.
-    LinearWeightGrad { x: Buf, dy: Buf, dw: Buf, rows: usize, outputs: usize, inputs: usize },
+    /// `dw[outputs, inputs] += dy[rows, outputs]^T x[rows, inputs]`, in the order of rows. With `positions`, each row's place in
+    /// its sequence, a level that has tiles rounds what it multiplies to bf16 and sums rows as [`summed_together`] says.
+    LinearWeightGrad {
+        x: Buf,
+        dy: Buf,
+        dw: Buf,
+        rows: usize,
+        outputs: usize,
+        inputs: usize,
+        positions: Option<Buf>,
+    },
     /// `sum[width] += sum over rows of x[rows, width]`, the gradient of a bias.
     ColumnSum { x: Buf, sum: Buf, rows: usize, width: usize },
 
@@ -259,5 +268,38 @@ impl Attention {
     pub fn seen(&self, position: usize) -> Range<usize> {
         let end = position + 1;
         self.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+}
+
+/// Rows of one tile product.
+const SUMMED: u32 = 32;
+
+/// The rows that tiles sum before they add them to a weight's gradient: up to 32 of one sequence, counted from its position 0. So
+/// sequences add up to the same bits in one batch as in several, and so do parts of them that are cut between such rows.
+pub(crate) fn summed_together(positions: &[u32]) -> impl Iterator<Item = Range<usize>> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let first = next;
+        next += usize::from(first < positions.len());
+        while next < positions.len()
+            && positions[next] == positions[next - 1] + 1
+            && !positions[next].is_multiple_of(SUMMED)
+        {
+            next += 1;
+        }
+        (next > first).then_some(first..next)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::summed_together;
+
+    #[test]
+    fn rows_of_one_sequence_are_summed_by_32() {
+        let positions: Vec<u32> = (0..70).chain(0..1).chain(0..32).chain(32..40).chain(0..2).collect();
+        let found: Vec<_> = summed_together(&positions).collect();
+        assert_eq!(found, [0..32, 32..64, 64..70, 70..71, 71..103, 103..111, 111..113]);
+        assert_eq!(summed_together(&[]).count(), 0);
     }
 }

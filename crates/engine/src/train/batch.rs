@@ -42,6 +42,7 @@ pub(super) struct Host {
     layout: Layout,
     seeds: Vec<u64>,
     chosen: Vec<u32>,
+    places: Vec<u32>,
     targets: Vec<u32>,
     coefficients: Vec<f32>,
 }
@@ -50,9 +51,10 @@ impl Host {
     /// Lays out `rows`. A row's last token predicts nothing, so it is only a target. `total` is the sum of the
     /// weights of the whole step.
     pub(super) fn fill(&mut self, rows: &[Row], total: f64, seed: impl Fn(usize) -> u64) -> &Host {
-        let Host { layout, seeds, chosen, targets, coefficients } = self;
+        let Host { layout, seeds, chosen, places, targets, coefficients } = self;
         layout.clear();
         chosen.clear();
+        places.clear();
         targets.clear();
         seeds.clear();
         coefficients.clear();
@@ -65,8 +67,10 @@ impl Host {
             table_starts.push(tables.len() as u32);
             tables.extend((0..len as u32).step_by(BLOCK).map(|page| first + page));
             seeds.push(seed(i));
+            let chosen_before = chosen.len();
             for (at, (&token, &weight)) in row.tokens.iter().zip(&row.weights).enumerate().skip(1) {
                 if weight != 0.0 {
+                    places.push((chosen.len() - chosen_before) as u32);
                     chosen.push(first + at as u32 - 1);
                     targets.push(token);
                     coefficients.push((f64::from(weight) / total) as f32);
@@ -82,9 +86,16 @@ impl Host {
         self.chosen.len()
     }
 
+    /// Each one's place among those of its sequence.
+    pub(super) fn places(&self) -> &[u32] {
+        &self.places
+    }
+
     pub(super) fn write(&self, dev: &mut dyn Dev, to: &Device, head: &LossHead) -> Batch {
         let batch = self.layout.write(dev, to.batch);
-        for (to, from) in [(head.chosen, &self.chosen), (head.targets, &self.targets)] {
+        let numbers =
+            [(head.chosen, &self.chosen), (head.places, &self.places), (head.targets, &self.targets)];
+        for (to, from) in numbers {
             dev.write(to.first(from.len()), Data::U32(from));
         }
         dev.write(to.seeds.first(self.seeds.len()), Data::U64(&self.seeds));
@@ -121,6 +132,7 @@ mod tests {
         assert_eq!(host.layout.positions, [0, 1, 0]);
         assert_eq!(host.layout.starts, [0, 2, 3]);
         assert_eq!((&host.chosen[..], &host.targets[..]), (&[1, 2][..], &[9, 5][..]));
+        assert_eq!(host.places, [0, 0]);
         assert_eq!(host.coefficients, [0.25, 0.75]);
     }
 }

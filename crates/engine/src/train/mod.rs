@@ -287,10 +287,10 @@ impl Trainer {
 
     fn backward(&mut self, batch: &Batch) {
         let Model { device, shape, weights, .. } = &mut self.model;
-        let (gradients, count) = (&self.parameters.gradients, self.host.chosen());
+        let (gradients, places) = (&self.parameters.gradients, self.host.places());
         let last = (self.x[shape.layers], self.work.n, batch.rows);
         let (dhead, dnorm) = (gradients.head, gradients.norm);
-        self.head.backward(&mut **device, shape, weights, last, count, &self.d, dhead, dnorm);
+        self.head.backward(&mut **device, shape, weights, last, places, &self.d, dhead, dnorm);
         for layer in (0..shape.layers).rev() {
             let (weights, lora) = (&weights.layers[layer], &self.lora[layer]);
             let block = Block { shape, layer, weights, lora, batch, work: &self.work };

@@ -25,9 +25,11 @@ pub(super) fn run(cpu: &Cpu, op: Op) {
             let extent = Extent::dense(rows, outputs, inputs);
             gemm::input_grad(cpu, cpu.f32(dy), cpu.matrix(w, outputs, inputs), cpu.f32(dx), extent, begin);
         }
-        Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs } => {
+        Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs, positions } => {
             let extent = Extent::dense(rows, outputs, inputs);
-            gemm::weight_grad(cpu, cpu.f32(x), cpu.f32(dy), cpu.f32(dw), extent);
+            // SAFETY: nobody writes the batch's numbers while an operation runs.
+            let positions = positions.map(|buf| unsafe { cpu.u32(buf).part(0..rows).read() });
+            gemm::weight_grad(cpu, cpu.f32(x), cpu.f32(dy), cpu.f32(dw), extent, positions);
         }
         Op::ColumnSum { x, sum, rows, width } => norm::column_sum(cpu, cpu.f32(x), cpu.f32(sum), rows, width),
         Op::LoraDown { x, mid, adapters, slots, rows, inputs, stride } => {

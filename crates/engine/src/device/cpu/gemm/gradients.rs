@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::outer::{OUTER_COLUMNS, OUTER_ROWS, Outer, outer, outer_pairs};
 use super::terms::{interleave, narrow};
-use super::{Begin, Extent, Grid, Matrix, ROW_BLOCK, chunks, tiled, tiled_grad};
+use super::{Begin, Extent, Grid, Matrix, ROW_BLOCK, chunks, tiled, tiled_grad, tiled_weight};
 use crate::device::cpu::cells::Cells;
 use crate::device::cpu::{Cpu, Level};
 
@@ -161,9 +161,21 @@ pub(super) unsafe fn interleave_outputs(
 }
 
 /// `dw += dy^T x`: contracts over rows, in their order, so that micro-batches add up to the bits of one large batch.
-/// Blocks of `dy` and `x` are copied to scratch.
-pub(in super::super) fn weight_grad(cpu: &Cpu, x: Cells<f32>, dy: Cells<f32>, dw: Cells<f32>, e: Extent) {
+/// Blocks of `dy` and `x` are copied to scratch. With `positions` a level that has tiles rounds both to bf16.
+pub(in super::super) fn weight_grad(
+    cpu: &Cpu,
+    x: Cells<f32>,
+    dy: Cells<f32>,
+    dw: Cells<f32>,
+    e: Extent,
+    positions: Option<&[u32]>,
+) {
     e.check(x.len(), dy.len(), dw.len());
+    if let Some(positions) = positions
+        && cpu.level.has_tiles()
+    {
+        return tiled_weight::weight_grad(cpu, x, dy, dw, e, positions);
+    }
     let grid = Grid::new(e.outputs, OUTPUT_BLOCK, e.inputs, OUTER_COLUMNS, cpu.pool_threads());
     cpu.run(grid.tasks(), |level, task, scratch| {
         let (outputs, inputs) = grid.task(task);

@@ -20,8 +20,10 @@ mod tile_ints;
 mod tile_outer;
 mod tile_pack;
 mod tile_sums;
+mod tile_weight;
 mod tiled;
 mod tiled_grad;
+mod tiled_weight;
 
 use std::ops::Range;
 

@@ -32,7 +32,16 @@ pub(in super::super) trait Tiles {
     /// # Safety
     /// Each is valid for reading 64 bytes.
     unsafe fn load<const T: u8>(&mut self, from: *const u8, stride: usize);
-    fn store<const T: u8>(&self, to: &mut Block);
+    /// Stores the sixteen rows, which begin `stride` bytes apart.
+    ///
+    /// # Safety
+    /// Each is valid for writing 64 bytes, and nobody else's.
+    unsafe fn store_rows<const T: u8>(&self, to: *mut u8, stride: usize);
+    #[inline(always)]
+    fn store<const T: u8>(&self, to: &mut Block) {
+        // SAFETY: a block is sixteen such rows.
+        unsafe { self.store_rows::<T>(to.as_mut_ptr().cast(), 4 * TILE) };
+    }
     /// `C += A B` of pairs of bf16 numbers, sums in f32. Sums of the lower and of the upper numbers begin at zero, are
     /// kept apart, each product added with one rounding, and meet before they are added to `C`. Numbers below the normal
     /// range are zeros.
@@ -85,9 +94,9 @@ impl Tiles for Amx {
         }
     }
     #[inline(always)]
-    fn store<const T: u8>(&self, to: &mut Block) {
+    unsafe fn store_rows<const T: u8>(&self, to: *mut u8, stride: usize) {
         unsafe {
-            asm!("tilestored [{} + {}*1], tmm{}", in(reg) to.as_mut_ptr(), in(reg) 4 * TILE, const T,
+            asm!("tilestored [{} + {}*1], tmm{}", in(reg) to, in(reg) stride, const T,
                 options(nostack, preserves_flags));
         }
     }
@@ -173,8 +182,11 @@ impl Tiles for Emulated {
             *row = unsafe { from.add(i * stride).cast::<[u32; TILE]>().read_unaligned() };
         }
     }
-    fn store<const T: u8>(&self, to: &mut Block) {
-        *to = self.0[T as usize];
+    unsafe fn store_rows<const T: u8>(&self, to: *mut u8, stride: usize) {
+        for (i, row) in self.0[T as usize].iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe { to.add(i * stride).cast::<[u32; TILE]>().write_unaligned(*row) };
+        }
     }
     fn dot_pairs<const C: u8, const A: u8, const B: u8>(&mut self) {
         let (a, b) = (self.0[A as usize], self.0[B as usize]);
