@@ -126,7 +126,7 @@ fn a_weights_gradient_adds_up_by_sequences(
         }
         get(&mut cpu, dw)
     };
-    let whole = add_up(&[0..rows]);
+    let whole = add_up(std::slice::from_ref(&(0..rows)));
     let on_tiles = matches!(level, Level::Amx | Level::AmxEmulated);
     let (x, dy) = if on_tiles { (rounded(&x), rounded(&dy)) } else { (x, dy) };
     let expected: Vec<f64> = (0..outputs * inputs)
