@@ -211,7 +211,7 @@ mod tests {
     fn chunks_are_cut_between_sums() {
         let places: Vec<u32> = (0..70).chain(0..33).chain(0..2).collect();
         assert_eq!(chunks(&places, 40).collect::<Vec<_>>(), [0..32, 32..70, 70..105]);
-        assert_eq!(chunks(&places, 512).collect::<Vec<_>>(), [0..105]);
+        assert!(chunks(&places, 512).eq(std::iter::once(0..105)));
         assert_eq!(chunks(&[], 40).count(), 0);
     }
 }
