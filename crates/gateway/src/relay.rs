@@ -110,7 +110,7 @@ impl http_body::Body for Relay {
                     break;
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    // What came before goes out first: an error would take it along.
+                    // What came before goes out first, where the client takes it: an error would take it along.
                     self.lost = Some(error.to_string());
                     context.waker().wake_by_ref();
                     return Poll::Pending;

@@ -96,13 +96,13 @@ impl Upstream {
     /// One that is open as far as is known.
     fn take(&self, replica: SocketAddr, now: Instant) -> Option<Box<Link>> {
         let mut idle = self.lock();
-        let links = idle.get_mut(&replica)?;
-        let kept = links.pop().filter(|(_, since)| now.saturating_duration_since(*since) < IDLE);
-        if kept.is_none() {
-            // The others idled for longer.
-            idle.remove(&replica);
-        }
-        kept.map(|(link, _)| link)
+        let last = idle.get_mut(&replica)?.pop();
+        let is_open = last.as_ref().is_some_and(|(_, since)| is_kept(*since, now));
+        // The others idled for longer. Nobody waits for the lock while sockets are closed.
+        let gone = if is_open { None } else { idle.remove(&replica) };
+        drop(idle);
+        drop(gone);
+        last.filter(|_| is_open).map(|(link, _)| link)
     }
 
     fn keep(&self, link: Box<Link>, now: Instant) {
@@ -111,8 +111,9 @@ impl Upstream {
 
     /// Closes what has idled for too long.
     fn sweep(&self, now: Instant) {
+        let mut gone = Vec::new();
         self.lock().retain(|_, links| {
-            links.retain(|(_, since)| now.saturating_duration_since(*since) < IDLE);
+            gone.extend(links.extract_if(.., |(_, since)| !is_kept(*since, now)));
             !links.is_empty()
         });
     }
@@ -121,6 +122,10 @@ impl Upstream {
     fn lock(&self) -> MutexGuard<'_, Idle> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_kept(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) < IDLE
 }
 
 /// Closes connections to whoever is asked no more, for as long as the program runs.
@@ -217,19 +222,21 @@ impl Body for Answer {
     type Data = Bytes;
     type Error = hyper::Error;
 
+    /// Body and connection wake each other, and both are polled here: only the socket wakes whoever reads.
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let mut polled = Pin::new(&mut self.body).poll_frame(context);
-        if polled.is_pending()
-            && let Some(link) = &mut self.link
-        {
-            link.moves(context);
-            polled = Pin::new(&mut self.body).poll_frame(context);
+        let answer = &mut *self;
+        let quiet = &mut Context::from_waker(Waker::noop());
+        let mut polled = Pin::new(&mut answer.body).poll_frame(quiet);
+        for waker in [Waker::noop(), context.waker()] {
+            let Some(link) = answer.link.as_mut().filter(|_| polled.is_pending()) else { break };
+            link.moves(&mut Context::from_waker(waker));
+            polled = Pin::new(&mut answer.body).poll_frame(quiet);
         }
         if matches!(polled, Poll::Ready(None)) {
-            self.is_read();
+            answer.is_read();
         }
         polled
     }
@@ -292,25 +299,74 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn one_that_was_closed_while_it_idled_is_no_loss() {
+    /// A replica that answers one request of each connection so, and what it does with the connection afterwards.
+    async fn served(listener: &TcpListener, said: String) -> TcpStream {
+        let (mut stream, _) = listener.accept().await.expect("another connection");
+        let mut request = Vec::new();
+        while !request.ends_with(b"{}") {
+            assert_ne!(stream.read_buf(&mut request).await.expect("a request"), 0);
+        }
+        stream.write_all(said.as_bytes()).await.expect("an answer");
+        stream
+    }
+
+    async fn a_replica() -> (TcpListener, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let replica = listener.local_addr().expect("its address");
+        let address = listener.local_addr().expect("its address");
+        (listener, address)
+    }
+
+    fn request() -> Sent {
+        Request::new(Full::new("{}".into()))
+    }
+
+    /// The runtime looks at sockets.
+    async fn a_moment() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    #[tokio::test]
+    async fn what_happens_to_a_connection_while_it_idles_is_no_loss() {
+        let (listener, replica) = a_replica().await;
         let upstream = Upstream::default();
-        for connection in 0..5 {
-            let request = Request::new(Full::new("{}".into()));
-            let served = async {
-                let (mut stream, _) = listener.accept().await.expect("another connection");
-                assert_ne!(stream.read(&mut [0; 512]).await.expect("a request"), 0);
-                stream.write_all(completion("x").as_bytes()).await.expect("an answer");
-                stream
-            };
-            let (answer, stream) = tokio::join!(upstream.ask(replica, request), served);
+        for connection in 0..6 {
+            let (answer, mut stream) =
+                tokio::join!(upstream.ask(replica, request()), served(&listener, completion("x")));
             answer.expect("an answer").into_body().collect().await.expect("a body");
             assert_eq!(kept(&upstream), 1, "{connection}");
+            // Closed, or answered before anything was asked.
+            if connection % 2 == 1 {
+                stream.write_all(completion("somebody else's").as_bytes()).await.expect("written");
+            }
             drop(stream);
-            // The runtime looks at sockets.
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            a_moment().await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_says_more_than_its_answer_is_not_asked_again() {
+        let (listener, replica) = a_replica().await;
+        let upstream = Upstream::default();
+        let closing = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx".to_owned();
+        for said in [completion("x") + &completion("y"), closing] {
+            let (answer, _stream) = tokio::join!(upstream.ask(replica, request()), served(&listener, said));
+            let body = answer.expect("an answer").into_body().collect().await.expect("a body").to_bytes();
+            assert!(!body.contains(&b'y') && kept(&upstream) == 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_took_the_request_is_a_loss_and_is_not_asked_again() {
+        let (listener, replica) = a_replica().await;
+        let upstream = Upstream::default();
+        let (answer, stream) =
+            tokio::join!(upstream.ask(replica, request()), served(&listener, completion("x")));
+        answer.expect("an answer").into_body().collect().await.expect("a body");
+        let dies = async {
+            let mut stream = stream;
+            assert_ne!(stream.read(&mut [0; 512]).await.expect("a request"), 0);
+        };
+        let (answer, ()) = tokio::join!(upstream.ask(replica, request()), dies);
+        assert_eq!((answer.expect_err("a loss"), kept(&upstream)), (Loss::Reset, 0));
     }
 }

@@ -13,10 +13,8 @@ const FEW: usize = 16;
 const CATCH_UP: f64 = 15.0;
 /// Replicas that are asked for to catch up, for each that is asked for to keep up.
 const MOST_BEHIND: f64 = 4.0;
-/// Seconds in which every sequence is in use and requests wait behind them, before replicas are thought to do what they can.
+/// Seconds in which there is something for every sequence and requests wait, before replicas are thought to do what they can.
 const SATURATED: Seconds = 4;
-/// Share of the sequences that is as good as all of them: a new request comes a moment after an answer's end.
-const ALL: f64 = 0.9;
 /// Share by which the load must be below what fewer replicas take before they are few enough.
 const MARGIN: f64 = 0.1;
 /// Tokens a second that a replica can have measured.
@@ -70,7 +68,9 @@ pub(super) fn at(window: &Window, memory: &Memory, replicas: &Replicas, now: Sec
 /// that was measured in quiet may be twice what clients find, and would be corrected in a minute.
 fn saturated(window: &Window, capacity: &Capacity, replicas: &Replicas, at: Seconds) -> f64 {
     let sequences = f64::from(replicas.ready) * f64::from(capacity.sequences);
-    let full = |report: &Report| report.waiting >= 1.0 && report.running >= ALL * sequences;
+    // Which of them run is a replica's word of a moment between two steps; how many there are is counted. Where fewer run than there
+    // are sequences and others wait behind them, the room for tokens is full.
+    let full = |report: &Report| report.waiting >= 1.0 && report.running + report.waiting >= sequences;
     let last = window.last(SATURATED, at);
     let is = sequences > 0.0 && last.len() as Seconds == SATURATED && last.iter().all(full);
     if is { f64::from(replicas.ready) } else { 0.0 }

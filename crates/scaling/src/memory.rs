@@ -86,7 +86,8 @@ impl Memory {
             ..Report::default()
         };
         let requests = self.requests_done as f64 / MILLION;
-        (self.requests_done >= ENOUGH).then(|| capacity.busy(&done) / requests)
+        // Requests without a token are of notes that did not count tokens yet: nothing is known.
+        (self.requests_done >= ENOUGH).then(|| capacity.busy(&done) / requests).filter(|work| *work > 0.0)
     }
 
     /// The most replicas that were wanted in the quiet window.

@@ -253,6 +253,12 @@ fn replicas_that_can_do_no_more_are_too_few_whatever_was_measured() {
     let full = |at: Seconds| Report { running: 32.0, waiting: 2.0, ..report(at, 0.3) };
     let asked: Vec<u32> = (0..5).map(|_| service.second(full).replicas).collect();
     assert_eq!((asked[1], asked[4]), (1, 2), "{asked:?}");
+    // A replica's word is of the moment in which answers had ended and the next requests were not taken up yet.
+    let mut service = Service::new(1);
+    service.seconds(120, 0.2);
+    let gap = |at: Seconds| Report { running: 28.0, waiting: 4.0, ..report(at, 0.3) };
+    let asked: Vec<u32> = (0..5).map(|_| service.second(gap).replicas).collect();
+    assert_eq!((asked[1], asked[4]), (1, 2), "{asked:?}");
     // With what is ready now nobody waits; and a moment of waiting is no want.
     let mut service = Service::new(1);
     service.seconds(120, 0.2);

@@ -132,6 +132,11 @@ impl Notes {
         due.then(|| Scaled { decisions: self.decisions.clone(), scaling: Some(fresh) })
     }
 
+    /// What was written last.
+    pub fn as_written(&self) -> &Scaled {
+        &self.written
+    }
+
     /// This was written.
     pub fn were_written(&mut self, scaled: Scaled) {
         self.written = scaled;

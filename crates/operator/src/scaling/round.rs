@@ -173,18 +173,18 @@ impl State {
         shares: Shares,
         now: Seconds,
     ) -> Result<bool, Error> {
-        let waits = |all, refused: Refused| refused.waits(all, now);
+        let from = i32::try_from(facts::asked(&deployment)).unwrap_or(i32::MAX);
         if is_set(&deployment, candidate.as_ref(), shares) {
             // Who asks for nothing new for a moment is refused as before when he asks again.
-            self.refused = self.refused.filter(|refused| waits(i32::MAX, *refused));
-        } else if self.refused.is_some_and(|refused| waits(shares.all, refused)) {
+            self.refused = self.refused.filter(|refused| refused.waits(now));
+        } else if self.refused.is_some_and(|refused| refused.waits_with(shares.all, now)) {
             return Ok(false);
         } else {
             match set(writer, deployment, candidate.as_ref(), shares).await {
                 Ok(deployment) => (self.written, self.refused) = (Some(deployment), None),
                 Err(error) => {
                     let Some(trouble) = error.refusal() else { return Err(error) };
-                    self.refused = Some(Refused::again(self.refused, shares.all, now));
+                    self.refused = Some(Refused::again(self.refused, (from, shares.all), now));
                     if self.notes.refused(Some(&trouble.message)) {
                         let (reason, message) = (trouble.reason.as_str(), trouble.message.as_str());
                         let happened = Happened { good: false, reason, action: "Scale", message };
@@ -210,13 +210,13 @@ impl State {
         now: Seconds,
     ) -> Result<(), Error> {
         let Some(scaled) = self.notes.due(policy, replicas, now) else { return Ok(()) };
-        if self.unwritten.is_some_and(|refused| refused.waits(i32::MAX, now)) {
+        if self.unwritten.is_some_and(|refused| refused.waits(now)) {
             return Ok(());
         }
-        let old = Scaled::of(service.status.as_ref());
-        let written = writer.status_as(SCALER, service, Some(&old), &scaled).await;
+        // Not what the watch has brought: what was written a moment ago may not be in it, and would be taken for what is wanted.
+        let written = writer.status_as(SCALER, service, Some(self.notes.as_written()), &scaled).await;
         self.unwritten = match &written {
-            Err(error) if error.refusal().is_some() => Some(Refused::again(self.unwritten, 0, now)),
+            Err(error) if error.refusal().is_some() => Some(Refused::again(self.unwritten, (0, 0), now)),
             _ => None,
         };
         written?;
