@@ -83,8 +83,7 @@ impl Run<'_> {
                 report.progress = Some(told.clone());
             });
             if noted_at.elapsed() >= NOTE_EVERY {
-                self.is_ours()?;
-                note(self.store, COUNTERS, &counters);
+                self.count(counters)?;
                 noted_at = Instant::now();
             }
         }
@@ -146,16 +145,17 @@ impl Run<'_> {
         }
     }
 
-    /// Ends a worker after whom another one has begun.
-    fn is_ours(&self) -> Done<()> {
-        self.store.is_ours().map_err(|halt| halt.of("`checkpoint.destination`"))
+    /// Notes how far this run has come. Ends a worker after whom another one has begun.
+    fn count(&self, counters: Counters) -> Done<()> {
+        self.store.is_ours().map_err(|halt| halt.of("`checkpoint.destination`"))?;
+        note(self.store, COUNTERS, &counters);
+        Ok(())
     }
 
     /// Writes a checkpoint; returns its step and digest.
     fn save(&mut self, position: &Position, counters: Counters) -> Done<(u64, String)> {
-        self.is_ours()?;
         // Before the checkpoint bears its name: who is killed in between has come this far.
-        note(self.store, COUNTERS, &counters);
+        self.count(counters)?;
         let trainer = &mut self.trainer;
         let written = self.store.write(position, |to| trainer.save_state(to));
         let digest = written.map_err(|halt| halt.of("`checkpoint.destination`"))?;
