@@ -5,6 +5,8 @@ use lathe_api::{CountedStatus, MAX_COUNTED};
 use lathe_contract::{Load, Totals};
 use lathe_scaling::{REPLAY, Report, Seconds, Window};
 
+use super::{notes::MOST, traffic::SETTLES};
+
 /// What the workers of one service said.
 #[derive(Debug, Default)]
 pub struct Workers {
@@ -129,11 +131,11 @@ fn sum_of(said: &BTreeMap<String, Option<Load>>, replicas: &str, now: Seconds) -
     let loads: Vec<&Load> = said.values().map(Option::as_ref).collect::<Option<_>>()?;
     // As the schema allows it.
     let sum = |of: fn(&Totals) -> i64| {
-        loads.iter().fold(0_i64, |sum, load| sum.saturating_add(of(&load.totals).max(0))).min(MOST_COUNTED)
+        loads.iter().fold(0_i64, |sum, load| sum.saturating_add(of(&load.totals).max(0))).min(MOST)
     };
     (!loads.is_empty()).then(|| CountedStatus {
         replicas: replicas.to_owned(),
-        at: now.clamp(0, MOST_COUNTED),
+        at: now.clamp(0, MOST),
         arrived: sum(|totals| totals.arrived),
         finished: sum(|totals| totals.finished),
         prompt: sum(|totals| totals.prompt),
@@ -141,12 +143,8 @@ fn sum_of(said: &BTreeMap<String, Option<Load>>, replicas: &str, now: Seconds) -
     })
 }
 
-/// Seconds in which each of them is waited for at first.
-const SETTLES: Seconds = 5;
 /// Seconds between two sums that are kept.
 const APART: Seconds = 15;
-/// Largest whole number that every reader of JSON knows.
-const MOST_COUNTED: i64 = 9_007_199_254_740_991;
 /// Seconds that one answer is spread over at most.
 const MOST_SECONDS: Seconds = 10;
 

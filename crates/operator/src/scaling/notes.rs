@@ -19,7 +19,7 @@ const WRITE_AFTER: Seconds = REPLAY - 15;
 /// What stands in the way of decisions for so long is told.
 const STAYS: Seconds = 10;
 /// Largest whole number that every reader of JSON knows.
-const MOST: i64 = 9_007_199_254_740_991;
+pub const MOST: i64 = 9_007_199_254_740_991;
 
 /// The fields of a status that are the scaler's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -50,8 +50,6 @@ pub struct Notes {
     blocked: Option<ScalingBlock>,
     /// What the API server says to the number that was decided, which it refuses.
     refused: Option<String>,
-    /// What the service's own workers had counted, oldest first.
-    pub counted: Vec<CountedStatus>,
     written: Scaled,
 }
 
@@ -66,7 +64,6 @@ impl Notes {
             stands: None,
             blocked: scaling.blocked.filter(|block| *block != ScalingBlock::WriteRefused),
             refused: scaling.message,
-            counted: scaling.counted,
             written,
         }
     }
@@ -109,15 +106,21 @@ impl Notes {
         self.decisions.drain(..surplus);
     }
 
-    /// What is to be written now, where `asked` replicas are asked for.
-    pub fn due(&self, policy: &Policy, asked: u32, now: Seconds) -> Option<Scaled> {
+    /// What is to be written now, where `asked` replicas are asked for and the service's own workers had `counted` so much.
+    pub fn due(
+        &self,
+        policy: &Policy,
+        counted: &[CountedStatus],
+        asked: u32,
+        now: Seconds,
+    ) -> Option<Scaled> {
         let fresh = ScalingStatus {
             replicas: count(asked),
             blocked: self.refused.as_ref().map(|_| ScalingBlock::WriteRefused).or(self.blocked),
             message: self.refused.clone(),
             start_up_seconds: self.start_up.seconds,
             memory: written(&self.memory),
-            counted: self.counted.clone(),
+            counted: counted.to_vec(),
         };
         let due = match &self.written.scaling {
             None => true,

@@ -5,22 +5,40 @@ use lathe_scaling::Seconds;
 const SHORTEST: Seconds = 2;
 const LONGEST: Seconds = 60;
 
-/// A write that was refused.
+/// Until a write that was refused is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// It would have set so many replicas, where there were so many.
-    replicas: i32,
-    from: i32,
-    pause: Seconds,
-    /// Then it is tried again.
+pub struct Pause {
+    length: Seconds,
     until: Seconds,
 }
 
+impl Pause {
+    /// Once more: with each time it doubles.
+    pub fn again(before: Option<Self>, now: Seconds) -> Self {
+        let length = before.map_or(SHORTEST, |before| (before.length * 2).min(LONGEST));
+        Self { length, until: now.saturating_add(length) }
+    }
+
+    /// Whether it lasts.
+    pub fn lasts(&self, now: Seconds) -> bool {
+        now < self.until
+    }
+}
+
+/// A number of replicas that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// So many there were to be, where there were so many.
+    replicas: i32,
+    from: i32,
+    /// Before it is tried again.
+    pub pause: Pause,
+}
+
 impl Refused {
-    /// Once more: with each time the pause doubles.
+    /// Once more.
     pub fn again(before: Option<Self>, (from, replicas): (i32, i32), now: Seconds) -> Self {
-        let pause = before.map_or(SHORTEST, |before| (before.pause * 2).min(LONGEST));
-        Self { replicas, from, pause, until: now.saturating_add(pause) }
+        Self { replicas, from, pause: Pause::again(before.map(|before| before.pause), now) }
     }
 
     /// Whether so many are not to be tried yet. What refuses many may let fewer through, and what keeps some may let more be added.
@@ -29,12 +47,7 @@ impl Refused {
             true => replicas >= self.replicas,
             false => replicas <= self.replicas,
         };
-        goes_as_far && self.waits(now)
-    }
-
-    /// Whether its pause lasts.
-    pub fn waits(&self, now: Seconds) -> bool {
-        now < self.until
+        goes_as_far && self.pause.lasts(now)
     }
 }
 

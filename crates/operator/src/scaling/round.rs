@@ -13,7 +13,7 @@ use super::{
     facts::{self, StartUp},
     is_set,
     notes::{Notes, Scaled},
-    refused::Refused,
+    refused::{Pause, Refused},
     set,
     share::{Shares, ready_candidates},
 };
@@ -38,8 +38,8 @@ pub struct State {
     revision: Option<String>,
     /// The number of replicas that the API server did not take.
     refused: Option<Refused>,
-    /// The notes that it did not take.
-    unwritten: Option<Refused>,
+    /// Since it did not take the notes.
+    unwritten: Option<Pause>,
 }
 
 /// Decides how many replicas `service` is to have, whose `pods` these are, and writes what that changes.
@@ -113,7 +113,6 @@ pub async fn round(
         let (reason, message) = (decision.reason.as_str(), decision.message.as_str());
         writer.event(service, &Happened { good: true, reason, action: "Scale", message }).await;
     }
-    state.notes.counted = state.workers.sums().to_vec();
     let stand = if matches!(carried_out, Ok(true)) { decision.replicas } else { asked };
     let written = state.write_notes(writer, service, &policy, stand, now).await;
     carried_out.and(written)
@@ -176,7 +175,7 @@ impl State {
         let from = i32::try_from(facts::asked(&deployment)).unwrap_or(i32::MAX);
         if is_set(&deployment, candidate.as_ref(), shares) {
             // Who asks for nothing new for a moment is refused as before when he asks again.
-            self.refused = self.refused.filter(|refused| refused.waits(now));
+            self.refused = self.refused.filter(|refused| refused.pause.lasts(now));
         } else if self.refused.is_some_and(|refused| refused.waits_with(shares.all, now)) {
             return Ok(false);
         } else {
@@ -209,14 +208,14 @@ impl State {
         replicas: u32,
         now: Seconds,
     ) -> Result<(), Error> {
-        let Some(scaled) = self.notes.due(policy, replicas, now) else { return Ok(()) };
-        if self.unwritten.is_some_and(|refused| refused.waits(now)) {
+        let Some(scaled) = self.notes.due(policy, self.workers.sums(), replicas, now) else { return Ok(()) };
+        if self.unwritten.is_some_and(|pause| pause.lasts(now)) {
             return Ok(());
         }
         // Not what the watch has brought: what was written a moment ago may not be in it, and would be taken for what is wanted.
         let written = writer.status_as(SCALER, service, Some(self.notes.as_written()), &scaled).await;
         self.unwritten = match &written {
-            Err(error) if error.refusal().is_some() => Some(Refused::again(self.unwritten, (0, 0), now)),
+            Err(error) if error.refusal().is_some() => Some(Pause::again(self.unwritten, now)),
             _ => None,
         };
         written?;

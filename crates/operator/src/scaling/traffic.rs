@@ -2,7 +2,6 @@
 use std::{
     collections::HashSet,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -12,8 +11,8 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{gateway::Millis, ledger::Ledger};
 
-/// A leader waits for its gateways' first words for no longer.
-const SETTLES: Duration = Duration::from_secs(5);
+/// A leader waits for the first words of its gateways and of workers for no longer.
+pub const SETTLES: Seconds = 5;
 
 /// What flows through the gateways.
 pub struct Traffic {
@@ -48,7 +47,7 @@ impl Traffic {
     /// Whether it is known what flowed before this leader came, or who does not tell it is not waited for any longer: a decision before
     /// that would take what is not told yet for what nobody knows.
     pub fn is_settled(&self) -> bool {
-        self.clock.since.elapsed() >= SETTLES || self.ledger().is_heard()
+        self.clock.since.elapsed().as_secs() >= SETTLES.unsigned_abs() || self.ledger().is_heard()
     }
 
     /// Turns when a request begins to be held for a service that had none.

@@ -89,7 +89,7 @@ impl Leader {
             self.notes.carried_out(asked, &decision, now);
             self.asked = decision.replicas;
         }
-        if let Some(scaled) = self.notes.due(&POLICY, self.asked, now) {
+        if let Some(scaled) = self.notes.due(&POLICY, &[], self.asked, now) {
             self.written = scaled.clone();
             self.notes.were_written(scaled);
             self.writes += 1;
@@ -191,8 +191,7 @@ fn given_back(lost: Option<Seconds>) -> Seconds {
         if asked == 1 {
             return at;
         }
-        notes.counted = workers.sums().to_vec();
-        if let Some(scaled) = notes.due(&policy, asked, ZERO + at) {
+        if let Some(scaled) = notes.due(&policy, workers.sums(), asked, ZERO + at) {
             stored = scaled.clone();
             notes.were_written(scaled);
         }
@@ -262,7 +261,6 @@ fn decisions_and_memory_have_bounded_room() {
         },
         blocked: Some(ScalingBlock::ReportsMissing),
         start_up: StartUp::default(),
-        counted: vec![most; lathe_api::MAX_COUNTED],
         ..Notes::default()
     };
     let reason = Reason::ThroughputAboveTarget;
@@ -271,7 +269,7 @@ fn decisions_and_memory_have_bounded_room() {
             replicas: 10_000, reason, message: "é".repeat(500), load: 0.0, memory: Memory::default()
         };
     (0..25).for_each(|at| notes.carried_out(10_000, &decision, ZERO + at));
-    let scaled = notes.due(&POLICY, 1, ZERO).unwrap();
+    let scaled = notes.due(&POLICY, &vec![most; lathe_api::MAX_COUNTED], 1, ZERO).unwrap();
     assert_eq!(scaled.decisions.len(), MAX_DECISIONS);
     assert_eq!(scaled.decisions[9].time.0.as_second(), ZERO + 24);
     let bytes = serde_json::to_vec(&scaled).unwrap().len();
