@@ -1,4 +1,6 @@
 //! Errors as OpenAI's API writes them, as the worker does: `{"error": {"message", "type", "param", "code"}}`.
+use std::time::Duration;
+
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
@@ -12,6 +14,8 @@ pub type Headers = Vec<(HeaderName, HeaderValue)>;
 
 /// Seconds after which somebody who could not be held may find room: about what a replica takes to wake.
 const HOLD_RETRY: u64 = 5;
+/// What a client is told to wait at most: its key may have another limit by then.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// Why the gateway itself refuses a request.
 #[derive(Clone, Debug)]
@@ -91,7 +95,8 @@ impl ApiError {
     }
 
     /// The key's limit of `what` a minute is reached.
-    pub fn rate_limited(what: &'static str, limit: u32, retry_after: u64) -> Self {
+    pub fn rate_limited(what: &'static str, limit: u32, wait: Duration) -> Self {
+        let retry_after = wait.min(LONGEST_WAIT).as_secs_f64().ceil().max(1.0) as u64;
         let message = format!(
             "Rate limit reached: this key may use {limit} {what} a minute. Try again in {retry_after} s."
         );

@@ -8,7 +8,7 @@
 //! during these seconds, which the key's limit of tokens a minute bounds where it has one.
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 
@@ -17,9 +17,6 @@ use crate::counts::{Change, Page, Told};
 use crate::error::{ApiError, Headers};
 use crate::ledger::Ledger;
 use crate::month::Month;
-
-/// What a client is told to wait at most: its key may have another limit by then.
-const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 /// A key's limits; absent: none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -200,10 +197,7 @@ fn signed(tokens: u64) -> i64 {
 /// Takes `amount` of `what`; nothing where that is not there.
 fn take(place: &mut Option<Bucket>, what: &'static str, amount: u64) -> Result<(), ApiError> {
     let Some(bucket) = place else { return Ok(()) };
-    bucket.take(amount).map_err(|wait| {
-        let seconds = wait.min(LONGEST_WAIT).as_secs_f64().ceil().max(1.0) as u64;
-        ApiError::rate_limited(what, bucket.limit, seconds)
-    })
+    bucket.take(amount).map_err(|wait| ApiError::rate_limited(what, bucket.limit, wait))
 }
 
 impl Buckets {

@@ -8,9 +8,9 @@
 //! tokens as well, of the key's minute and of its month. From here on an [`account`] is open, which whatever happens is closed and
 //! written down. [`balance`] chooses the pod that has likely read this prompt's beginning before and has no more to do than its
 //! share. [`forward`] asks it with a token of the gateway ([`tokens`]) in place of the client's key, and asks another pod where the
-//! first shows that it will do nothing ([`upstream`] keeps the connections); once a byte of an answer is out, never again. Where no pod is ready, since the service sleeps
-//! or its last one is being replaced, [`hold`] keeps the request until one is. [`relay`] passes the answer on frame by frame, takes
-//! the worker's count of tokens out of it, and drops the pod's connection when the client drops its own.
+//! first shows that it will do nothing ([`upstream`] keeps the connections); once a byte of an answer is out, never again. Where no pod
+//! is ready, since the service sleeps or its last one is being replaced, [`hold`] keeps the request until one is. [`relay`] passes the
+//! answer on frame by frame, takes the worker's count of tokens out of it, and drops the pod's connection when the client drops its own.
 //!
 //! [`flow`] adds up what flows and what waits, second by second, for the operator ([`operator_key`]), which makes more or fewer pods
 //! of it.

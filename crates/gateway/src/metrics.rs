@@ -471,7 +471,7 @@ mod tests {
         }
         for refused in [
             ApiError::unauthorized(""),
-            ApiError::rate_limited("requests", 1, 1),
+            ApiError::rate_limited("requests", 1, Duration::from_secs(1)),
             ApiError::overloaded("requests"),
             ApiError::unavailable("model_not_ready", ""),
             ApiError::invalid("insufficient_quota", ""),

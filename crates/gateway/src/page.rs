@@ -1,6 +1,6 @@
 //! The page at `/`: files of this program alone, the same for everybody, and the small API that they ask with the user's key.
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -119,9 +119,7 @@ type Told<T> = Result<([(HeaderName, &'static str); 1], Json<T>), ApiError>;
 /// A place, and one of the key's looks.
 fn enter(gateway: &Gateway, caller: &Caller, looks: &Looks) -> Result<(Place, Room), ApiError> {
     if let Some(key) = caller.shares_as() {
-        let early = |wait: Duration| {
-            ApiError::rate_limited("looks", looks::A_MINUTE, wait.as_secs_f64().ceil() as u64)
-        };
+        let early = |wait| ApiError::rate_limited("looks", looks::A_MINUTE, wait);
         looks.look(key, Instant::now()).map_err(early)?;
     }
     gateway.places.enter(caller.shares_as())

@@ -1,4 +1,6 @@
 //! Several replicas and their clients, simulated: what all of them admit together keeps the bounds that are promised.
+use std::time::Duration;
+
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rstest::rstest;
