@@ -165,7 +165,7 @@ impl Block<'_> {
         let (rows, outputs, inputs) = (self.batch.rows, linear.outputs, linear.inputs);
         let to = &to.linears[target as usize];
         if let Some(dw) = to.w {
-            let positions = (linear.w.element() != Element::F32).then_some(self.batch.positions);
+            let positions = rounded(linear.w, self.batch.positions);
             dev.enqueue(Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs, positions });
         }
         if let Some(sum) = to.bias {
@@ -205,6 +205,11 @@ impl Block<'_> {
             }
         }
     }
+}
+
+/// The places by which the gradient of `w` is summed: that of weights that are held in less than f32 may be rounded as they are.
+pub(super) fn rounded(w: Buf, positions: Buf) -> Option<Buf> {
+    (w.element() != Element::F32).then_some(positions)
 }
 
 /// Adds the gradient of the token vectors.

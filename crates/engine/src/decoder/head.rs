@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use lathe_plan::ModelShape;
 
-use super::{Gradients, Planned, Weights};
+use super::{Gradients, Planned, Weights, backward::rounded};
 use crate::Result;
-use crate::device::{Buf, Device, Element, Op, Start, summed_together};
+use crate::device::{Buf, Device, Op, Start, summed_together};
 
 /// The buffers of the loss.
 #[derive(Debug, Clone, Copy)]
@@ -114,7 +114,7 @@ impl LossHead {
             dev.enqueue(Op::AllReduce { x: dx });
             if let Some(dw) = dhead {
                 let x = self.rows.first(chunk * width);
-                let positions = (w.element() != Element::F32).then_some(self.places.part(start, chunk));
+                let positions = rounded(w, self.places.part(start, chunk));
                 let (rows, outputs, inputs) = (chunk, vocab, width);
                 dev.enqueue(Op::LinearWeightGrad { x, dy, dw, rows, outputs, inputs, positions });
             }
